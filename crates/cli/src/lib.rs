@@ -1,0 +1,1 @@
+//! The command line; talks only through the client of api.

@@ -1,0 +1,1 @@
+//! Reconcilers: observe, load, plan, commit, act.

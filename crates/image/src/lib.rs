@@ -1,0 +1,1 @@
+//! Recipe, lock, layers, digest: bakes sealed images into the content store.

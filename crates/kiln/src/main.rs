@@ -1,0 +1,3 @@
+//! The kiln binary: parses, composes roles, maps exit codes.
+
+fn main() {}

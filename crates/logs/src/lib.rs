@@ -1,0 +1,1 @@
+//! Reads what instances printed, while they live and after they are gone.

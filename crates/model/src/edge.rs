@@ -1,0 +1,108 @@
+//! What the edge reports: counters, latencies, health. Values only; the protocol is in the edge crate.
+
+use crate::digest::Digest;
+use crate::ids::{EnvRef, InstanceId, ReleaseNumber, ServiceName};
+use crate::route::Generation;
+use crate::time::Millis;
+use serde::{Deserialize, Serialize};
+
+/// Upper bounds of the latency histogram's buckets in microseconds: powers of two from 128 us to 67 s. A last bucket
+/// takes what is slower.
+pub const LATENCY_BUCKETS: usize = 21;
+
+/// Counts of requests. Monotone while one edge process lives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Requests whose answer ended, well or not.
+    pub requests: u64,
+    /// Of these: answered by the edge itself with 502, 503 or 504 because no instance answered.
+    pub failed: u64,
+    /// Of these: the answer was cut in the middle because the instance went away.
+    pub cut: u64,
+    /// Of these: the client went away first.
+    pub abandoned: u64,
+    /// Of these: an instance answered with a status of 500 or above.
+    pub errors: u64,
+}
+
+impl Tally {
+    /// What came after `earlier`. After a restart of the edge its counts begin anew: then all of it did.
+    #[must_use]
+    pub fn minus(self, earlier: Tally) -> Tally {
+        if self.requests < earlier.requests {
+            return self;
+        }
+        Tally {
+            requests: self.requests - earlier.requests,
+            failed: self.failed.saturating_sub(earlier.failed),
+            cut: self.cut.saturating_sub(earlier.cut),
+            abandoned: self.abandoned.saturating_sub(earlier.abandoned),
+            errors: self.errors.saturating_sub(earlier.errors),
+        }
+    }
+
+    /// The sum.
+    #[must_use]
+    pub fn plus(self, other: Tally) -> Tally {
+        Tally {
+            requests: self.requests + other.requests,
+            failed: self.failed + other.failed,
+            cut: self.cut + other.cut,
+            abandoned: self.abandoned + other.abandoned,
+            errors: self.errors + other.errors,
+        }
+    }
+}
+
+/// What the edge knows right now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeStatus {
+    /// Names the edge process; another one means that counts began anew.
+    pub process: String,
+    /// The generation that every data-path thread uses.
+    pub generation: Generation,
+    /// Its digest; none before the first table.
+    pub digest: Option<Digest>,
+    /// Addresses that take traffic, `IP:PORT`.
+    pub listening: Vec<String>,
+    /// Per instance, those in the table and those that still have requests in flight or counts.
+    pub targets: Vec<TargetStatus>,
+    /// Requests that no pool got (no route matched, the pool was empty), per environment where one is known.
+    pub unrouted: Vec<(Option<EnvRef>, Tally)>,
+}
+
+/// What the edge knows of one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetStatus {
+    /// Which.
+    pub instance: InstanceId,
+    /// Whose.
+    pub env: EnvRef,
+    /// Which service.
+    pub service: ServiceName,
+    /// Of which release.
+    pub release: ReleaseNumber,
+    /// Whether it is in the table in use.
+    pub in_table: bool,
+    /// Requests in flight, upgraded connections included.
+    pub in_flight: u64,
+    /// Whether the edge sends it nothing because it failed.
+    pub ejected: bool,
+    /// For how long it has been ejected.
+    pub ejected_for: Millis,
+    /// Why, in one line.
+    pub reason: Option<String>,
+    /// Counts.
+    pub tally: Tally,
+    /// Requests per latency bucket, see [`LATENCY_BUCKETS`].
+    pub latency: Vec<u64>,
+}
+
+impl EdgeStatus {
+    /// The sum of the counts of one environment.
+    pub fn tally_of(&self, env: &EnvRef) -> Tally {
+        let targets = self.targets.iter().filter(|t| &t.env == env).map(|t| t.tally);
+        let unrouted = self.unrouted.iter().filter(|(e, _)| e.as_ref() == Some(env)).map(|(_, t)| *t);
+        targets.chain(unrouted).fold(Tally::default(), Tally::plus)
+    }
+}

@@ -1,0 +1,40 @@
+//! The nouns of kiln and their legal transitions.
+//!
+//! Everything here is a pure value: no I/O, no clock, no randomness, no async. Every crate speaks in these types,
+//! so that engines (image, provider, edge, logs) never need to know each other.
+#![forbid(unsafe_code)]
+
+pub mod check;
+pub mod digest;
+pub mod edge;
+pub mod event;
+pub mod fence;
+pub mod frame;
+pub mod ids;
+pub mod image;
+pub mod instance;
+pub mod limits;
+pub mod mutation;
+pub mod op;
+pub mod release;
+pub mod rollout;
+pub mod route;
+pub mod service;
+pub mod snapshot;
+pub mod time;
+
+pub use check::{Check, CheckKind, Evidence};
+pub use digest::{CommitId, Digest};
+pub use event::Event;
+pub use fence::{Epoch, Fence, Incarnation, OpId, Revision};
+pub use ids::{EnvName, EnvRef, ImageName, InstanceId, ProjectName, ReleaseNumber, RolloutId, ServiceName};
+pub use image::{ImageConfig, ImageManifest, LayerRef};
+pub use instance::{ExitReason, Instance, InstanceSpec, InstanceState};
+pub use mutation::Mutation;
+pub use op::{Op, OpKey};
+pub use release::{Release, ReleaseSpec};
+pub use rollout::{Rollout, RolloutKind, RolloutPhase};
+pub use route::{Generation, RouteRule, RouteTable, Target};
+pub use service::{Health, Resources, RolloutPolicy, ServiceSpec, Stop};
+pub use snapshot::{Environment, Snapshot};
+pub use time::{Boot, Millis, Wall};

@@ -1,0 +1,168 @@
+//! The whole truth at one revision, and what each [`Mutation`] means.
+
+use crate::digest::Digest;
+use crate::edge::Tally;
+use crate::fence::{Incarnation, OpId, Revision};
+use crate::ids::{EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
+use crate::instance::Instance;
+use crate::mutation::Mutation;
+use crate::op::{Op, OpKey};
+use crate::release::Release;
+use crate::rollout::Rollout;
+use crate::route::{Generation, RouteTable};
+use crate::time::Boot;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// An environment of a project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Which.
+    pub env: EnvRef,
+    /// The release that the proposed route table sends traffic to.
+    pub serving: Option<ReleaseNumber>,
+    /// The release that served before, kept validated out of rotation until then.
+    pub keep: Option<(ReleaseNumber, Boot)>,
+    /// Overrides of the instances that a release asks for.
+    pub scale: BTreeMap<ServiceName, u32>,
+    /// The number that the next release gets.
+    pub next_release: ReleaseNumber,
+    /// Where the last receipt ended.
+    pub receipt_end: Tally,
+    /// Deaths in a row of serving instances per service, with the time of the last: the back-off of healing.
+    pub deaths: BTreeMap<ServiceName, (u32, Boot)>,
+    /// `kiln destroy` was asked for: nothing of it may run.
+    pub destroyed: bool,
+}
+
+impl Environment {
+    /// A new, empty one.
+    pub fn new(env: EnvRef) -> Self {
+        Self {
+            env,
+            serving: None,
+            keep: None,
+            scale: BTreeMap::new(),
+            next_release: ReleaseNumber(1),
+            receipt_end: Tally::default(),
+            deaths: BTreeMap::new(),
+            destroyed: false,
+        }
+    }
+}
+
+/// Everything that is durable and still matters, at one revision. Cheap to clone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Of which commit.
+    pub revision: Revision,
+    /// Of which history.
+    pub incarnation: Incarnation,
+    /// The host's boot id that all [`Boot`] times belong to; empty before the first [`Mutation::Rebase`].
+    pub boot_id: String,
+    /// By name.
+    pub environments: BTreeMap<EnvRef, Arc<Environment>>,
+    /// All of them.
+    pub releases: BTreeMap<(EnvRef, ReleaseNumber), Arc<Release>>,
+    /// All of them.
+    pub rollouts: BTreeMap<RolloutId, Arc<Rollout>>,
+    /// Those that are not gone.
+    pub instances: BTreeMap<InstanceId, Arc<Instance>>,
+    /// Intent rows.
+    pub ops: BTreeMap<OpKey, Op>,
+    /// The last proposed table.
+    pub route: (Generation, Arc<RouteTable>),
+    /// Its digest.
+    pub route_digest: Option<Digest>,
+    /// The last generation that the edge acknowledged.
+    pub acked: Generation,
+    /// The sequence number that the next instance gets.
+    pub next_instance: u64,
+    /// The number that the next rollout gets.
+    pub next_rollout: RolloutId,
+    /// The number that the next effect gets.
+    pub next_op: OpId,
+}
+
+impl Snapshot {
+    /// Carries out one change. Does not touch `revision`.
+    pub fn apply(&mut self, mutation: &Mutation) {
+        match mutation {
+            Mutation::PutEnvironment(env) => {
+                self.environments.insert(env.env.clone(), Arc::new(env.clone()));
+            }
+            Mutation::PutRelease(release) => {
+                let key = (release.env.clone(), release.number);
+                self.releases.insert(key, Arc::new(Release::clone(release)));
+            }
+            Mutation::PutRollout(rollout) => {
+                self.next_rollout = self.next_rollout.max(rollout.id.next());
+                self.rollouts.insert(rollout.id, Arc::new(Rollout::clone(rollout)));
+            }
+            Mutation::PutInstance(instance) => {
+                self.next_instance = self.next_instance.max(instance.id.sequence() + 1);
+                self.instances.insert(instance.id.clone(), Arc::new(Instance::clone(instance)));
+            }
+            Mutation::Gone { instance } => {
+                self.instances.remove(instance);
+            }
+            Mutation::PutOp(op) => {
+                self.next_op = self.next_op.max(op.id.next());
+                self.ops.insert(op.key.clone(), op.clone());
+            }
+            Mutation::DropOp { key, id } => {
+                if self.ops.get(key).is_some_and(|op| op.id == *id) {
+                    self.ops.remove(key);
+                }
+            }
+            Mutation::PutRoute { generation, table } => {
+                self.route_digest = Some(table.digest());
+                self.route = (*generation, Arc::new(RouteTable::clone(table)));
+            }
+            Mutation::RouteAcked { generation } => self.acked = self.acked.max(*generation),
+            Mutation::Rebase { boot_id, now } => self.rebase(boot_id, *now),
+        }
+    }
+
+    fn rebase(&mut self, boot_id: &str, now: Boot) {
+        self.boot_id = boot_id.to_owned();
+        for env in self.environments.values_mut() {
+            let env = Arc::make_mut(env);
+            env.keep = None;
+            env.deaths.clear();
+        }
+        for rollout in self.rollouts.values_mut() {
+            let rollout = Arc::make_mut(rollout);
+            (rollout.since, rollout.begun) = (now, now);
+        }
+        for instance in self.instances.values_mut() {
+            Arc::make_mut(instance).since = now;
+        }
+        for op in self.ops.values_mut() {
+            op.not_before = now;
+        }
+    }
+
+    /// The release of that number, if it exists.
+    pub fn release(&self, env: &EnvRef, number: ReleaseNumber) -> Option<&Arc<Release>> {
+        self.releases.get(&(env.clone(), number))
+    }
+
+    /// Releases of one environment, oldest first.
+    pub fn releases_of(&self, env: &EnvRef) -> impl DoubleEndedIterator<Item = &Arc<Release>> {
+        self.releases
+            .range((env.clone(), ReleaseNumber(0))..=(env.clone(), ReleaseNumber(u64::MAX)))
+            .map(|(_, release)| release)
+    }
+
+    /// Rollouts of one environment that have not ended, oldest first. At most one of them has left `planned`.
+    pub fn active_rollouts(&self, env: &EnvRef) -> impl Iterator<Item = &Arc<Rollout>> {
+        self.rollouts.values().filter(move |r| &r.env == env && !r.phase.is_end())
+    }
+
+    /// Instances of one environment that are not gone.
+    pub fn instances_of(&self, env: &EnvRef) -> impl Iterator<Item = &Arc<Instance>> {
+        self.instances.values().filter(move |i| &i.env == env)
+    }
+}

@@ -1,0 +1,1 @@
+//! Pure decisions: (desired, observed, now) to steps; no I/O, no clock.

@@ -1,0 +1,1 @@
+//! HTTP handlers over the Unix socket.

@@ -1,0 +1,1 @@
+//! kiln.toml and kiln.lock: parse, validate, explain errors with line and column.

@@ -1,0 +1,95 @@
+//! Durable truth. One [`Store`] has one writer; every commit is one transaction that carries mutations and ledger events
+//! together, refused if the lease was lost or the base revision is not the newest.
+
+use kiln_model::{Epoch, Event, Incarnation, InstanceId, Mutation, Revision, Snapshot};
+use std::sync::Arc;
+
+/// One entry of the ledger, chained to the one before it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LedgerEntry {
+    /// From 1, without gaps.
+    pub sequence: u64,
+    /// The commit that carried it.
+    pub revision: Revision,
+    /// What happened.
+    pub event: Event,
+    /// Hash of the previous entry; 64 zeros for the first.
+    pub previous: String,
+    /// sha256 over (previous, sequence, revision, event as canonical JSON), hexadecimal.
+    pub hash: String,
+}
+
+/// Why the store refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another commit came first: load and plan again.
+    #[error("revision {base} is not the newest ({newest})")]
+    Conflict {
+        /// The revision that the plan was made from.
+        base: Revision,
+        /// The newest one.
+        newest: Revision,
+    },
+    /// A newer server holds the lease: stop all effects and exit.
+    #[error("epoch {mine} lost the lease to epoch {holder}")]
+    LeaseLost {
+        /// The caller's.
+        mine: Epoch,
+        /// The holder's.
+        holder: Epoch,
+    },
+    /// A mutation breaks a rule of the model; nothing was written.
+    #[error("refused mutation: {detail}")]
+    Illegal {
+        /// Which rule, of which row.
+        detail: String,
+    },
+    /// Reading or writing failed. After a failed commit nothing is known: stop effects, exit, start from disk.
+    #[error("{step} failed on `{path}`")]
+    Io {
+        /// The failed step.
+        step: &'static str,
+        /// The file.
+        path: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The state was written by a newer kiln.
+    #[error("`{path}` has schema {found}, this kiln knows up to {known}")]
+    NewerSchema {
+        /// The file.
+        path: String,
+        /// Its schema.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+}
+
+/// The narrow trait that control knows. `load` and `commit` are what matters.
+pub trait Store: Send + Sync + 'static {
+    /// The newest snapshot. Cheap: the store keeps it in memory.
+    fn load(&self) -> Result<Arc<Snapshot>, StoreError>;
+
+    /// Takes the lease: a new epoch, higher than any before. Older ones can no longer commit.
+    fn take_lease(&self, holder: &str) -> Result<(Incarnation, Epoch), StoreError>;
+
+    /// Writes mutations and events in one durable transaction and answers the new revision.
+    fn commit(
+        &self,
+        epoch: Epoch,
+        base: Revision,
+        mutations: &[Mutation],
+        events: &[Event],
+    ) -> Result<Revision, StoreError>;
+
+    /// Ledger entries from `from` on (1 is the first), at most `limit`.
+    fn ledger(&self, from: u64, limit: usize) -> Result<Vec<LedgerEntry>, StoreError>;
+
+    /// Checks the whole chain. `Err(n)`: entry n is the first bad one, with the reason.
+    fn verify_ledger(&self) -> Result<Result<u64, (u64, String)>, StoreError>;
+
+    /// Whether the instance was ever destroyed.
+    fn is_tombstoned(&self, id: &InstanceId) -> Result<bool, StoreError>;
+}
