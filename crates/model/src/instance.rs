@@ -120,12 +120,6 @@ pub struct Instance {
     pub created: Wall,
     /// Its address, once the provider reported it.
     pub address: Option<IpAddr>,
-    /// Consecutive passes of the readiness check.
-    pub passes: u32,
-    /// Failures of the check at hand.
-    pub failures: u32,
-    /// The check at hand: 0 is readiness, n is the n-th `validate` check.
-    pub step: usize,
     /// What the checks saw, the last of each.
     pub evidence: Vec<crate::check::Evidence>,
     /// Why it failed, in one line.
@@ -163,6 +157,28 @@ pub struct InstanceSpec {
     pub port: Option<u16>,
     /// How it is asked to end.
     pub stop: Stop,
+}
+
+/// What a provider sees of one instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Which.
+    pub id: InstanceId,
+    /// Its address; kept until its destruction is acknowledged, and not given to another before.
+    pub address: Option<IpAddr>,
+    /// Whether it runs.
+    pub state: SeenState,
+}
+
+/// Whether an instance runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SeenState {
+    /// Being created, or created by a server that died meanwhile; another `ensure` settles it.
+    Starting,
+    /// Its program runs.
+    Running,
+    /// Its program ended. Everything else of it may still be there until it is destroyed.
+    Exited(ExitReason),
 }
 
 /// How a program ended.

@@ -29,7 +29,7 @@ pub use event::Event;
 pub use fence::{Epoch, Fence, Incarnation, OpId, Revision};
 pub use ids::{EnvName, EnvRef, ImageName, InstanceId, ProjectName, ReleaseNumber, RolloutId, ServiceName};
 pub use image::{ImageConfig, ImageManifest, LayerRef};
-pub use instance::{ExitReason, Instance, InstanceSpec, InstanceState};
+pub use instance::{ExitReason, Instance, InstanceSpec, InstanceState, Seen, SeenState};
 pub use mutation::Mutation;
 pub use op::{Op, OpKey};
 pub use release::{Release, ReleaseSpec};

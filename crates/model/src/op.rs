@@ -26,13 +26,6 @@ pub enum OpKey {
         /// Which.
         instance: InstanceId,
     },
-    /// Run a check of an instance.
-    Probe {
-        /// Which.
-        instance: InstanceId,
-        /// 0 is readiness; n is the n-th `validate` check.
-        step: usize,
-    },
     /// Make an instance not exist.
     Absent {
         /// Which.
@@ -53,7 +46,6 @@ impl OpKey {
         match self {
             OpKey::Bake { .. } => "bake",
             OpKey::Ensure { .. } => "ensure",
-            OpKey::Probe { .. } => "probe",
             OpKey::Absent { .. } => "absent",
             OpKey::SetRoute { .. } => "set-route",
         }

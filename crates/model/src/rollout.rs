@@ -125,6 +125,8 @@ pub struct Rollout {
     pub switch: Option<Generation>,
     /// Milliseconds from acceptance to the acknowledged switch.
     pub switched_after: Option<Millis>,
+    /// Instances of the new release that ended before they were validated.
+    pub failures: u32,
     /// Why it failed, or what it waits for, in one line.
     pub reason: Option<String>,
     /// More lines of evidence: the last output of a failed instance.

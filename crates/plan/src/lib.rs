@@ -1,1 +1,10 @@
-//! Pure decisions: (desired, observed, now) to steps; no I/O, no clock.
+//! Pure decisions. [`plan()`] turns (desired, observed, now) into the next commit and the effects that follow it;
+//! [`command::decide`] turns a request of a user into a commit; [`explain`] says why things are as they are.
+//!
+//! There is no I/O here, no clock, no randomness, no async: the same input gives the same output, which is what the
+//! simulator and the tables rest on.
+#![forbid(unsafe_code)]
+
+pub mod command;
+
+pub use command::{Command, Decision, Outcome, Refusal, Request, decide};

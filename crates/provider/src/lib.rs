@@ -5,30 +5,8 @@
 //! repeated, lost, delayed and answered late. Each carries a [`Fence`]; see [`ProviderError::Stale`].
 
 use async_trait::async_trait;
-use kiln_model::{Check, Evidence, ExitReason, Fence, InstanceId, InstanceSpec};
-use std::net::IpAddr;
-
-/// What a provider sees of one instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
-    /// Which.
-    pub id: InstanceId,
-    /// Its address; kept until `absent` is acknowledged, and not given to another before.
-    pub address: Option<IpAddr>,
-    /// Whether it runs.
-    pub state: SeenState,
-}
-
-/// Whether an instance runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SeenState {
-    /// Being created, or created by a server that died meanwhile; another `ensure` settles it.
-    Starting,
-    /// Its program runs.
-    Running,
-    /// Its program ended. Everything else of it may still be there until `absent`.
-    Exited(ExitReason),
-}
+use kiln_model::{Check, Evidence, Fence, InstanceId, InstanceSpec};
+pub use kiln_model::{Seen, SeenState};
 
 /// Why a provider refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
