@@ -117,6 +117,8 @@ pub struct Rollout {
     pub since: Boot,
     /// When it left `planned`.
     pub begun: Boot,
+    /// When launching and validating must be done together; set when launching begins.
+    pub deadline: Option<Boot>,
     /// When it was accepted, for people.
     pub created: Wall,
     /// When it ended, for people.

@@ -134,7 +134,7 @@ impl Snapshot {
         }
         for rollout in self.rollouts.values_mut() {
             let rollout = Arc::make_mut(rollout);
-            (rollout.since, rollout.begun) = (now, now);
+            (rollout.since, rollout.begun, rollout.deadline) = (now, now, None);
         }
         for instance in self.instances.values_mut() {
             Arc::make_mut(instance).since = now;

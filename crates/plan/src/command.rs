@@ -358,6 +358,7 @@ fn start(
         phase: RolloutPhase::Planned,
         since: request.now,
         begun: request.now,
+        deadline: None,
         created: request.at,
         ended: None,
         switch: None,

@@ -6,5 +6,15 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+mod draft;
+pub mod explain;
+pub mod instance;
+pub mod lint;
+pub mod observed;
+pub mod plan;
+pub mod rollout;
+pub mod route;
 
 pub use command::{Command, Decision, Outcome, Refusal, Request, decide};
+pub use observed::Observed;
+pub use plan::{Plan, plan};

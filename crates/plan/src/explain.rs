@@ -1,0 +1,187 @@
+//! Why things are as they are: what blocks, since when, what happens next and at which deadline, and what helps.
+
+use crate::observed::Observed;
+use crate::route::replicas;
+use kiln_model::{
+    Boot, EnvRef, Environment, InstanceState, Millis, OpKey, Rollout, RolloutKind, RolloutPhase, Snapshot,
+};
+
+/// One thing that is not as desired, or the reason why the last rollout failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// Of which environment.
+    pub env: EnvRef,
+    /// What blocks, in one line.
+    pub what: String,
+    /// For how long.
+    pub since: Millis,
+    /// What happens next without anybody's help.
+    pub next: String,
+    /// When that happens at the latest, from now.
+    pub deadline: Option<Millis>,
+    /// The command that helps.
+    pub command: Option<String>,
+    /// What was seen: failed checks, last lines.
+    pub evidence: Vec<String>,
+}
+
+/// Reasons of one environment or of all; empty if everything is as desired.
+pub fn explain(snapshot: &Snapshot, observed: &Observed, env: Option<&EnvRef>) -> Vec<Reason> {
+    let mut reasons = vec![];
+    for environment in snapshot.environments.values().filter(|e| env.is_none_or(|env| env == &e.env)) {
+        let active: Vec<_> = snapshot.active_rollouts(&environment.env).collect();
+        reasons.extend(active.iter().map(|r| under_way(snapshot, observed, r)));
+        let last = snapshot.rollouts.values().rfind(|r| r.env == environment.env);
+        let failed = last.filter(|r| {
+            matches!(
+                r.phase,
+                RolloutPhase::TakenBack | RolloutPhase::FailedNoPrevious | RolloutPhase::Aborted
+            )
+        });
+        reasons.extend(failed.map(|r| taken_back(environment, observed, r)));
+        reasons.extend(missing_capacity(snapshot, observed, environment));
+        reasons.extend(stuck_effects(snapshot, observed, environment));
+    }
+    if observed.edge.is_none() && snapshot.route.0.0 > 0 {
+        reasons.extend(snapshot.environments.keys().next().map(|env| Reason {
+            env: env.clone(),
+            what: "the edge does not answer".into(),
+            since: Millis(0),
+            next: "it is started again; it serves its last table from disk".into(),
+            deadline: None,
+            command: Some("kiln doctor".into()),
+            evidence: vec![],
+        }));
+    }
+    reasons
+}
+
+fn under_way(snapshot: &Snapshot, observed: &Observed, rollout: &Rollout) -> Reason {
+    let release = snapshot.release(&rollout.env, rollout.to);
+    let limit = release.and_then(|r| r.spec.services.values().map(|s| s.rollout.deadline).max());
+    let span = match rollout.phase {
+        RolloutPhase::Baking => Some(crate::rollout::BAKE_DEADLINE),
+        RolloutPhase::Launching | RolloutPhase::Validating => limit,
+        RolloutPhase::Draining => {
+            release.and_then(|r| r.spec.services.values().map(|s| s.rollout.drain).max())
+        }
+        _ => None,
+    };
+    let waiting: Vec<String> = snapshot
+        .instances_of(&rollout.env)
+        .filter(|i| i.release == rollout.to && !i.state.is_validated())
+        .flat_map(|i| {
+            let last =
+                observed.probes.get(&i.id).and_then(|log| log.steps.values().rfind(|s| !s.last.passed));
+            let check = last.map(|s| format!("{}: check {}: {}", i.id, s.last.check, s.last.detail));
+            let state = format!("{}: {}", i.id, i.state.word());
+            let tail =
+                observed.tails.get(&i.id).into_iter().flatten().map(|line| format!("{}: {line}", i.id));
+            std::iter::once(check.unwrap_or(state)).chain(tail).collect::<Vec<_>>()
+        })
+        .collect();
+    let next = match rollout.phase {
+        RolloutPhase::Planned => "it begins when the rollout before it has ended",
+        RolloutPhase::Baking => "instances are launched when its images are baked",
+        RolloutPhase::Launching => "its instances are checked when they run",
+        RolloutPhase::Validating => "traffic switches when every instance passed its checks",
+        RolloutPhase::Switching => "the old release drains when the edge acknowledged the new table",
+        _ => "it is done when no request is in flight on the old release",
+    };
+    let cancel = rollout.phase.is_before_switch();
+    Reason {
+        env: rollout.env.clone(),
+        what: format!("rollout {} to release {} is {}", rollout.id, rollout.to, rollout.phase.word()),
+        since: observed.now.since(rollout.since),
+        next: next.into(),
+        deadline: span.map(|span| remaining(rollout.since + span, observed.now)),
+        command: cancel.then(|| format!("kiln abort --env {}", rollout.env.env)),
+        evidence: waiting,
+    }
+}
+
+fn remaining(deadline: Boot, now: Boot) -> Millis {
+    deadline.since(now)
+}
+
+fn taken_back(environment: &Environment, observed: &Observed, rollout: &Rollout) -> Reason {
+    let verb = match rollout.kind {
+        RolloutKind::Deploy => "deploy",
+        RolloutKind::Rollback => "rollback",
+    };
+    let reason = rollout.reason.clone().unwrap_or_default();
+    let serving = environment
+        .serving
+        .map_or("nothing serves".to_owned(), |n| format!("release {n} serves on, untouched"));
+    Reason {
+        env: rollout.env.clone(),
+        what: format!(
+            "the last {verb} (release {}) was {}: {reason}",
+            rollout.to,
+            rollout.phase.word().replace('_', " ")
+        ),
+        since: observed.now.since(rollout.since),
+        next: serving,
+        deadline: None,
+        command: Some(format!("kiln logs --release {} --env {}", rollout.to, rollout.env.env)),
+        evidence: rollout.evidence.clone(),
+    }
+}
+
+fn missing_capacity(snapshot: &Snapshot, observed: &Observed, environment: &Environment) -> Vec<Reason> {
+    let release = environment.serving.and_then(|n| snapshot.release(&environment.env, n));
+    let services = release.into_iter().flat_map(|r| r.spec.services.values().map(move |s| (r, s)));
+    let mut reasons = vec![];
+    for (release, service) in services {
+        let own = || {
+            snapshot
+                .instances_of(&environment.env)
+                .filter(|i| i.release == release.number && i.service == service.name)
+        };
+        let (want, have) =
+            (replicas(environment, service), own().filter(|i| i.state.is_validated()).count() as u32);
+        if have >= want {
+            continue;
+        }
+        let deaths = environment.deaths.get(&service.name).copied();
+        let next_try =
+            deaths.map(|(n, last)| remaining(crate::instance::heal_not_before(n, last), observed.now));
+        let bad: Vec<String> = own()
+            .filter(|i| i.state.is_over() || i.state == InstanceState::Tainted)
+            .map(|i| format!("{}: {}", i.id, i.reason.clone().unwrap_or_default()))
+            .chain(own().flat_map(|i| observed.tails.get(&i.id).into_iter().flatten().cloned()))
+            .collect();
+        reasons.push(Reason {
+            env: environment.env.clone(),
+            what: format!("`{}` has {have} of {want} instances", service.name),
+            since: deaths.map_or(Millis(0), |(_, last)| observed.now.since(last)),
+            next: "the missing ones are being replaced".into(),
+            deadline: next_try.filter(|t| t.0 > 0),
+            command: Some(format!("kiln logs {} --env {}", service.name, environment.env.env)),
+            evidence: bad,
+        });
+    }
+    reasons
+}
+
+fn stuck_effects(snapshot: &Snapshot, observed: &Observed, environment: &Environment) -> Vec<Reason> {
+    let of_env = |key: &OpKey| match key {
+        OpKey::Bake { env, .. } => env == &environment.env,
+        OpKey::Ensure { instance } | OpKey::Absent { instance } => {
+            snapshot.instances.get(instance).is_some_and(|i| i.env == environment.env)
+        }
+        OpKey::SetRoute { .. } => true,
+    };
+    let stuck = snapshot.ops.values().filter(|op| op.last_error.is_some() && of_env(&op.key));
+    stuck
+        .map(|op| Reason {
+            env: environment.env.clone(),
+            what: format!("`{}` failed {} times", op.key.word(), op.attempts),
+            since: Millis(0),
+            next: "it is tried again".into(),
+            deadline: Some(remaining(op.not_before, observed.now)),
+            command: Some("kiln doctor".into()),
+            evidence: op.last_error.clone().into_iter().collect(),
+        })
+        .collect()
+}

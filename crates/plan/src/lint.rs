@@ -1,0 +1,71 @@
+//! The safety rules that every plan must keep, checked before it is committed. A plan that breaks one is a bug of the
+//! planner: it is never carried out.
+
+use crate::plan::Plan;
+use kiln_model::{InstanceState, OpKey, Snapshot};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The rules that the plan breaks, in words; empty if it is safe.
+pub fn lint(before: &Snapshot, plan: &Plan) -> Vec<String> {
+    let mut after = before.clone();
+    plan.mutations.iter().for_each(|m| after.apply(m));
+    let mut broken = vec![];
+    broken.extend(unvalidated_in_route(&after));
+    broken.extend(two_releases_of_a_service(&after));
+    broken.extend(two_owners_of_a_slot(&after));
+    broken.extend(destroyed_while_routed(&after, plan));
+    broken.extend(effect_without_intent(&after, plan));
+    broken
+}
+
+fn unvalidated_in_route(after: &Snapshot) -> Vec<String> {
+    let targets = after.route.1.pools.iter().flat_map(|pool| pool.targets.iter().map(move |t| (pool, t)));
+    let bad = targets.filter(|(pool, target)| {
+        after.instances.get(&target.instance).is_some_and(|instance| {
+            let was_validated = instance.state.is_validated()
+                || matches!(
+                    instance.state,
+                    InstanceState::Tainted
+                        | InstanceState::Draining
+                        | InstanceState::Failed
+                        | InstanceState::Lost
+                );
+            !was_validated || instance.release != pool.release || instance.address != Some(target.address)
+        })
+    });
+    bad.map(|(_, target)| format!("`{}` is in the route table without being validated", target.instance))
+        .collect()
+}
+
+fn two_releases_of_a_service(after: &Snapshot) -> Vec<String> {
+    let mut releases: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for pool in &after.route.1.pools {
+        releases.entry((&pool.env, &pool.service)).or_default().insert(pool.release);
+    }
+    let bad = releases.into_iter().filter(|(_, releases)| releases.len() > 1);
+    bad.map(|((env, service), _)| format!("`{service}` of `{env}` is routed to two releases")).collect()
+}
+
+fn two_owners_of_a_slot(after: &Snapshot) -> Vec<String> {
+    let mut owners = BTreeSet::new();
+    let wanted = after.instances.values().filter(|i| i.state.is_wanted());
+    let bad = wanted.filter(|i| !owners.insert((&i.env, i.release, &i.service, i.slot)));
+    bad.map(|i| format!("`{}` is the second owner of slot {} of `{}`", i.id, i.slot, i.service)).collect()
+}
+
+fn destroyed_while_routed(after: &Snapshot, plan: &Plan) -> Vec<String> {
+    let routed = |id: &_| after.route.1.pools.iter().any(|p| p.targets.iter().any(|t| &t.instance == id));
+    let destroyed = plan.effects.iter().filter_map(|op| match &op.key {
+        OpKey::Absent { instance } => Some(instance),
+        _ => None,
+    });
+    let settled = after.acked == after.route.0;
+    let known = |id: &_| after.instances.contains_key(id);
+    let bad = destroyed.filter(|id| routed(id) || (!settled && known(id)));
+    bad.map(|id| format!("`{id}` would be destroyed while the edge may send to it")).collect()
+}
+
+fn effect_without_intent(after: &Snapshot, plan: &Plan) -> Vec<String> {
+    let bad = plan.effects.iter().filter(|op| after.ops.get(&op.key).is_none_or(|row| row.id != op.id));
+    bad.map(|op| format!("effect {} `{}` has no intent row", op.id, op.key.word())).collect()
+}

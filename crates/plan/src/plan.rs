@@ -1,0 +1,142 @@
+//! One pass of the planner: (desired, observed, now) → the next commit, the effects that follow it, and when to look again.
+
+use crate::draft::Draft;
+use crate::observed::{Observed, OpOutcome, Probe};
+use crate::{instance, rollout, route};
+use kiln_model::{Boot, EnvRef, Event, InstanceState, Millis, Mutation, Op, OpKey, Revision, Snapshot};
+use std::collections::BTreeMap;
+
+/// The longest wait between two tries of an effect.
+const BACKOFF_MAX: Millis = Millis::from_secs(10);
+
+/// What one pass decided.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// To be committed, in this order, before any effect.
+    pub mutations: Vec<Mutation>,
+    /// To be committed with them.
+    pub events: Vec<Event>,
+    /// To be started after the commit. Their intent rows are among the mutations.
+    pub effects: Vec<Op>,
+    /// Checks that should run. They change nothing, so they need no intent.
+    pub probes: Vec<Probe>,
+    /// When to plan again at the latest, if nothing is observed before.
+    pub wake: Option<Boot>,
+}
+
+/// Plans one pass. Pure: the same input gives the same plan.
+pub fn plan(snapshot: &Snapshot, observed: &Observed) -> Plan {
+    let mut draft = Draft::new(snapshot, observed);
+    if draft.snapshot.boot_id != observed.boot_id {
+        draft.put(Mutation::Rebase { boot_id: observed.boot_id.clone(), now: observed.now });
+    }
+    absorb_results(&mut draft);
+    absorb_edge(&mut draft);
+    instance::observe(&mut draft);
+    instance::validate(&mut draft);
+    instance::taint(&mut draft);
+    let environments: Vec<EnvRef> = draft.snapshot.environments.keys().cloned().collect();
+    for env in &environments {
+        rollout::step(&mut draft, env);
+        rollout::fill_slots(&mut draft, env);
+        // New slots may be what a rollout waited for: none of them, as in a scale to zero.
+        rollout::step(&mut draft, env);
+    }
+    route::propose(&mut draft);
+    rollout::settle_serving(&mut draft);
+    for env in &environments {
+        rollout::fill_slots(&mut draft, env);
+    }
+    instance::effects(&mut draft);
+    let effects = reconcile_ops(&mut draft, snapshot.revision.next());
+    Plan { mutations: draft.mutations, events: draft.events, effects, probes: draft.probes, wake: draft.wake }
+}
+
+/// Takes in how effects ended. A result whose intent row is not the current one is old news.
+fn absorb_results(draft: &mut Draft<'_>) {
+    for result in &draft.observed.results {
+        let Some(op) = draft.snapshot.ops.get(&result.key).filter(|op| op.id == result.id).cloned() else {
+            continue;
+        };
+        match &result.outcome {
+            OpOutcome::Retry(error) => {
+                let backoff = Millis((50u64 << op.attempts.min(10)).min(BACKOFF_MAX.0));
+                let not_before = draft.now() + backoff;
+                draft.put(Mutation::PutOp(Op { not_before, last_error: Some(error.clone()), ..op }));
+                continue;
+            }
+            OpOutcome::Permanent(error) => permanent(draft, &result.key, error),
+            OpOutcome::Done => done(draft, &result.key),
+        }
+        draft.put(Mutation::DropOp { key: result.key.clone(), id: result.id });
+    }
+}
+
+fn done(draft: &mut Draft<'_>, key: &OpKey) {
+    match key {
+        OpKey::Absent { instance } => draft.put(Mutation::Gone { instance: instance.clone() }),
+        OpKey::SetRoute { generation, .. }
+            if *generation == draft.snapshot.route.0 && !draft.route_settled() =>
+        {
+            draft.put(Mutation::RouteAcked { generation: *generation });
+        }
+        _ => {}
+    }
+}
+
+fn permanent(draft: &mut Draft<'_>, key: &OpKey, error: &str) {
+    match key {
+        OpKey::Bake { env, release, .. } => rollout::bake_failed(draft, env, *release, error),
+        OpKey::Ensure { instance } => {
+            let failed =
+                draft.snapshot.instances.get(instance).filter(|i| i.state == InstanceState::Intent).cloned();
+            if let Some(failed) = failed {
+                instance::fail(draft, &failed, format!("could not be started: {error}"));
+            }
+        }
+        OpKey::Absent { .. } | OpKey::SetRoute { .. } => {}
+    }
+}
+
+/// An acknowledgement that was lost is seen in the edge's own report.
+fn absorb_edge(draft: &mut Draft<'_>) {
+    let Some(edge) = &draft.observed.edge else { return };
+    let (generation, _) = draft.snapshot.route;
+    if edge.generation == generation && edge.digest == draft.snapshot.route_digest && !draft.route_settled() {
+        draft.put(Mutation::RouteAcked { generation });
+    }
+}
+
+/// Writes the intent row of each wanted effect that is neither under way nor backing off, and drops the rows of effects
+/// that nobody wants any more.
+fn reconcile_ops(draft: &mut Draft<'_>, revision: Revision) -> Vec<Op> {
+    let mut effects = vec![];
+    for key in std::mem::take(&mut draft.wanted) {
+        let row = draft.snapshot.ops.get(&key).cloned();
+        let backing_off =
+            row.as_ref().is_some_and(|op| op.last_error.is_some() && op.not_before > draft.now());
+        if let (true, Some(op)) = (backing_off, &row) {
+            draft.wake_at(op.not_before);
+        }
+        if !draft.observed.running.contains(&key) && !backing_off {
+            let op = Op {
+                id: draft.snapshot.next_op.max(kiln_model::OpId(1)),
+                key: key.clone(),
+                revision,
+                attempts: row.as_ref().map_or(0, |op| op.attempts) + 1,
+                not_before: draft.now(),
+                last_error: row.and_then(|op| op.last_error),
+            };
+            draft.put(Mutation::PutOp(op.clone()));
+            effects.push(op);
+        }
+        draft.wanted.insert(key);
+    }
+    let rows: BTreeMap<OpKey, Op> = draft.snapshot.ops.clone();
+    for (key, op) in rows {
+        if !draft.wanted.contains(&key) && !draft.observed.running.contains(&key) {
+            draft.put(Mutation::DropOp { key, id: op.id });
+        }
+    }
+    effects
+}

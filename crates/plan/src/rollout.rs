@@ -1,0 +1,419 @@
+//! One rollout: from accepted to traffic on the new release, or taken back. Deploy, rollback and what follows a crash are
+//! this one path.
+
+use crate::draft::Draft;
+use crate::instance::heal_not_before;
+use crate::route::replicas;
+use kiln_model::edge::Tally;
+use kiln_model::{
+    Boot, EnvRef, Environment, Instance, InstanceId, InstanceState, Millis, Mutation, OpKey, Release,
+    ReleaseNumber, Rollout, RolloutPhase, ServiceSpec,
+};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// How long baking may take.
+pub const BAKE_DEADLINE: Millis = Millis::from_secs(30 * 60);
+/// Lines of evidence kept with a failed rollout.
+const EVIDENCE_LINES: usize = 12;
+
+/// Moves the rollouts of one environment as far as the observation allows.
+pub(crate) fn step(draft: &mut Draft<'_>, env: &EnvRef) {
+    // Each turn moves at most one phase; a warm rollback passes all of them in one commit.
+    for _ in 0..8 {
+        let Some(rollout) = draft.snapshot.active_rollouts(env).next().cloned() else { return };
+        let before = rollout.phase;
+        match rollout.phase {
+            RolloutPhase::Planned => begin(draft, &rollout),
+            RolloutPhase::Baking => bake(draft, &rollout),
+            RolloutPhase::Launching | RolloutPhase::Validating => launch(draft, &rollout),
+            RolloutPhase::Switching => switch(draft, &rollout),
+            RolloutPhase::Draining => drain(draft, &rollout),
+            _ => return,
+        }
+        let still = draft.snapshot.rollouts.get(&rollout.id).is_some_and(|r| r.phase == before);
+        if still {
+            return;
+        }
+    }
+}
+
+fn begin(draft: &mut Draft<'_>, rollout: &Rollout) {
+    let (now, tally) = (draft.now(), tally(draft, &rollout.env));
+    let environment = draft.environment(&rollout.env);
+    let serving = environment.as_ref().and_then(|e| e.serving);
+    let opened = environment.map_or(Tally::default(), |e| e.receipt_end);
+    draft.put_rollout(rollout.id, |r| {
+        r.begun = now;
+        r.from = serving;
+        r.receipt.opened = opened;
+        r.receipt.started = tally;
+    });
+    draft.move_rollout(rollout.id, RolloutPhase::Baking, None);
+}
+
+fn bake(draft: &mut Draft<'_>, rollout: &Rollout) {
+    let Some(release) = draft.snapshot.release(&rollout.env, rollout.to).cloned() else { return };
+    if release.images.is_some() {
+        draft.move_rollout(rollout.id, RolloutPhase::Launching, None);
+        return;
+    }
+    let baked = |image: &_| {
+        draft.observed.baked.get(&(rollout.env.clone(), release.number, Clone::clone(image))).copied()
+    };
+    let images: Option<_> = release.spec.images.iter().map(|i| Some((i.clone(), baked(i)?))).collect();
+    if let Some(images) = images {
+        let mut sealed = Release::clone(&release);
+        sealed.images = Some(images);
+        draft.put(Mutation::PutRelease(Box::new(sealed)));
+        draft.event(
+            &rollout.env,
+            "release.sealed",
+            format!("release {}", release.number),
+            "images are baked",
+        );
+        draft.move_rollout(rollout.id, RolloutPhase::Launching, None);
+        return;
+    }
+    let deadline = rollout.since + BAKE_DEADLINE;
+    if draft.now() >= deadline {
+        take_back(draft, rollout, format!("images were not baked within {BAKE_DEADLINE}"), vec![]);
+        return;
+    }
+    draft.wake_at(deadline);
+    for image in release.spec.images.iter().filter(|i| baked(i).is_none()) {
+        let key = OpKey::Bake { env: rollout.env.clone(), release: release.number, image: image.clone() };
+        draft.wanted.insert(key);
+    }
+}
+
+fn launch(draft: &mut Draft<'_>, rollout: &Rollout) {
+    let Some(release) = draft.snapshot.release(&rollout.env, rollout.to).cloned() else { return };
+    if failed_instance(draft, rollout) {
+        return;
+    }
+    let Some(environment) = draft.environment(&rollout.env) else { return };
+    let slots = |service: &ServiceSpec| replicas(&environment, service);
+    let instances = draft.instances_of(&rollout.env);
+    let count = |service: &ServiceSpec, state: fn(InstanceState) -> bool| {
+        let own = |i: &&Arc<Instance>| {
+            i.release == rollout.to && i.service == service.name && i.slot < slots(service)
+        };
+        instances.iter().filter(own).filter(|i| state(i.state)).count() as u32
+    };
+    let all = |state: fn(InstanceState) -> bool| {
+        release.spec.services.values().all(|service| count(service, state) >= slots(service))
+    };
+    let runs = |s: InstanceState| s == InstanceState::Probing || s.is_validated();
+    if rollout.phase == RolloutPhase::Launching && all(runs) {
+        draft.move_rollout(rollout.id, RolloutPhase::Validating, None);
+        return;
+    }
+    if rollout.phase == RolloutPhase::Validating && all(InstanceState::is_validated) {
+        put_into_use(draft, rollout, &release);
+        return;
+    }
+    let limit = release.spec.services.values().map(|s| s.rollout.deadline).max().unwrap_or_default();
+    let deadline = rollout.deadline.unwrap_or(draft.now() + limit);
+    draft.put_rollout(rollout.id, |r| r.deadline = Some(deadline));
+    if draft.now() < deadline {
+        draft.wake_at(deadline);
+        return;
+    }
+    let late = release.spec.services.values().find(|s| count(s, InstanceState::is_validated) < slots(s));
+    let (ready, of, name) = late.map_or((0, 0, String::new()), |s| {
+        (count(s, InstanceState::is_validated), slots(s), s.name.to_string())
+    });
+    let lines = instances
+        .iter()
+        .filter(|i| i.release == rollout.to && !i.state.is_validated())
+        .flat_map(|i| evidence(draft, i))
+        .collect();
+    let reason = format!("`{name}`: {ready} of {of} instances were validated within {limit}");
+    take_back(draft, rollout, reason, lines);
+}
+
+/// Looks at instances of the new release that failed, and retires each once it is counted. Answers whether the rollout
+/// ended.
+fn failed_instance(draft: &mut Draft<'_>, rollout: &Rollout) -> bool {
+    let failed: Vec<Arc<Instance>> = draft
+        .instances_of(&rollout.env)
+        .into_iter()
+        .filter(|i| i.release == rollout.to && matches!(i.state, InstanceState::Failed | InstanceState::Lost))
+        .collect();
+    for instance in failed {
+        let reason = instance.reason.clone().unwrap_or_default();
+        let lines = evidence(draft, &instance);
+        let count = draft.snapshot.rollouts.get(&rollout.id).map_or(0, |r| r.failures) + 1;
+        draft.put_rollout(rollout.id, |r| {
+            r.failures = count;
+            r.evidence.clone_from(&lines);
+        });
+        draft.move_instance(&instance.id, InstanceState::Retiring, None);
+        let hopeless =
+            instance.evidence.iter().any(|e| !e.passed) || reason.starts_with("could not be started");
+        if hopeless || count >= kiln_model::limits::START_FAILURES_MAX {
+            let text = format!("`{}` of release {}: {reason}", instance.id, rollout.to);
+            take_back(draft, rollout, text, lines);
+            return true;
+        }
+    }
+    false
+}
+
+/// What is known of an instance's failure: its checks and its last lines.
+fn evidence(draft: &Draft<'_>, instance: &Instance) -> Vec<String> {
+    let checks =
+        instance.evidence.iter().filter(|e| !e.passed).map(|e| format!("check {}: {}", e.check, e.detail));
+    let probes = draft.observed.probes.get(&instance.id).into_iter().flat_map(|log| log.steps.values());
+    let probes = probes
+        .filter(|s| !s.last.passed && instance.evidence.is_empty())
+        .map(|s| format!("check {}: {}", s.last.check, s.last.detail));
+    let tail = draft.observed.tails.get(&instance.id).cloned().unwrap_or_default();
+    let tail = tail.into_iter().map(|line| format!("{}: {line}", instance.id));
+    let mut lines: Vec<String> = checks.chain(probes).chain(tail).collect();
+    let surplus = lines.len().saturating_sub(EVIDENCE_LINES);
+    lines.drain(..surplus);
+    lines
+}
+
+/// The one switch: from here on the environment's table is made from the new release.
+fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
+    let keep_for = release.spec.services.values().map(|s| s.rollout.keep_previous).max().unwrap_or_default();
+    let until = draft.now() + keep_for;
+    draft.put_environment(&rollout.env, |env| {
+        let previous = env.serving.filter(|previous| *previous != rollout.to && keep_for > Millis(0));
+        env.keep = previous.map(|previous| (previous, until));
+        env.serving = Some(rollout.to);
+        env.deaths.clear();
+    });
+    draft.move_rollout(rollout.id, RolloutPhase::Switching, None);
+    crate::route::propose(draft);
+    let generation = draft.snapshot.route.0;
+    draft.put_rollout(rollout.id, |r| r.switch = Some(generation));
+}
+
+fn switch(draft: &mut Draft<'_>, rollout: &Rollout) {
+    if rollout.switch.is_none_or(|generation| draft.snapshot.acked < generation) {
+        return;
+    }
+    let (now, tally) = (draft.now(), tally(draft, &rollout.env));
+    draft.put_rollout(rollout.id, |r| {
+        r.switched_after = Some(now.since(r.begun));
+        r.receipt.switched = tally;
+    });
+    if let Some(release) = draft.snapshot.release(&rollout.env, rollout.to).filter(|r| !r.served).cloned() {
+        let mut served = Release::clone(&release);
+        served.served = true;
+        draft.put(Mutation::PutRelease(Box::new(served)));
+    }
+    draft.move_rollout(rollout.id, RolloutPhase::Draining, None);
+}
+
+/// Ends when no request is in flight on the old releases, or the drain limit passed.
+fn drain(draft: &mut Draft<'_>, rollout: &Rollout) {
+    let release = draft.snapshot.release(&rollout.env, rollout.to);
+    let limit = release
+        .map_or(Millis(0), |r| r.spec.services.values().map(|s| s.rollout.drain).max().unwrap_or_default());
+    let deadline = rollout.since + limit;
+    let busy = draft.observed.edge.as_ref().is_none_or(|edge| {
+        let old = |t: &&kiln_model::edge::TargetStatus| t.env == rollout.env && t.release != rollout.to;
+        rollout.switch.is_some_and(|g| edge.generation < g)
+            || edge.targets.iter().filter(old).any(|t| t.in_flight > 0)
+    });
+    if busy && draft.now() < deadline {
+        draft.wake_at(deadline);
+        return;
+    }
+    finish(draft, rollout, RolloutPhase::Succeeded, None);
+}
+
+fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Vec<String>) {
+    let serving = draft.environment(&rollout.env).and_then(|e| e.serving);
+    let phase = if serving.is_some() { RolloutPhase::TakenBack } else { RolloutPhase::FailedNoPrevious };
+    draft.put_rollout(rollout.id, |r| {
+        if !lines.is_empty() {
+            r.evidence = lines;
+        }
+    });
+    finish(draft, rollout, phase, Some(reason));
+}
+
+fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
+    let tally = tally(draft, &rollout.env);
+    draft.put_rollout(rollout.id, |r| r.receipt.ended = tally);
+    if let Some(tally) = tally {
+        draft.put_environment(&rollout.env, |env| env.receipt_end = tally);
+    }
+    draft.move_rollout(rollout.id, phase, reason);
+}
+
+/// A bake that will never work ends the rollouts that wait for it.
+pub(crate) fn bake_failed(draft: &mut Draft<'_>, env: &EnvRef, release: ReleaseNumber, error: &str) {
+    let waiting: Vec<Arc<Rollout>> = draft
+        .snapshot
+        .active_rollouts(env)
+        .filter(|r| r.to == release && r.phase == RolloutPhase::Baking)
+        .cloned()
+        .collect();
+    for rollout in waiting {
+        take_back(draft, &rollout, error.to_owned(), vec![]);
+    }
+}
+
+fn tally(draft: &Draft<'_>, env: &EnvRef) -> Option<Tally> {
+    draft.observed.edge.as_ref().map(|edge| edge.tally_of(env))
+}
+
+/// Releases of which instances should exist, and the reason in order of importance.
+pub(crate) fn wanted_releases(draft: &Draft<'_>, environment: &Environment) -> BTreeSet<ReleaseNumber> {
+    let launching = draft
+        .snapshot
+        .active_rollouts(&environment.env)
+        .filter(|r| r.phase >= RolloutPhase::Launching && r.phase < RolloutPhase::Switching)
+        .map(|r| r.to);
+    let kept = environment.keep.map(|(release, _)| release);
+    let wanted = environment.serving.into_iter().chain(kept).chain(launching);
+    if environment.destroyed { BTreeSet::new() } else { wanted.collect() }
+}
+
+/// Gives every wanted slot one instance, and lets go of what no slot wants.
+pub(crate) fn fill_slots(draft: &mut Draft<'_>, env: &EnvRef) {
+    expire_kept(draft, env);
+    let Some(environment) = draft.environment(env) else { return };
+    let wanted = wanted_releases(draft, &environment);
+    let mut owned: BTreeSet<InstanceId> = BTreeSet::new();
+    for number in &wanted {
+        let Some(release) = draft.snapshot.release(env, *number).cloned() else { continue };
+        for service in release.spec.services.values() {
+            for slot in 0..replicas(&environment, service) {
+                match slot_owner(draft, &release, service, slot) {
+                    Some(id) => drop(owned.insert(id)),
+                    None => owned.extend(create(draft, &environment, &release, service, slot)),
+                }
+            }
+        }
+    }
+    for instance in draft.instances_of(env) {
+        if !owned.contains(&instance.id) {
+            let_go(draft, &environment, &instance, wanted.contains(&instance.release));
+        }
+    }
+}
+
+fn slot_owner(draft: &Draft<'_>, release: &Release, service: &ServiceSpec, slot: u32) -> Option<InstanceId> {
+    let own = |i: &&Arc<Instance>| i.release == release.number && i.service == service.name && i.slot == slot;
+    let mut owners = draft.snapshot.instances_of(&release.env).filter(own).filter(|i| i.state.is_wanted());
+    owners.next().map(|i| i.id.clone())
+}
+
+fn create(
+    draft: &mut Draft<'_>,
+    environment: &Environment,
+    release: &Release,
+    service: &ServiceSpec,
+    slot: u32,
+) -> Option<InstanceId> {
+    let image = release.image_of(service)?;
+    let deaths =
+        environment.deaths.get(&service.name).filter(|_| environment.serving == Some(release.number));
+    if let Some((deaths, last)) = deaths.copied() {
+        let not_before = heal_not_before(deaths, last);
+        if draft.now() < not_before {
+            draft.wake_at(not_before);
+            return None;
+        }
+    }
+    let id = InstanceId::new(&service.name, draft.snapshot.next_instance.max(1));
+    draft.put(Mutation::PutInstance(Box::new(Instance {
+        id: id.clone(),
+        env: release.env.clone(),
+        release: release.number,
+        service: service.name.clone(),
+        slot,
+        image,
+        state: InstanceState::Intent,
+        since: draft.now(),
+        created: draft.observed.wall,
+        address: None,
+        evidence: vec![],
+        reason: None,
+    })));
+    Some(id)
+}
+
+/// An instance that no slot wants: it drains if it served, else it goes at once. The table without it comes first.
+fn let_go(draft: &mut Draft<'_>, environment: &Environment, instance: &Instance, wanted_release: bool) {
+    match instance.state {
+        InstanceState::Tainted if draft.in_proposed_route(&instance.id) || !draft.route_settled() => {}
+        InstanceState::Serving | InstanceState::Tainted => {
+            if crate::instance::out_of_route(draft, &instance.id) {
+                draft.move_instance(&instance.id, InstanceState::Draining, None);
+                draft.wake_at(draft.now());
+            }
+        }
+        InstanceState::Draining => drained(draft, environment, instance),
+        state if state.is_over() => {}
+        _ => {
+            let why = if wanted_release {
+                "its slot is not wanted any more"
+            } else {
+                "its release is not wanted any more"
+            };
+            draft.move_instance(&instance.id, InstanceState::Retiring, Some(why.into()));
+        }
+    }
+}
+
+fn drained(draft: &mut Draft<'_>, environment: &Environment, instance: &Instance) {
+    let release = draft.snapshot.release(&environment.env, instance.release);
+    let limit =
+        release.and_then(|r| r.spec.services.get(&instance.service)).map_or(Millis(0), |s| s.rollout.drain);
+    let deadline = instance.since + limit;
+    let in_flight = draft.observed.edge.as_ref().map(|edge| {
+        edge.targets.iter().filter(|t| t.instance == instance.id).map(|t| t.in_flight).sum::<u64>()
+    });
+    if in_flight == Some(0) || draft.now() >= deadline {
+        let cut = in_flight
+            .filter(|n| *n > 0)
+            .map(|n| format!("{n} requests were still in flight at the drain limit"));
+        if let Some(cut) = &cut {
+            draft.event(&environment.env, "instance.cut", format!("instance {}", instance.id), cut.clone());
+        }
+        draft.move_instance(&instance.id, InstanceState::Retiring, cut);
+    } else {
+        draft.wake_at(deadline);
+    }
+}
+
+fn expire_kept(draft: &mut Draft<'_>, env: &EnvRef) {
+    let Some((_, until)) = draft.environment(env).and_then(|e| e.keep) else { return };
+    if draft.now() < until {
+        draft.wake_at(until);
+        return;
+    }
+    draft.put_environment(env, |env| env.keep = None);
+}
+
+/// After an acknowledgement: who is in the table serves, who left it is out of rotation.
+pub(crate) fn settle_serving(draft: &mut Draft<'_>) {
+    if !draft.route_settled() {
+        return;
+    }
+    let instances: Vec<Arc<Instance>> = draft.snapshot.instances.values().cloned().collect();
+    for instance in instances {
+        let routed = draft.in_proposed_route(&instance.id);
+        let kept = draft
+            .environment(&instance.env)
+            .is_some_and(|e| !e.destroyed && e.keep.is_some_and(|(release, _)| release == instance.release));
+        match instance.state {
+            InstanceState::Validated if routed => {
+                draft.move_instance(&instance.id, InstanceState::Serving, None)
+            }
+            InstanceState::Serving if !routed && kept => {
+                draft.move_instance(&instance.id, InstanceState::Validated, None);
+            }
+            _ => {}
+        }
+    }
+}
