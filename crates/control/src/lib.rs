@@ -1,1 +1,14 @@
-//! Reconcilers: observe, load, plan, commit, act.
+//! The control plane: it reads the store, asks `plan`, and acts through provider, edge and image. The engines meet here
+//! and nowhere else.
+//!
+//! One loop ([`reconcile`]) carries out everything: observe, load, plan, lint, commit, act. Commands of users only change
+//! desired state ([`handle::Handle::submit`]) and wake it.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod crash;
+pub mod execute;
+pub mod handle;
+pub mod reconcile;
+
+pub use handle::{Handle, Progress, SubmitError};

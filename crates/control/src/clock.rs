@@ -1,0 +1,43 @@
+//! The clocks, passed in so that tests and the simulator decide what time it is.
+
+use kiln_model::{Boot, Wall};
+
+/// Tells the time.
+pub trait Clock: Send + Sync + 'static {
+    /// Milliseconds since boot, suspend included.
+    fn boot(&self) -> Boot;
+    /// Milliseconds since 1970.
+    fn wall(&self) -> Wall;
+    /// Names this boot of the host.
+    fn boot_id(&self) -> String;
+}
+
+/// The host's clocks.
+#[derive(Debug, Clone)]
+pub struct HostClock {
+    boot_id: String,
+}
+
+impl HostClock {
+    /// Reads the boot id once.
+    pub fn new() -> std::io::Result<Self> {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        Ok(Self { boot_id })
+    }
+}
+
+impl Clock for HostClock {
+    fn boot(&self) -> Boot {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Boot(time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000)
+    }
+
+    fn wall(&self) -> Wall {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Wall(since.as_millis() as u64)
+    }
+
+    fn boot_id(&self) -> String {
+        self.boot_id.clone()
+    }
+}

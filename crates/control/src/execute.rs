@@ -1,0 +1,153 @@
+//! Carries out effects. An effect has no choices left: it does what its intent row says, and reports how it ended.
+
+use crate::crash;
+use async_trait::async_trait;
+use kiln_edge::client::{Router, RouterError};
+use kiln_model::{
+    Digest, EnvRef, Epoch, Fence, ImageManifest, ImageName, Incarnation, InstanceId, Op, OpKey,
+    ReleaseNumber, Snapshot,
+};
+use kiln_plan::observed::OpOutcome;
+use kiln_provider::{Provider, ProviderError};
+use std::sync::Arc;
+
+/// Why an image could not be made or read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct BakeryError {
+    /// It will not work however often it is tried.
+    pub permanent: bool,
+    /// What failed, in one line, with a hint where there is one.
+    pub text: String,
+}
+
+/// Where images come from.
+#[async_trait]
+pub trait Bakery: Send + Sync + 'static {
+    /// Bakes one image of a release, or finds it baked.
+    async fn bake(&self, release: &kiln_model::Release, image: &ImageName) -> Result<Digest, BakeryError>;
+
+    /// The manifest of a baked image.
+    async fn manifest(&self, image: Digest) -> Result<ImageManifest, BakeryError>;
+
+    /// The last lines that an instance printed.
+    fn tail(&self, instance: &InstanceId, lines: usize) -> Vec<String>;
+}
+
+/// The engines.
+pub struct Engines<P, R, B> {
+    /// Where instances run.
+    pub provider: Arc<P>,
+    /// The edge.
+    pub router: Arc<R>,
+    /// Where images come from.
+    pub bakery: Arc<B>,
+}
+
+impl<P, R, B> Clone for Engines<P, R, B> {
+    fn clone(&self) -> Self {
+        Self { provider: self.provider.clone(), router: self.router.clone(), bakery: self.bakery.clone() }
+    }
+}
+
+/// What an effect yields beside how it ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The intent row.
+    pub op: Op,
+    /// How it ended.
+    pub outcome: OpOutcome,
+    /// An image that was baked.
+    pub baked: Option<((EnvRef, ReleaseNumber, ImageName), Digest)>,
+}
+
+/// Carries out one effect.
+pub async fn execute<P: Provider, R: Router, B: Bakery>(
+    engines: Engines<P, R, B>,
+    server: (Incarnation, Epoch),
+    op: Op,
+    snapshot: Arc<Snapshot>,
+) -> Ended {
+    let fence = Fence { incarnation: server.0, epoch: server.1, revision: op.revision, op: op.id };
+    let mut baked = None;
+    crash::point(op.key.word(), "before");
+    let outcome = match &op.key {
+        OpKey::Bake { env, release, image } => match bake(&engines, &snapshot, env, *release, image).await {
+            Ok(digest) => {
+                baked = Some(((env.clone(), *release, image.clone()), digest));
+                OpOutcome::Done
+            }
+            Err(outcome) => outcome,
+        },
+        OpKey::Ensure { instance } => ensure(&engines, &snapshot, fence, instance).await,
+        OpKey::Absent { instance } => match engines.provider.absent(fence, instance).await {
+            Ok(()) => OpOutcome::Done,
+            Err(error) => OpOutcome::Retry(error.to_string()),
+        },
+        OpKey::SetRoute { generation, digest } => {
+            let (proposed, table) = &snapshot.route;
+            if proposed != generation || table.digest() != *digest {
+                OpOutcome::Permanent("a newer table was proposed".into())
+            } else {
+                match engines.router.set(fence, *generation, table).await {
+                    Ok(()) => OpOutcome::Done,
+                    Err(error @ (RouterError::Unreachable { .. } | RouterError::Stale { .. })) => {
+                        OpOutcome::Retry(error.to_string())
+                    }
+                    Err(error) => OpOutcome::Retry(error.to_string()),
+                }
+            }
+        }
+    };
+    crash::point(op.key.word(), "after");
+    Ended { op, outcome, baked }
+}
+
+async fn bake<P: Provider, R: Router, B: Bakery>(
+    engines: &Engines<P, R, B>,
+    snapshot: &Snapshot,
+    env: &EnvRef,
+    release: ReleaseNumber,
+    image: &ImageName,
+) -> Result<Digest, OpOutcome> {
+    let Some(release) = snapshot.release(env, release) else {
+        return Err(OpOutcome::Permanent(format!("release {release} of `{env}` does not exist")));
+    };
+    engines.bakery.bake(release, image).await.map_err(|error| outcome_of(&error))
+}
+
+fn outcome_of(error: &BakeryError) -> OpOutcome {
+    if error.permanent {
+        OpOutcome::Permanent(error.text.clone())
+    } else {
+        OpOutcome::Retry(error.text.clone())
+    }
+}
+
+async fn ensure<P: Provider, R: Router, B: Bakery>(
+    engines: &Engines<P, R, B>,
+    snapshot: &Snapshot,
+    fence: Fence,
+    id: &InstanceId,
+) -> OpOutcome {
+    let instance = snapshot.instances.get(id);
+    let release = instance.and_then(|i| snapshot.release(&i.env, i.release));
+    let (Some(instance), Some(release)) = (instance, release) else {
+        return OpOutcome::Permanent(format!("`{id}` has no record"));
+    };
+    let manifest = match engines.bakery.manifest(instance.image).await {
+        Ok(manifest) => manifest,
+        Err(error) => return outcome_of(&error),
+    };
+    let Some(spec) = kiln_plan::instance::spec(instance, release, manifest) else {
+        return OpOutcome::Permanent(format!(
+            "release {} has no service `{}`",
+            release.number, instance.service
+        ));
+    };
+    match engines.provider.ensure(fence, &spec).await {
+        Ok(_) => OpOutcome::Done,
+        Err(error @ ProviderError::Retry { .. }) => OpOutcome::Retry(error.to_string()),
+        Err(error) => OpOutcome::Permanent(error.to_string()),
+    }
+}

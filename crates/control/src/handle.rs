@@ -1,0 +1,126 @@
+//! What the API sees of the control plane: the newest snapshot, the last observation, and commands.
+
+use crate::clock::Clock;
+use crate::crash;
+use crate::reconcile::Shared;
+use kiln_model::{EnvRef, Epoch, Revision, RolloutId, Snapshot};
+use kiln_plan::explain::{Reason, explain};
+use kiln_plan::{Command, Observed, Outcome, Refusal, Request, decide};
+use kiln_store::{Store, StoreError};
+use std::sync::Arc;
+use tokio::sync::{broadcast, watch};
+
+/// Commands that may come between the load and the commit of another before it gives up.
+const CONFLICTS_MAX: u32 = 50;
+
+/// A line about long work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Of which environment, if of one.
+    pub env: Option<EnvRef>,
+    /// Of which rollout, if of one.
+    pub rollout: Option<RolloutId>,
+    /// What is being done.
+    pub text: String,
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// It is not possible; nothing was changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The store failed.
+    #[error("the command could not be recorded")]
+    Store(#[source] StoreError),
+}
+
+/// A cheap handle of a running control plane.
+pub struct Handle {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) epoch: Epoch,
+    pub(crate) progress: broadcast::Sender<Progress>,
+}
+
+impl Clone for Handle {
+    fn clone(&self) -> Self {
+        Self {
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+            shared: self.shared.clone(),
+            epoch: self.epoch,
+            progress: self.progress.clone(),
+        }
+    }
+}
+
+impl Handle {
+    /// A handle over the parts of a control plane.
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, shared: Arc<Shared>, epoch: Epoch) -> Self {
+        Self { store, clock, shared, epoch, progress: broadcast::Sender::new(1024) }
+    }
+
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Result<Arc<Snapshot>, StoreError> {
+        self.store.load()
+    }
+
+    /// The last observation.
+    pub fn observed(&self) -> Arc<Observed> {
+        self.shared.observed()
+    }
+
+    /// The store, for the ledger and the history.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Changes on every commit.
+    pub fn revision(&self) -> watch::Receiver<Revision> {
+        self.shared.revision.subscribe()
+    }
+
+    /// Lines about long work, as it goes on.
+    pub fn progress(&self) -> broadcast::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Why things are as they are.
+    pub fn explain(&self, env: Option<&EnvRef>) -> Result<Vec<Reason>, StoreError> {
+        Ok(explain(&*self.snapshot()?, &self.observed(), env))
+    }
+
+    /// Asks the loop to end. Edge and instances go on.
+    pub fn stop(&self) {
+        self.shared.stop.send_replace(true);
+        self.shared.wake.notify_one();
+    }
+
+    /// Decides on a command and records it. It is durable when this returns; it comes true afterwards.
+    pub fn submit(&self, actor: &str, command: Command) -> Result<Outcome, SubmitError> {
+        let mut request =
+            Request { command, actor: actor.to_owned(), at: self.clock.wall(), now: self.clock.boot() };
+        for attempt in 0.. {
+            let snapshot = self.store.load().map_err(SubmitError::Store)?;
+            request.now = self.clock.boot();
+            let decision = decide(&snapshot, &request)?;
+            if decision.mutations.is_empty() {
+                return Ok(decision.outcome);
+            }
+            crash::point("submit", "before-commit");
+            match self.store.commit(self.epoch, snapshot.revision, &decision.mutations, &decision.events) {
+                Ok(revision) => {
+                    crash::point("submit", "after-commit");
+                    self.shared.revision.send_replace(revision);
+                    self.shared.wake.notify_one();
+                    return Ok(decision.outcome);
+                }
+                Err(StoreError::Conflict { .. }) if attempt < CONFLICTS_MAX => {}
+                Err(error) => return Err(SubmitError::Store(error)),
+            }
+        }
+        unreachable!("the loop above only ends by returning")
+    }
+}
