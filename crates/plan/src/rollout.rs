@@ -6,7 +6,7 @@ use crate::instance::heal_not_before;
 use crate::route::replicas;
 use kiln_model::edge::Tally;
 use kiln_model::{
-    Boot, EnvRef, Environment, Instance, InstanceId, InstanceState, Millis, Mutation, OpKey, Release,
+    EnvRef, Environment, Instance, InstanceId, InstanceState, Millis, Mutation, OpKey, Release,
     ReleaseNumber, Rollout, RolloutPhase, ServiceSpec,
 };
 use std::collections::BTreeSet;

@@ -1,0 +1,593 @@
+//! The planner against a small simulated world: a store, a provider and an edge in memory, with faults drawn from a seed.
+//! Every invariant is checked after every step; a crash forgets all that is not in the store.
+
+use kiln_model::edge::{EdgeStatus, TargetStatus};
+use kiln_model::*;
+use kiln_plan::observed::{OpOutcome, OpResult, ProbeLog};
+use kiln_plan::{Command, Observed, Outcome, Request, decide, lint, plan};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+/// xorshift64*: enough to draw faults from a seed.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    fn chance(&mut self, per_mille: u64) -> bool {
+        self.next() >> 33 & 1023 < per_mille
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() >> 33) as usize % n.max(1)
+    }
+}
+
+/// How an instance of a commit behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Behaviour {
+    Good,
+    Crashes,
+    FailsValidate,
+    NeverReady,
+}
+
+fn behaviour(commit: u64) -> Behaviour {
+    match commit % 8 {
+        3 => Behaviour::Crashes,
+        5 => Behaviour::FailsValidate,
+        6 => Behaviour::NeverReady,
+        _ => Behaviour::Good,
+    }
+}
+
+#[derive(Default, Clone, Copy)]
+struct Faults {
+    lost_ack: u64,
+    late: u64,
+    error: u64,
+    crash: u64,
+    death: u64,
+    blind: u64,
+    edge_restart: u64,
+}
+
+struct Running {
+    alive: bool,
+    commit: u64,
+    address: IpAddr,
+}
+
+/// An effect that was sent and has not reached its receiver yet.
+struct Delayed {
+    due: u64,
+    op: Op,
+    snapshot: Arc<Snapshot>,
+}
+
+struct World {
+    rng: Rng,
+    faults: Faults,
+    now: u64,
+    store: Snapshot,
+    tombstones: BTreeSet<InstanceId>,
+    provider_tombstones: BTreeSet<InstanceId>,
+    running: BTreeMap<InstanceId, Running>,
+    next_address: u32,
+    edge: (Generation, RouteTable),
+    persisted_edge: (Generation, RouteTable),
+    delayed: Vec<Delayed>,
+    // What the process knows, gone with a crash.
+    busy: BTreeSet<OpKey>,
+    results: Vec<OpResult>,
+    probes: BTreeMap<InstanceId, ProbeLog>,
+    baked: BTreeMap<(EnvRef, ReleaseNumber, ImageName), Digest>,
+    commits: u64,
+}
+
+fn env() -> EnvRef {
+    EnvRef { project: ProjectName::new("shop").unwrap(), env: EnvName::new("production").unwrap() }
+}
+
+fn commit_id(n: u64) -> CommitId {
+    format!("{n:040x}").parse().unwrap()
+}
+
+fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
+    let check = |path: &str| Check {
+        kind: CheckKind::Http { port: 80, path: path.into(), status: None, contains: None, host: None },
+        timeout: Millis(100),
+    };
+    ServiceSpec {
+        name: ServiceName::new(name).unwrap(),
+        image: ImageName::new(name).unwrap(),
+        command: vec!["/app".into()],
+        instances,
+        port: Some(80),
+        user: "65534".into(),
+        env: BTreeMap::new(),
+        writable: vec![],
+        resources: Resources::default(),
+        health: Some(Health {
+            check: check("/healthz"),
+            every: Millis(100),
+            grace: Millis(3000),
+            healthy_after: 1,
+            unhealthy_after: 3,
+        }),
+        validate: vec![check("/")],
+        rollout: RolloutPolicy { drain: Millis(500), keep_previous: Millis(keep), deadline: Millis(20_000) },
+        stop: Stop::default(),
+    }
+}
+
+fn release(commit: u64, keep: u64) -> ReleaseSpec {
+    let services = [service("api", 2, keep), service("web", 3, keep)];
+    let rule = |path: &str, service: &str| RouteRule {
+        host: None,
+        path: path.into(),
+        service: ServiceName::new(service).unwrap(),
+    };
+    ReleaseSpec {
+        commit: commit_id(commit),
+        commit_time: 0,
+        subject: String::new(),
+        pinned: true,
+        images: services.iter().map(|s| s.image.clone()).collect(),
+        services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
+        routes: vec![rule("/", "web"), rule("/api", "api")],
+    }
+}
+
+impl World {
+    fn new(seed: u64, faults: Faults) -> Self {
+        Self {
+            rng: Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
+            faults,
+            now: 0,
+            store: Snapshot::default(),
+            tombstones: BTreeSet::new(),
+            provider_tombstones: BTreeSet::new(),
+            running: BTreeMap::new(),
+            next_address: 1,
+            edge: Default::default(),
+            persisted_edge: Default::default(),
+            delayed: vec![],
+            busy: BTreeSet::new(),
+            results: vec![],
+            probes: BTreeMap::new(),
+            baked: BTreeMap::new(),
+            commits: 0,
+        }
+    }
+
+    fn submit(&mut self, command: Command) -> Result<Outcome, kiln_plan::Refusal> {
+        let request = Request { command, actor: "test".into(), at: Wall(self.now), now: Boot(self.now) };
+        let decision = decide(&self.store, &request)?;
+        self.commit(&decision.mutations);
+        Ok(decision.outcome)
+    }
+
+    fn deploy(&mut self, commit: u64, keep: u64) -> Outcome {
+        self.submit(Command::Deploy { env: env(), spec: Box::new(release(commit, keep)) }).unwrap()
+    }
+
+    fn commit(&mut self, mutations: &[Mutation]) {
+        for mutation in mutations {
+            if let Mutation::Gone { instance } = mutation {
+                self.tombstones.insert(instance.clone());
+            }
+            if let Mutation::PutInstance(instance) = mutation {
+                assert!(
+                    !self.tombstones.contains(&instance.id),
+                    "{} was destroyed and comes back",
+                    instance.id
+                );
+            }
+            self.store.apply(mutation);
+        }
+        self.store.revision = self.store.revision.next();
+        self.commits += 1;
+    }
+
+    fn observe(&mut self) -> Observed {
+        let blind = self.rng.chance(self.faults.blind);
+        let seen = self.running.iter().map(|(id, r)| {
+            let exited = SeenState::Exited(ExitReason::Status { code: 1 });
+            let state = if r.alive { SeenState::Running } else { exited };
+            (id.clone(), Seen { id: id.clone(), address: Some(r.address), state })
+        });
+        let seen: BTreeMap<_, _> = seen.collect();
+        let targets = self.edge.1.pools.iter().flat_map(|pool| {
+            pool.targets.iter().map(|t| TargetStatus {
+                instance: t.instance.clone(),
+                env: pool.env.clone(),
+                service: pool.service.clone(),
+                release: pool.release,
+                in_table: true,
+                in_flight: 0,
+                ejected: false,
+                ejected_for: Millis(0),
+                reason: None,
+                tally: Default::default(),
+                latency: vec![],
+            })
+        });
+        let edge = EdgeStatus {
+            generation: self.edge.0,
+            digest: (self.edge.0.0 > 0).then(|| self.edge.1.digest()),
+            targets: targets.collect(),
+            ..EdgeStatus::default()
+        };
+        Observed {
+            now: Boot(self.now),
+            wall: Wall(self.now),
+            boot_id: "boot".into(),
+            seen: (!blind).then_some(seen),
+            edge: (!self.rng.chance(self.faults.blind)).then_some(edge),
+            running: self.busy.clone(),
+            results: self.results.clone(),
+            probes: self.probes.clone(),
+            baked: self.baked.clone(),
+            tails: BTreeMap::new(),
+        }
+    }
+
+    /// One pass of control, with a chance to die before and after the commit.
+    fn pass(&mut self) -> bool {
+        let observed = self.observe();
+        let plan = plan(&self.store, &observed);
+        let broken = lint::lint(&self.store, &plan);
+        assert!(broken.is_empty(), "{broken:?}");
+        if self.rng.chance(self.faults.crash) {
+            self.crash();
+            return true;
+        }
+        let changed = !plan.mutations.is_empty();
+        if changed {
+            self.commit(&plan.mutations);
+        }
+        self.results.clear();
+        if self.rng.chance(self.faults.crash) {
+            self.crash();
+            return true;
+        }
+        let snapshot = Arc::new(self.store.clone());
+        for op in plan.effects {
+            self.busy.insert(op.key.clone());
+            let due =
+                self.now + if self.rng.chance(self.faults.late) { 50 + self.rng.next() % 4000 } else { 0 };
+            self.delayed.push(Delayed { due, op, snapshot: snapshot.clone() });
+        }
+        for probe in plan.probes.into_iter().filter(|p| p.not_before.0 <= self.now) {
+            let state = self.running.get(&probe.instance).map(|r| (r.alive, behaviour(r.commit)));
+            let passed = match state {
+                Some((true, Behaviour::NeverReady)) => false,
+                Some((true, Behaviour::FailsValidate)) => probe.step == 0,
+                Some((true, _)) => true,
+                _ => false,
+            };
+            let evidence = Evidence {
+                check: probe.check.kind.to_string(),
+                passed,
+                detail: String::new(),
+                took: Millis(1),
+                at: Wall(self.now),
+            };
+            self.probes.entry(probe.instance).or_default().record(probe.step, Boot(self.now), evidence);
+        }
+        changed
+    }
+
+    /// The process dies: what it had sent may still arrive, what it knew is gone.
+    fn crash(&mut self) {
+        self.busy.clear();
+        self.results.clear();
+        self.probes.clear();
+        self.baked.clear();
+        for delayed in &mut self.delayed {
+            delayed.op.attempts = 0; // Nobody waits for its answer any more.
+        }
+    }
+
+    fn deliver(&mut self) {
+        let due: Vec<Delayed> = {
+            let (due, later) = std::mem::take(&mut self.delayed).into_iter().partition(|d| d.due <= self.now);
+            self.delayed = later;
+            due
+        };
+        for Delayed { op, snapshot, .. } in due {
+            let orphaned = op.attempts == 0;
+            let outcome = if self.rng.chance(self.faults.error) {
+                OpOutcome::Retry("injected".into())
+            } else {
+                self.effect(&op, &snapshot)
+            };
+            let lost = self.rng.chance(self.faults.lost_ack);
+            let outcome = if lost { OpOutcome::Retry("lost".into()) } else { outcome };
+            if !orphaned {
+                self.busy.remove(&op.key);
+                self.results.push(OpResult { key: op.key, id: op.id, outcome });
+            }
+        }
+    }
+
+    fn effect(&mut self, op: &Op, snapshot: &Snapshot) -> OpOutcome {
+        match &op.key {
+            OpKey::Bake { env, release, image } => {
+                let key = (env.clone(), *release, image.clone());
+                self.baked.insert(key, Digest::of(format!("{release}{image}").as_bytes()));
+            }
+            OpKey::Ensure { instance } => {
+                if self.provider_tombstones.contains(instance) {
+                    return OpOutcome::Permanent("tombstone".into());
+                }
+                let row = &snapshot.instances[instance];
+                let commit = &snapshot.release(&row.env, row.release).unwrap().spec.commit;
+                let commit = u64::from_str_radix(commit.as_str(), 16).unwrap();
+                if !self.running.contains_key(instance) {
+                    let address = IpAddr::V4(Ipv4Addr::from(0x0a53_0000 + self.next_address));
+                    self.next_address += 1;
+                    let alive = behaviour(commit) != Behaviour::Crashes;
+                    self.running.insert(instance.clone(), Running { alive, commit, address });
+                }
+            }
+            OpKey::Absent { instance } => {
+                let routed =
+                    self.edge.1.pools.iter().flat_map(|p| &p.targets).any(|t| &t.instance == instance);
+                assert!(!routed, "S4: {instance} destroyed while the edge sends to it");
+                self.running.remove(instance);
+                self.provider_tombstones.insert(instance.clone());
+            }
+            OpKey::SetRoute { generation, digest } => {
+                let (proposed, table) = &snapshot.route;
+                if proposed != generation || table.digest() != *digest || *generation < self.edge.0 {
+                    return OpOutcome::Permanent("stale".into());
+                }
+                for target in table.pools.iter().flat_map(|p| &p.targets) {
+                    let validated = snapshot.instances.get(&target.instance).map(|i| i.state);
+                    assert!(
+                        validated.is_some_and(|s| s >= InstanceState::Validated),
+                        "S1: {target:?} {validated:?}"
+                    );
+                }
+                self.edge = (*generation, RouteTable::clone(table));
+                self.persisted_edge = self.edge.clone();
+            }
+        }
+        OpOutcome::Done
+    }
+}
+
+/// Steps until nothing changes any more, with all faults off.
+fn settle(world: &mut World) {
+    let faults = std::mem::take(&mut world.faults);
+    let mut quiet = 0;
+    for _ in 0..20_000 {
+        world.now += 10;
+        world.deliver();
+        quiet =
+            if world.pass() || !world.delayed.is_empty() || !world.busy.is_empty() { 0 } else { quiet + 1 };
+        // Longer than every deadline and back-off: what is still to come would have come.
+        if quiet > 400 {
+            world.faults = faults;
+            return;
+        }
+    }
+    panic!(
+        "no fixed point: {:?} {:?}",
+        world.store.ops,
+        world.store.active_rollouts(&env()).collect::<Vec<_>>()
+    );
+}
+
+fn step(world: &mut World) {
+    world.now += 10;
+    world.deliver();
+    world.pass();
+    if world.rng.chance(world.faults.death) && !world.running.is_empty() {
+        let n = world.rng.below(world.running.len());
+        world.running.values_mut().nth(n).unwrap().alive = false;
+    }
+    if world.rng.chance(world.faults.edge_restart) {
+        world.edge = world.persisted_edge.clone();
+    }
+}
+
+/// L1 to L5, L9 and L10: everything ended, nothing is left over, nothing is written any more.
+fn assert_converged(world: &mut World, expected: Option<u64>) {
+    assert_eq!(world.store.active_rollouts(&env()).count(), 0);
+    assert!(world.store.ops.is_empty(), "{:?}", world.store.ops);
+    let environment = world.store.environments[&env()].clone();
+    let serving = environment.serving.and_then(|n| world.store.release(&env(), n).cloned());
+    let commit = serving.as_ref().map(|r| u64::from_str_radix(r.spec.commit.as_str(), 16).unwrap());
+    assert_eq!(commit, expected);
+    assert_eq!(world.edge.0, world.store.route.0, "L3");
+    let owned: BTreeSet<_> = world.store.instances.keys().cloned().collect();
+    let running: BTreeSet<_> = world.running.keys().cloned().collect();
+    assert_eq!(owned, running, "L2: orphans or lost instances");
+    let routed: usize = world.edge.1.pools.iter().map(|p| p.targets.len()).sum();
+    if serving.is_some() {
+        assert_eq!(routed, 5, "L5: {:?}", world.edge.1);
+        assert!(world.edge.1.pools.iter().flat_map(|p| &p.targets).all(|t| world.running[&t.instance].alive));
+    }
+    world.faults = Faults::default();
+    let commits = world.commits;
+    for _ in 0..50 {
+        world.now += 10;
+        assert!(!world.pass(), "L10: an idle world is written to");
+    }
+    assert_eq!(world.commits, commits);
+}
+
+#[test]
+fn deploys_roll_back_and_bad_commits_are_taken_back() {
+    let mut world = World::new(1, Faults::default());
+    let mut serving = None;
+    for commit in 1..=16 {
+        world.deploy(commit, 0);
+        settle(&mut world);
+        let last = world.store.rollouts.values().last().unwrap().clone();
+        if behaviour(commit) == Behaviour::Good {
+            serving = Some(commit);
+            assert_eq!(last.phase, RolloutPhase::Succeeded);
+        } else {
+            assert_eq!(last.phase, RolloutPhase::TakenBack, "{commit}");
+            assert!(last.reason.is_some());
+        }
+        assert_converged(&mut world, serving);
+    }
+    let outcome = world.submit(Command::Rollback { env: env(), to: None }).unwrap();
+    assert_eq!(outcome, Outcome::Started { rollout: RolloutId(17), release: ReleaseNumber(15) });
+    settle(&mut world);
+    assert_converged(&mut world, Some(15));
+}
+
+#[test]
+fn the_first_deploy_of_a_bad_commit_fails_without_a_previous() {
+    let mut world = World::new(1, Faults::default());
+    world.deploy(3, 0);
+    settle(&mut world);
+    assert_eq!(world.store.rollouts[&RolloutId(1)].phase, RolloutPhase::FailedNoPrevious);
+    assert!(world.running.is_empty());
+}
+
+#[test]
+fn a_kept_release_is_rolled_back_to_without_a_boot() {
+    let mut world = World::new(1, Faults::default());
+    world.deploy(1, 3_600_000);
+    settle_some(&mut world);
+    world.deploy(2, 3_600_000);
+    settle_some(&mut world);
+    assert_eq!(world.running.len(), 10, "the previous release stays validated, out of rotation");
+    let highest = world.store.next_instance;
+    world.submit(Command::Rollback { env: env(), to: None }).unwrap();
+    let mut passes = 0;
+    while world.store.rollouts[&RolloutId(3)].phase != RolloutPhase::Succeeded {
+        world.now += 1;
+        world.deliver();
+        world.pass();
+        passes += 1;
+        assert!(passes < 6, "a warm rollback is a route switch");
+    }
+    assert_eq!(world.store.next_instance, highest, "nothing was started");
+}
+
+/// Steps until no rollout is under way.
+fn settle_some(world: &mut World) {
+    for _ in 0..3000 {
+        step(world);
+    }
+    assert_eq!(world.store.active_rollouts(&env()).count(), 0);
+}
+
+#[test]
+fn scale_heals_and_destroy_leaves_nothing() {
+    let mut world = World::new(1, Faults::default());
+    world.deploy(1, 0);
+    settle(&mut world);
+    let web = ServiceName::new("web").unwrap();
+    let scale = |n| Command::Scale { env: env(), instances: [(ServiceName::new("web").unwrap(), n)].into() };
+    world.submit(scale(Some(5))).unwrap();
+    settle(&mut world);
+    assert_eq!(world.store.instances.values().filter(|i| i.service == web).count(), 5);
+    world.submit(scale(Some(1))).unwrap();
+    settle(&mut world);
+    assert_eq!(world.store.instances.values().filter(|i| i.service == web).count(), 1);
+    world.submit(scale(None)).unwrap();
+    settle(&mut world);
+    assert_converged(&mut world, Some(1));
+    world.running.values_mut().for_each(|r| r.alive = false);
+    settle(&mut world);
+    assert_converged(&mut world, Some(1));
+    world.submit(Command::Destroy { env: env() }).unwrap();
+    settle(&mut world);
+    assert!(world.running.is_empty() && world.edge.1.routes.is_empty());
+    assert_converged(&mut world, None);
+    world.deploy(2, 0);
+    settle(&mut world);
+    assert_converged(&mut world, Some(2));
+}
+
+#[test]
+fn a_newer_deploy_supersedes_and_abort_leaves_what_serves() {
+    let mut world = World::new(1, Faults::default());
+    world.deploy(1, 0);
+    settle(&mut world);
+    world.deploy(6, 0);
+    (0..20).for_each(|_| step(&mut world));
+    world.deploy(2, 0);
+    assert_eq!(world.store.rollouts[&RolloutId(2)].phase, RolloutPhase::Superseded);
+    settle(&mut world);
+    assert_converged(&mut world, Some(2));
+    world.deploy(6, 0);
+    (0..20).for_each(|_| step(&mut world));
+    world.submit(Command::Abort { env: env() }).unwrap();
+    settle(&mut world);
+    assert_converged(&mut world, Some(2));
+    assert!(world.submit(Command::Abort { env: env() }).is_err());
+}
+
+#[test]
+fn converges_under_faults_from_any_seed() {
+    let seeds: u64 = std::env::var("KILN_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    for seed in 1..=seeds {
+        let mut draw = Rng(seed * 77_777);
+        let mut rate = |high: u64| [0, high / 5, high][draw.below(3)];
+        let faults = Faults {
+            lost_ack: rate(200),
+            late: rate(200),
+            error: rate(150),
+            crash: rate(60),
+            death: rate(20),
+            blind: rate(100),
+            edge_restart: rate(20),
+        };
+        let result = std::panic::catch_unwind(|| {
+            let mut world = World::new(seed, faults);
+            for commit in [1u64, 2, 3, 4, 5, 7] {
+                world.deploy(commit, if commit % 2 == 0 { 2000 } else { 0 });
+                let steps = 20 + world.rng.below(400);
+                (0..steps).for_each(|_| step(&mut world));
+            }
+            settle(&mut world);
+            // Under deaths a good commit may be taken back; then a repeated deploy must bring it.
+            world.deploy(8, 0);
+            settle(&mut world);
+            assert_converged(&mut world, Some(8));
+        });
+        assert!(result.is_ok(), "seed {seed} fails: run with KILN_SEEDS={seed}");
+    }
+}
+
+#[test]
+fn every_single_crash_converges() {
+    let run = |crash_at: Option<u32>| {
+        let mut world = World::new(7, Faults::default());
+        world.deploy(1, 0);
+        settle(&mut world);
+        world.deploy(2, 0);
+        let mut passes = 0;
+        while world.store.active_rollouts(&env()).count() > 0 && passes < 2000 {
+            passes += 1;
+            world.now += 10;
+            if Some(passes) == crash_at {
+                world.crash();
+            }
+            world.deliver();
+            world.pass();
+        }
+        settle(&mut world);
+        assert_converged(&mut world, Some(2));
+        passes
+    };
+    let passes = run(None);
+    assert!(passes > 4);
+    (1..=passes).for_each(|n| drop(run(Some(n))));
+}
