@@ -1,5 +1,18 @@
 //! Durable truth. One [`Store`] has one writer; every commit is one transaction that carries mutations and ledger events
 //! together, refused if the lease was lost or the base revision is not the newest.
+//!
+//! [`SqliteStore`] is the one that runs; [`MemStore`] has the same rules ([`rules`]) for tests.
+#![forbid(unsafe_code)]
+
+mod ledger;
+pub mod lock;
+mod memory;
+pub mod rules;
+mod sqlite;
+
+pub use lock::{LockedBy, StateLock};
+pub use memory::MemStore;
+pub use sqlite::SqliteStore;
 
 use kiln_model::{Epoch, Event, Incarnation, InstanceId, Mutation, Revision, Snapshot};
 use std::sync::Arc;
@@ -92,4 +105,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Whether the instance was ever destroyed.
     fn is_tombstoned(&self, id: &InstanceId) -> Result<bool, StoreError>;
+
+    /// The last records of instances that were destroyed, newest first, at most `limit`.
+    fn departed(&self, limit: usize) -> Result<Vec<kiln_model::Instance>, StoreError>;
 }

@@ -1,0 +1,53 @@
+//! One server per state folder: a `flock` that ends with the process.
+
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+/// Held while a server owns the state folder.
+#[derive(Debug)]
+pub struct StateLock {
+    _file: File,
+}
+
+/// Why the lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockedBy {
+    /// Another server has it.
+    #[error("`{path}` is in use by another `kiln serve` (pid {pid})")]
+    Other {
+        /// The state folder.
+        path: String,
+        /// Its process.
+        pid: String,
+    },
+    /// The lock file could not be used.
+    #[error("cannot lock `{path}`")]
+    Io {
+        /// The lock file.
+        path: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl StateLock {
+    /// Takes `STATE/lock`, or says who has it.
+    pub fn take(state: &Path) -> Result<Self, LockedBy> {
+        let path = state.join("lock");
+        let io = |source| LockedBy::Io { path: path.display().to_string(), source };
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid).map_err(io)?;
+            return Err(LockedBy::Other { path: state.display().to_string(), pid: pid.trim().to_owned() });
+        }
+        file.set_len(0).map_err(io)?;
+        file.rewind().map_err(io)?;
+        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        Ok(Self { _file: file })
+    }
+}

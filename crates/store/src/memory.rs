@@ -1,0 +1,96 @@
+//! The store in memory: the same rules, no durability. For tests and the simulator.
+
+use crate::{LedgerEntry, Store, StoreError, ledger, rules};
+use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Mutation, Revision, Snapshot};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+#[derive(Default)]
+struct State {
+    snapshot: Arc<Snapshot>,
+    epoch: Epoch,
+    tombstones: BTreeSet<InstanceId>,
+    departed: Vec<Instance>,
+    ledger: Vec<LedgerEntry>,
+}
+
+/// A store that forgets everything with the process.
+#[derive(Default)]
+pub struct MemStore {
+    state: Mutex<State>,
+}
+
+impl MemStore {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for MemStore {
+    fn load(&self) -> Result<Arc<Snapshot>, StoreError> {
+        Ok(self.state().snapshot.clone())
+    }
+
+    fn take_lease(&self, _holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
+        let mut state = self.state();
+        state.epoch = state.epoch.next();
+        Ok((state.snapshot.incarnation, state.epoch))
+    }
+
+    fn commit(
+        &self,
+        epoch: Epoch,
+        base: Revision,
+        mutations: &[Mutation],
+        events: &[Event],
+    ) -> Result<Revision, StoreError> {
+        let mut state = self.state();
+        if epoch != state.epoch {
+            return Err(StoreError::LeaseLost { mine: epoch, holder: state.epoch });
+        }
+        let newest = state.snapshot.revision;
+        if base != newest {
+            return Err(StoreError::Conflict { base, newest });
+        }
+        let mut after = rules::check(&state.snapshot, mutations, |id| state.tombstones.contains(id))
+            .map_err(|detail| StoreError::Illegal { detail })?;
+        after.revision = newest.next();
+        for mutation in mutations {
+            if let Mutation::Gone { instance } = mutation {
+                let row = state.snapshot.instances.get(instance).cloned();
+                state.departed.extend(row.map(|row| Instance::clone(&row)));
+                state.tombstones.insert(instance.clone());
+            }
+        }
+        for event in events {
+            let previous = state.ledger.last().map_or(ledger::GENESIS.to_owned(), |e| e.hash.clone());
+            let entry = ledger::entry(&previous, state.ledger.len() as u64 + 1, after.revision, event);
+            state.ledger.push(entry);
+        }
+        let revision = after.revision;
+        state.snapshot = Arc::new(after);
+        Ok(revision)
+    }
+
+    fn ledger(&self, from: u64, limit: usize) -> Result<Vec<LedgerEntry>, StoreError> {
+        let start = from.saturating_sub(1) as usize;
+        Ok(self.state().ledger.iter().skip(start).take(limit).cloned().collect())
+    }
+
+    fn verify_ledger(&self) -> Result<Result<u64, (u64, String)>, StoreError> {
+        let state = self.state();
+        let rows = state.ledger.iter().map(|e| {
+            let body = serde_json::to_string(&e.event).unwrap_or_default();
+            (e.sequence, e.revision.0, body, e.previous.clone(), e.hash.clone())
+        });
+        Ok(ledger::verify(rows))
+    }
+
+    fn is_tombstoned(&self, id: &InstanceId) -> Result<bool, StoreError> {
+        Ok(self.state().tombstones.contains(id))
+    }
+
+    fn departed(&self, limit: usize) -> Result<Vec<Instance>, StoreError> {
+        Ok(self.state().departed.iter().rev().take(limit).cloned().collect())
+    }
+}

@@ -1,0 +1,108 @@
+//! The rule book: which mutation is legal after which snapshot. Both stores ask it before they write anything.
+
+use kiln_model::{Environment, Instance, InstanceId, Mutation, Release, Rollout, RolloutPhase, Snapshot};
+
+/// Checks all mutations in order against `snapshot`, and answers the snapshot after them.
+pub fn check(
+    snapshot: &Snapshot,
+    mutations: &[Mutation],
+    tombstoned: impl Fn(&InstanceId) -> bool,
+) -> Result<Snapshot, String> {
+    let mut after = snapshot.clone();
+    for mutation in mutations {
+        match mutation {
+            Mutation::PutInstance(instance) => instance_rule(&after, instance, &tombstoned)?,
+            Mutation::PutRelease(release) => release_rule(&after, release)?,
+            Mutation::PutRollout(rollout) => rollout_rule(&after, rollout)?,
+            Mutation::PutEnvironment(environment) => environment_rule(&after, environment)?,
+            Mutation::PutRoute { generation, .. } if *generation != after.route.0.next() => {
+                return Err(format!("generation {generation} does not follow {}", after.route.0));
+            }
+            Mutation::RouteAcked { generation } if *generation > after.route.0 => {
+                return Err(format!("generation {generation} was never proposed"));
+            }
+            Mutation::Gone { instance } => {
+                let routed =
+                    after.route.1.pools.iter().flat_map(|p| &p.targets).any(|t| &t.instance == instance);
+                if routed {
+                    return Err(format!("`{instance}` is in the route table and cannot be gone"));
+                }
+            }
+            _ => {}
+        }
+        after.apply(mutation);
+    }
+    let mut moving: Vec<_> = after.rollouts.values().filter(|r| is_moving(r)).map(|r| &r.env).collect();
+    moving.sort();
+    if let Some(pair) = moving.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("`{}` would have two rollouts under way", pair[0]));
+    }
+    Ok(after)
+}
+
+fn is_moving(rollout: &Rollout) -> bool {
+    rollout.phase != RolloutPhase::Planned && !rollout.phase.is_end()
+}
+
+fn instance_rule(
+    after: &Snapshot,
+    instance: &Instance,
+    tombstoned: &impl Fn(&InstanceId) -> bool,
+) -> Result<(), String> {
+    let id = &instance.id;
+    if tombstoned(id) {
+        return Err(format!("`{id}` was destroyed and is never used again"));
+    }
+    match after.instances.get(id) {
+        Some(before) => {
+            let same = before.image == instance.image
+                && before.release == instance.release
+                && before.slot == instance.slot;
+            if !same || before.env != instance.env || before.service != instance.service {
+                return Err(format!("`{id}` is immutable"));
+            }
+            if before.state != instance.state && !before.state.may_become(instance.state) {
+                return Err(format!(
+                    "`{id}` cannot go from {} to {}",
+                    before.state.word(),
+                    instance.state.word()
+                ));
+            }
+        }
+        None if id.sequence() < after.next_instance => return Err(format!("`{id}` was used before")),
+        None if instance.state != kiln_model::InstanceState::Intent => {
+            return Err(format!("`{id}` must start as an intent"));
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+fn release_rule(after: &Snapshot, release: &Release) -> Result<(), String> {
+    let Some(before) = after.release(&release.env, release.number) else { return Ok(()) };
+    let mut allowed = Release::clone(before);
+    if allowed.images.is_none() {
+        allowed.images.clone_from(&release.images);
+    }
+    allowed.served |= release.served;
+    if allowed == *release {
+        return Ok(());
+    }
+    Err(format!("release {} of `{}` is immutable", release.number, release.env))
+}
+
+fn rollout_rule(after: &Snapshot, rollout: &Rollout) -> Result<(), String> {
+    let Some(before) = after.rollouts.get(&rollout.id) else { return Ok(()) };
+    if before.phase == rollout.phase && !before.phase.is_end() || before.phase.may_become(rollout.phase) {
+        return Ok(());
+    }
+    Err(format!("rollout {} cannot go from {} to {}", rollout.id, before.phase.word(), rollout.phase.word()))
+}
+
+fn environment_rule(after: &Snapshot, environment: &Environment) -> Result<(), String> {
+    let Some(serving) = environment.serving else { return Ok(()) };
+    match after.release(&environment.env, serving) {
+        Some(release) if release.images.is_some() => Ok(()),
+        _ => Err(format!("release {serving} of `{}` is not sealed and cannot serve", environment.env)),
+    }
+}

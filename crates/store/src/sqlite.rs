@@ -1,0 +1,382 @@
+//! The store on SQLite: one writer connection, WAL, every commit flushed to disk before it counts.
+
+use crate::{LedgerEntry, Store, StoreError, ledger, rules};
+use kiln_model::{
+    Environment, Epoch, Event, Generation, Incarnation, Instance, InstanceId, Mutation, Op, OpId, Release,
+    Revision, Rollout, RolloutId, RouteTable, Snapshot,
+};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The schema that this kiln writes.
+const SCHEMA: u32 = 1;
+/// SQLite before 3.51.3 could corrupt a WAL that two connections reset.
+const SQLITE_MIN: i32 = 3_051_003;
+
+const TABLES: &str = "
+CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE environment(env TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+CREATE TABLE release(env TEXT NOT NULL, number INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY(env, number)) STRICT;
+CREATE TABLE rollout(id INTEGER PRIMARY KEY, env TEXT NOT NULL, body TEXT NOT NULL) STRICT;
+CREATE TABLE instance(id TEXT PRIMARY KEY, env TEXT NOT NULL, body TEXT NOT NULL) STRICT;
+CREATE TABLE tombstone(id TEXT PRIMARY KEY, revision INTEGER NOT NULL, body TEXT) STRICT;
+CREATE TABLE op(key TEXT PRIMARY KEY, id INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
+CREATE TABLE route(one INTEGER PRIMARY KEY CHECK(one = 1), generation INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
+CREATE TABLE ledger(sequence INTEGER PRIMARY KEY, revision INTEGER NOT NULL, body TEXT NOT NULL,
+                    previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT;
+";
+
+struct State {
+    connection: Connection,
+    snapshot: Arc<Snapshot>,
+    poisoned: bool,
+}
+
+/// Durable truth in one file.
+pub struct SqliteStore {
+    state: Mutex<State>,
+    path: PathBuf,
+}
+
+impl SqliteStore {
+    /// Opens or makes the database, checks it, and reads it whole.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let fail = |step| move |source: rusqlite::Error| io(step, path, source);
+        if rusqlite::version_number() < SQLITE_MIN {
+            let text = format!("SQLite {} is too old", rusqlite::version());
+            return Err(io("checking the SQLite version", path, std::io::Error::other(text)));
+        }
+        let mut connection = Connection::open(path).map_err(fail("opening"))?;
+        let pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA busy_timeout=5000;
+             PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA mmap_size=0;";
+        connection.execute_batch(pragmas).map_err(fail("setting up"))?;
+        let check: String =
+            connection.query_row("PRAGMA quick_check", [], |row| row.get(0)).map_err(fail("checking"))?;
+        if check != "ok" {
+            return Err(io("checking", path, std::io::Error::other(check)));
+        }
+        migrate(&mut connection, path)?;
+        let snapshot = Arc::new(read(&connection).map_err(fail("reading"))?);
+        Ok(Self { state: Mutex::new(State { connection, snapshot, poisoned: false }), path: path.to_owned() })
+    }
+
+    fn state(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.poisoned {
+            let text = "an earlier commit failed; nothing is known until a restart";
+            return Err(io("using", &self.path, std::io::Error::other(text)));
+        }
+        Ok(state)
+    }
+
+    fn fail(&self, step: &'static str) -> impl Fn(rusqlite::Error) -> StoreError + '_ {
+        move |source| io(step, &self.path, source)
+    }
+}
+
+fn io(step: &'static str, path: &Path, source: impl std::error::Error + Send + Sync + 'static) -> StoreError {
+    StoreError::Io { step, path: path.display().to_string(), source: Box::new(source) }
+}
+
+/// Forward only. A copy of the old file is made before anything changes.
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    let fail = |source: rusqlite::Error| io("migrating", path, source);
+    let found: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
+    if found > SCHEMA {
+        return Err(StoreError::NewerSchema { path: path.display().to_string(), found, known: SCHEMA });
+    }
+    if found == 0 {
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
+        tx.execute_batch(TABLES).map_err(fail)?;
+        tx.pragma_update(None, "user_version", SCHEMA).map_err(fail)?;
+        tx.commit().map_err(fail)?;
+    }
+    Ok(())
+}
+
+fn meta<T: std::str::FromStr + Default>(connection: &Connection, key: &str) -> rusqlite::Result<T> {
+    let text: Option<String> =
+        connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()?;
+    Ok(text.and_then(|t| t.parse().ok()).unwrap_or_default())
+}
+
+fn set_meta(tx: &Transaction<'_>, key: &str, value: impl ToString) -> rusqlite::Result<()> {
+    tx.prepare_cached("INSERT INTO meta VALUES(?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2")?
+        .execute(params![key, value.to_string()])?;
+    Ok(())
+}
+
+fn bodies<T: DeserializeOwned>(connection: &Connection, table: &str) -> rusqlite::Result<Vec<T>> {
+    let mut statement = connection.prepare(&format!("SELECT body FROM {table}"))?;
+    let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+    rows.map(|text| parse(&text?)).collect()
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
+    serde_json::from_str(text)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn read(connection: &Connection) -> rusqlite::Result<Snapshot> {
+    let mut snapshot = Snapshot::default();
+    for environment in bodies::<Environment>(connection, "environment")? {
+        snapshot.apply(&Mutation::PutEnvironment(environment));
+    }
+    for release in bodies::<Release>(connection, "release")? {
+        snapshot.apply(&Mutation::PutRelease(Box::new(release)));
+    }
+    for rollout in bodies::<Rollout>(connection, "rollout")? {
+        snapshot.apply(&Mutation::PutRollout(Box::new(rollout)));
+    }
+    for instance in bodies::<Instance>(connection, "instance")? {
+        snapshot.apply(&Mutation::PutInstance(Box::new(instance)));
+    }
+    for op in bodies::<Op>(connection, "op")? {
+        snapshot.apply(&Mutation::PutOp(op));
+    }
+    let route = connection
+        .query_row("SELECT generation, body FROM route", [], |row| {
+            Ok((row.get::<_, u64>(0)?, row.get::<_, String>(1)?))
+        })
+        .optional()?;
+    if let Some((generation, body)) = route {
+        let table: RouteTable = parse(&body)?;
+        snapshot.apply(&Mutation::PutRoute { generation: Generation(generation), table: Box::new(table) });
+    }
+    snapshot.revision = Revision(meta(connection, "revision")?);
+    snapshot.incarnation = Incarnation(meta(connection, "incarnation")?);
+    snapshot.boot_id = meta(connection, "boot_id")?;
+    snapshot.acked = Generation(meta(connection, "acked")?);
+    snapshot.next_instance = snapshot.next_instance.max(meta(connection, "next_instance")?);
+    snapshot.next_rollout = snapshot.next_rollout.max(RolloutId(meta(connection, "next_rollout")?));
+    snapshot.next_op = snapshot.next_op.max(OpId(meta(connection, "next_op")?));
+    Ok(snapshot)
+}
+
+fn write(
+    tx: &Transaction<'_>,
+    before: &Snapshot,
+    after: &Snapshot,
+    mutations: &[Mutation],
+) -> rusqlite::Result<()> {
+    for mutation in mutations {
+        match mutation {
+            Mutation::PutEnvironment(row) => {
+                tx.prepare_cached(
+                    "INSERT INTO environment VALUES(?1, ?2) ON CONFLICT(env) DO UPDATE SET body = ?2",
+                )?
+                .execute(params![row.env.to_string(), json(row)])?;
+            }
+            Mutation::PutRelease(row) => {
+                tx.prepare_cached(
+                    "INSERT INTO release VALUES(?1, ?2, ?3) ON CONFLICT(env, number) DO UPDATE SET body = ?3",
+                )?
+                .execute(params![row.env.to_string(), row.number.0, json(row)])?;
+            }
+            Mutation::PutRollout(row) => {
+                tx.prepare_cached(
+                    "INSERT INTO rollout VALUES(?1, ?2, ?3) ON CONFLICT(id) DO UPDATE SET body = ?3",
+                )?
+                .execute(params![row.id.0, row.env.to_string(), json(row)])?;
+            }
+            Mutation::PutInstance(row) => {
+                tx.prepare_cached(
+                    "INSERT INTO instance VALUES(?1, ?2, ?3) ON CONFLICT(id) DO UPDATE SET body = ?3",
+                )?
+                .execute(params![row.id.as_str(), row.env.to_string(), json(row)])?;
+            }
+            Mutation::Gone { instance } => {
+                let last = before.instances.get(instance).map(|row| json(&**row));
+                tx.prepare_cached("INSERT OR IGNORE INTO tombstone VALUES(?1, ?2, ?3)")?.execute(params![
+                    instance.as_str(),
+                    after.revision.0,
+                    last
+                ])?;
+                tx.prepare_cached("DELETE FROM instance WHERE id = ?1")?.execute([instance.as_str()])?;
+            }
+            Mutation::PutOp(row) => {
+                tx.prepare_cached(
+                    "INSERT INTO op VALUES(?1, ?2, ?3) ON CONFLICT(key) DO UPDATE SET id = ?2, body = ?3",
+                )?
+                .execute(params![json(&row.key), row.id.0, json(row)])?;
+            }
+            Mutation::DropOp { key, id } => {
+                tx.prepare_cached("DELETE FROM op WHERE key = ?1 AND id = ?2")?
+                    .execute(params![json(key), id.0])?;
+            }
+            Mutation::PutRoute { generation, table } => {
+                tx.prepare_cached(
+                    "INSERT INTO route VALUES(1, ?1, ?2) ON CONFLICT(one) DO UPDATE SET generation = ?1, body = ?2",
+                )?
+                .execute(params![generation.0, json(table)])?;
+            }
+            Mutation::RouteAcked { .. } => {}
+            Mutation::Rebase { .. } => rewrite_times(tx, after)?,
+        }
+    }
+    set_meta(tx, "revision", after.revision)?;
+    let counters = [
+        ("acked", before.acked.0, after.acked.0),
+        ("next_instance", before.next_instance, after.next_instance),
+        ("next_rollout", before.next_rollout.0, after.next_rollout.0),
+        ("next_op", before.next_op.0, after.next_op.0),
+    ];
+    for (key, _, new) in counters.into_iter().filter(|(_, old, new)| old != new) {
+        set_meta(tx, key, new)?;
+    }
+    if before.boot_id != after.boot_id {
+        set_meta(tx, "boot_id", &after.boot_id)?;
+    }
+    Ok(())
+}
+
+/// After a reboot every row that holds a time of the old boot is written anew.
+fn rewrite_times(tx: &Transaction<'_>, after: &Snapshot) -> rusqlite::Result<()> {
+    for row in after.environments.values() {
+        tx.execute(
+            "UPDATE environment SET body = ?2 WHERE env = ?1",
+            params![row.env.to_string(), json(&**row)],
+        )?;
+    }
+    for row in after.rollouts.values() {
+        tx.execute("UPDATE rollout SET body = ?2 WHERE id = ?1", params![row.id.0, json(&**row)])?;
+    }
+    for row in after.instances.values() {
+        tx.execute("UPDATE instance SET body = ?2 WHERE id = ?1", params![row.id.as_str(), json(&**row)])?;
+    }
+    for row in after.ops.values() {
+        tx.execute("UPDATE op SET body = ?2 WHERE key = ?1", params![json(&row.key), json(row)])?;
+    }
+    Ok(())
+}
+
+fn append(tx: &Transaction<'_>, revision: Revision, events: &[Event]) -> rusqlite::Result<()> {
+    let last = tx
+        .query_row("SELECT sequence, hash FROM ledger ORDER BY sequence DESC LIMIT 1", [], |row| {
+            Ok((row.get::<_, u64>(0)?, row.get::<_, String>(1)?))
+        })
+        .optional()?;
+    let (mut sequence, mut previous) = last.unwrap_or((0, ledger::GENESIS.to_owned()));
+    for event in events {
+        sequence += 1;
+        let entry = ledger::entry(&previous, sequence, revision, event);
+        tx.prepare_cached("INSERT INTO ledger VALUES(?1, ?2, ?3, ?4, ?5)")?.execute(params![
+            sequence,
+            revision.0,
+            json(event),
+            previous,
+            entry.hash
+        ])?;
+        previous = entry.hash;
+    }
+    Ok(())
+}
+
+impl Store for SqliteStore {
+    fn load(&self) -> Result<Arc<Snapshot>, StoreError> {
+        Ok(self.state()?.snapshot.clone())
+    }
+
+    fn take_lease(&self, holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
+        let mut state = self.state()?;
+        let fail = self.fail("taking the lease");
+        let tx = state.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
+        let epoch = Epoch(meta::<u64>(&tx, "epoch").map_err(&fail)? + 1);
+        set_meta(&tx, "epoch", epoch).map_err(&fail)?;
+        set_meta(&tx, "holder", holder).map_err(&fail)?;
+        tx.commit().map_err(&fail)?;
+        Ok((state.snapshot.incarnation, epoch))
+    }
+
+    fn commit(
+        &self,
+        epoch: Epoch,
+        base: Revision,
+        mutations: &[Mutation],
+        events: &[Event],
+    ) -> Result<Revision, StoreError> {
+        let mut guard = self.state()?;
+        let state = &mut *guard;
+        let fail = self.fail("committing");
+        let tx = state.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
+        let holder = Epoch(meta(&tx, "epoch").map_err(&fail)?);
+        if holder != epoch {
+            return Err(StoreError::LeaseLost { mine: epoch, holder });
+        }
+        let newest = Revision(meta(&tx, "revision").map_err(&fail)?);
+        if base != newest || state.snapshot.revision != newest {
+            return Err(StoreError::Conflict { base, newest });
+        }
+        let tombstoned = |id: &InstanceId| tombstone_exists(&tx, id).unwrap_or(true);
+        let mut after = rules::check(&state.snapshot, mutations, tombstoned)
+            .map_err(|detail| StoreError::Illegal { detail })?;
+        after.revision = newest.next();
+        let written = write(&tx, &state.snapshot, &after, mutations)
+            .and_then(|()| append(&tx, after.revision, events))
+            .and_then(|()| tx.commit());
+        if let Err(source) = written {
+            state.poisoned = true;
+            return Err(fail(source));
+        }
+        let revision = after.revision;
+        state.snapshot = Arc::new(after);
+        Ok(revision)
+    }
+
+    fn ledger(&self, from: u64, limit: usize) -> Result<Vec<LedgerEntry>, StoreError> {
+        let state = self.state()?;
+        let fail = self.fail("reading the ledger");
+        let query = "SELECT sequence, revision, body, previous, hash FROM ledger WHERE sequence >= ?1 ORDER BY sequence LIMIT ?2";
+        let mut statement = state.connection.prepare_cached(query).map_err(&fail)?;
+        let rows = statement
+            .query_map(params![from, limit as u64], |row| {
+                Ok(LedgerEntry {
+                    sequence: row.get(0)?,
+                    revision: Revision(row.get(1)?),
+                    event: parse(&row.get::<_, String>(2)?)?,
+                    previous: row.get(3)?,
+                    hash: row.get(4)?,
+                })
+            })
+            .map_err(&fail)?;
+        rows.collect::<Result<_, _>>().map_err(&fail)
+    }
+
+    fn verify_ledger(&self) -> Result<Result<u64, (u64, String)>, StoreError> {
+        let state = self.state()?;
+        let fail = self.fail("verifying the ledger");
+        let query = "SELECT sequence, revision, body, previous, hash FROM ledger ORDER BY sequence";
+        let mut statement = state.connection.prepare(query).map_err(&fail)?;
+        let rows = statement
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
+            .map_err(&fail)?;
+        let rows: Vec<_> = rows.collect::<Result<_, _>>().map_err(&fail)?;
+        Ok(ledger::verify(rows.into_iter()))
+    }
+
+    fn is_tombstoned(&self, id: &InstanceId) -> Result<bool, StoreError> {
+        let state = self.state()?;
+        tombstone_exists(&state.connection, id).map_err(self.fail("reading tombstones"))
+    }
+
+    fn departed(&self, limit: usize) -> Result<Vec<Instance>, StoreError> {
+        let state = self.state()?;
+        let fail = self.fail("reading tombstones");
+        let query =
+            "SELECT body FROM tombstone WHERE body IS NOT NULL ORDER BY revision DESC, id DESC LIMIT ?1";
+        let mut statement = state.connection.prepare_cached(query).map_err(&fail)?;
+        let rows = statement.query_map([limit as u64], |row| row.get::<_, String>(0)).map_err(&fail)?;
+        rows.map(|text| parse(&text?)).collect::<Result<_, _>>().map_err(&fail)
+    }
+}
+
+fn tombstone_exists(connection: &Connection, id: &InstanceId) -> rusqlite::Result<bool> {
+    connection.prepare_cached("SELECT 1 FROM tombstone WHERE id = ?1")?.exists([id.as_str()])
+}

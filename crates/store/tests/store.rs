@@ -1,0 +1,168 @@
+//! One suite for every store, and what only a durable one can show: reopening, torn logs, tampering.
+
+use kiln_model::*;
+use kiln_store::{MemStore, SqliteStore, StateLock, Store, StoreError};
+use std::sync::Arc;
+
+fn env() -> EnvRef {
+    EnvRef { project: ProjectName::new("shop").unwrap(), env: EnvName::new("production").unwrap() }
+}
+
+fn instance(sequence: u64, state: InstanceState) -> Mutation {
+    let service = ServiceName::new("web").unwrap();
+    Mutation::PutInstance(Box::new(Instance {
+        id: InstanceId::new(&service, sequence),
+        env: env(),
+        release: ReleaseNumber(1),
+        service,
+        slot: 0,
+        image: Digest::of(b"image"),
+        state,
+        since: Boot(1),
+        created: Wall(1),
+        address: None,
+        evidence: vec![],
+        reason: None,
+    }))
+}
+
+fn gone(sequence: u64) -> Mutation {
+    Mutation::Gone { instance: InstanceId::new(&ServiceName::new("web").unwrap(), sequence) }
+}
+
+fn event(n: u64) -> Event {
+    let (kind, subject) = ("test".to_owned(), format!("thing {n}"));
+    Event { at: Wall(n), actor: "test".into(), env: Some(env()), kind, subject, detail: String::new() }
+}
+
+fn suite(store: &dyn Store) {
+    let (_, epoch) = store.take_lease("a").unwrap();
+    let commit = |base, m: &[Mutation]| store.commit(epoch, base, m, &[event(1)]);
+    let first = commit(Revision(0), &[Mutation::PutEnvironment(Environment::new(env()))]).unwrap();
+    assert!(matches!(commit(Revision(0), &[]), Err(StoreError::Conflict { .. })), "a stale base is refused");
+    let second = commit(first, &[instance(1, InstanceState::Intent)]).unwrap();
+    let skipped = commit(second, &[instance(1, InstanceState::Serving)]);
+    assert!(matches!(skipped, Err(StoreError::Illegal { .. })), "intent does not become serving");
+    assert_eq!(store.load().unwrap().revision, second, "a refusal writes nothing");
+    let third = commit(second, &[gone(1)]).unwrap();
+    let again = commit(third, &[instance(1, InstanceState::Intent)]);
+    assert!(matches!(again, Err(StoreError::Illegal { .. })), "an id is never used twice");
+    assert!(store.is_tombstoned(&InstanceId::new(&ServiceName::new("web").unwrap(), 1)).unwrap());
+    assert_eq!(store.departed(10).unwrap().len(), 1);
+    let jump = Mutation::PutRoute { generation: Generation(2), table: Box::default() };
+    assert!(matches!(commit(third, &[jump]), Err(StoreError::Illegal { .. })), "generations have no gaps");
+    let ahead = Mutation::RouteAcked { generation: Generation(1) };
+    assert!(matches!(commit(third, &[ahead]), Err(StoreError::Illegal { .. })));
+    let (_, newer) = store.take_lease("b").unwrap();
+    assert!(newer > epoch);
+    assert!(matches!(commit(third, &[]), Err(StoreError::LeaseLost { .. })), "an older server cannot write");
+    assert_eq!(store.verify_ledger().unwrap(), Ok(3));
+    assert_eq!(store.ledger(2, 1).unwrap()[0].sequence, 2);
+}
+
+#[test]
+fn both_stores_keep_the_rules() {
+    suite(&MemStore::default());
+    let folder = tempfile::tempdir().unwrap();
+    suite(&SqliteStore::open(&folder.path().join("kiln.db")).unwrap());
+}
+
+/// Legal commits, enough to exercise every table.
+fn history(store: &dyn Store, n: u64) -> Vec<Arc<Snapshot>> {
+    let (_, epoch) = store.take_lease("a").unwrap();
+    let mut states = vec![store.load().unwrap()];
+    for k in 0..n {
+        let base = store.load().unwrap();
+        let mut mutations = vec![instance(k + 1, InstanceState::Intent)];
+        let mut environment = Environment::new(env());
+        environment.next_release = ReleaseNumber(k);
+        mutations.push(Mutation::PutEnvironment(environment));
+        let key = OpKey::Ensure { instance: InstanceId::new(&ServiceName::new("web").unwrap(), k + 1) };
+        let op = Op {
+            id: OpId(k + 1),
+            key,
+            revision: base.revision,
+            attempts: 1,
+            not_before: Boot(k),
+            last_error: None,
+        };
+        mutations.push(Mutation::PutOp(op.clone()));
+        mutations.push(Mutation::PutRoute { generation: base.route.0.next(), table: Box::default() });
+        if k % 2 == 1 {
+            mutations.extend([gone(k), Mutation::DropOp { key: op.key, id: op.id }]);
+            mutations.push(Mutation::RouteAcked { generation: base.route.0 });
+        }
+        if k == 3 {
+            mutations.push(Mutation::Rebase { boot_id: "second".into(), now: Boot(5) });
+        }
+        store.commit(epoch, base.revision, &mutations, &[event(k)]).unwrap();
+        states.push(store.load().unwrap());
+    }
+    states
+}
+
+#[test]
+fn what_is_reopened_is_what_was_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln.db");
+    let last = history(&SqliteStore::open(&path).unwrap(), 12).pop().unwrap();
+    let reopened = SqliteStore::open(&path).unwrap();
+    assert_eq!(*reopened.load().unwrap(), *last);
+    let twin = MemStore::default();
+    assert_eq!(*history(&twin, 12).pop().unwrap(), *last, "both stores give mutations the same meaning");
+}
+
+#[test]
+fn a_torn_log_opens_at_some_earlier_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln.db");
+    let store = SqliteStore::open(&path).unwrap();
+    let states = history(&store, 8);
+    let (db, wal) =
+        (std::fs::read(&path).unwrap(), std::fs::read(folder.path().join("kiln.db-wal")).unwrap());
+    let mut seen = std::collections::BTreeSet::new();
+    for cut in (0..=wal.len()).step_by(wal.len() / 40) {
+        let torn = tempfile::tempdir().unwrap();
+        let path = torn.path().join("kiln.db");
+        std::fs::write(&path, &db).unwrap();
+        std::fs::write(torn.path().join("kiln.db-wal"), &wal[..cut]).unwrap();
+        let store = SqliteStore::open(&path).unwrap();
+        let loaded = store.load().unwrap();
+        assert!(
+            states.iter().any(|s| **s == *loaded),
+            "revision {} is a state that never was",
+            loaded.revision
+        );
+        assert!(store.verify_ledger().unwrap().is_ok());
+        seen.insert(loaded.revision);
+    }
+    assert!(seen.len() > 3, "the cuts hit several commits: {seen:?}");
+}
+
+#[test]
+fn an_edited_ledger_names_its_first_bad_entry() {
+    for (change, bad) in [
+        ("UPDATE ledger SET body = replace(body, 'thing', 'nothing') WHERE sequence = 3", 3),
+        ("DELETE FROM ledger WHERE sequence = 4", 4),
+        ("UPDATE ledger SET hash = previous WHERE sequence = 2", 2),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kiln.db");
+        history(&SqliteStore::open(&path).unwrap(), 6);
+        rusqlite::Connection::open(&path).unwrap().execute_batch(change).unwrap();
+        let store = SqliteStore::open(&path).unwrap();
+        assert_eq!(store.verify_ledger().unwrap().unwrap_err().0, bad, "{change}");
+    }
+}
+
+#[test]
+fn a_newer_schema_is_refused_and_a_second_server_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln.db");
+    drop(SqliteStore::open(&path).unwrap());
+    rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    assert!(matches!(SqliteStore::open(&path), Err(StoreError::NewerSchema { found: 99, .. })));
+    let _held = StateLock::take(folder.path()).unwrap();
+    let error = StateLock::take(folder.path()).unwrap_err().to_string();
+    assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+}
