@@ -1,1 +1,1 @@
-
+//! Pieces that the end-to-end suites share.

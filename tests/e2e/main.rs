@@ -1,0 +1,2 @@
+//! End-to-end suites.
+fn main() {}
