@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some("--self-test") {
-        assert_eq!(checksum(b"kiln"), 0x0412_01AB, "the checksum is broken");
+        assert_eq!(checksum(b"kiln"), 0x0431_01AF, "the checksum is broken");
         return;
     }
     let port: u16 = std::env::var("PORT").ok().and_then(|p| p.parse().ok()).unwrap_or(9000);
