@@ -1,1 +1,392 @@
-//! Pieces that the end-to-end suites share.
+//! Pieces that the end-to-end suites share: a project made from an example, a kiln server on a throw-away folder, the load
+//! client, and a count of everything that could be left behind.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// The root of the checkout.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").to_owned()
+}
+
+/// The program under test: `KILN_BIN` or the one beside this test.
+pub fn kiln_program() -> PathBuf {
+    program("KILN_BIN", "kiln")
+}
+
+fn program(variable: &str, name: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        return path.into();
+    }
+    let own = std::env::current_exe().expect("own path");
+    // target/debug/deps/e2e-… → target/debug/kiln
+    own.parent().and_then(Path::parent).expect("target folder").join(name)
+}
+
+/// The folder with the Debian packages that tests bake from, filled by `kiln internal mirror` before.
+pub fn mirror() -> PathBuf {
+    root().join("target/mirror")
+}
+
+/// Waits until `condition` holds. The limit is a guard against hanging, never what is tested.
+pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < limit, "gave up waiting until {what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// What a command answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// Exit code; -1 if it was killed.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Answer {
+    /// Asserts the exit code.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Standard output as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}\n{}", self.stdout, self.stderr))
+    }
+}
+
+/// Runs a program to its end.
+pub fn run(command: &mut Command) -> Answer {
+    let start = Instant::now();
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    Answer {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        took: start.elapsed(),
+    }
+}
+
+/// A throw-away git repository made from an example.
+pub struct Project {
+    /// Its work tree.
+    pub dir: TempDir,
+}
+
+impl Project {
+    /// Copies `examples/NAME`, adds its compiled parts, and commits.
+    pub fn from_example(name: &str) -> Self {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        run(Command::new("cp").arg("-r").arg(root().join("examples").join(name).join(".")).arg(dir.path()))
+            .expect(0);
+        let project = Self { dir };
+        if name == "shop" {
+            std::fs::create_dir_all(project.path("bin")).expect("bin/");
+            std::fs::copy(compiled_api(), project.path("bin/api")).expect("bin/api");
+        }
+        project.git(&["init", "-q", "-b", "main"]);
+        project.commit("first");
+        project
+    }
+
+    /// A path in the work tree.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes a file of the work tree.
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+
+    /// Replaces text in a file of the work tree; it must be there.
+    pub fn edit(&self, name: &str, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(text.contains(from), "{name} does not contain {from:?}");
+        self.write(name, &text.replace(from, to));
+    }
+
+    /// Runs git in it.
+    pub fn git(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(self.dir.path()).args(arguments);
+        for (name, value) in [("GIT_AUTHOR_NAME", "t"), ("GIT_COMMITTER_NAME", "t")] {
+            command.env(name, value);
+        }
+        for (name, value) in [("GIT_AUTHOR_EMAIL", "t@t"), ("GIT_COMMITTER_EMAIL", "t@t")] {
+            command.env(name, value);
+        }
+        run(&mut command).expect(0).stdout.trim().to_owned()
+    }
+
+    /// Commits everything.
+    pub fn commit(&self, message: &str) -> String {
+        self.git(&["add", "-A"]);
+        self.git(&["commit", "-q", "--allow-empty", "-m", message]);
+        self.git(&["rev-parse", "HEAD"])
+    }
+}
+
+/// The example's API, compiled once per checkout.
+fn compiled_api() -> PathBuf {
+    let binary = root().join("target/example-api");
+    let source = root().join("examples/shop/api/src/main.rs");
+    let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    if modified(&binary) < modified(&source) {
+        let mut rustc = Command::new("rustc");
+        rustc.args([
+            "-O",
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "panic=abort",
+            "-C",
+            "strip=symbols",
+            "-o",
+        ]);
+        run(rustc.arg(&binary).arg(&source)).expect(0);
+    }
+    binary
+}
+
+/// A kiln server on a throw-away state folder.
+pub struct Kiln {
+    /// The state folder.
+    pub state: TempDir,
+    /// Where the edge listens.
+    pub edge: String,
+    server: Option<Child>,
+}
+
+impl Kiln {
+    /// Makes the folder; starts nothing.
+    pub fn new(edge: &str) -> Self {
+        Self { state: tempfile::tempdir().expect("temporary folder"), edge: edge.to_owned(), server: None }
+    }
+
+    /// Makes the folder and starts the server.
+    pub fn started(edge: &str) -> Self {
+        let mut kiln = Self::new(edge);
+        kiln.start(&[]);
+        kiln
+    }
+
+    /// The socket of the API.
+    pub fn socket(&self) -> PathBuf {
+        self.state.path().join("kiln.sock")
+    }
+
+    /// The command that starts the server.
+    pub fn serve_command(&self) -> Command {
+        let mut command = Command::new(kiln_program());
+        command.arg("serve").arg("--state").arg(self.state.path());
+        command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
+        command.arg("--edge").arg(&self.edge).arg("--mirror").arg(format!("file:{}", mirror().display()));
+        command
+    }
+
+    /// Starts the server and waits until it answers, or has died again.
+    pub fn start(&mut self, environment: &[(&str, &str)]) {
+        let log =
+            File::options().create(true).append(true).open(self.state.path().join("serve.log")).expect("log");
+        let mut command = self.serve_command();
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("log")).stderr(log);
+        command.envs(environment.iter().copied());
+        self.server = Some(command.spawn().expect("kiln serve starts"));
+        let mut dead = false;
+        wait_until("the server answers", Duration::from_secs(30), || {
+            dead = self.exited();
+            dead || self.cli(Path::new("/"), &["status", "--json"]).code == 0
+        });
+        assert!(!dead || !environment.is_empty(), "the server died: {}", self.log());
+    }
+
+    /// What the server printed.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.state.path().join("serve.log")).unwrap_or_default()
+    }
+
+    /// Whether the server has ended.
+    pub fn exited(&mut self) -> bool {
+        self.server.as_mut().is_none_or(|server| server.try_wait().expect("wait").is_some())
+    }
+
+    /// Kills the server with SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+
+    /// A `kiln` command in `dir` against this server.
+    pub fn command(&self, dir: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(kiln_program());
+        command
+            .arg("-C")
+            .arg(dir)
+            .args(arguments)
+            .env("KILN_ADDR", format!("unix:{}", self.socket().display()));
+        command
+    }
+
+    /// Runs a `kiln` command in `dir`.
+    pub fn cli(&self, dir: &Path, arguments: &[&str]) -> Answer {
+        run(&mut self.command(dir, arguments))
+    }
+
+    /// Runs a `kiln` command in a project.
+    pub fn in_project(&self, project: &Project, arguments: &[&str]) -> Answer {
+        self.cli(project.dir.path(), arguments)
+    }
+
+    /// Ends server, edge and instances, and asserts that nothing is left.
+    pub fn down(mut self) {
+        self.kill();
+        run(Command::new(kiln_program()).arg("down").arg("--state").arg(self.state.path())).expect(0);
+        let left = Inventory::take(self.state.path());
+        assert!(left.is_empty(), "left behind: {left:?}");
+    }
+}
+
+impl Drop for Kiln {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = run(Command::new(kiln_program()).arg("down").arg("--state").arg(self.state.path()));
+        if std::thread::panicking() {
+            eprintln!("--- kiln serve said:\n{}", self.log());
+        }
+    }
+}
+
+/// Everything on this host that belongs to a state folder and runs or is mounted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Processes that name the folder on their command line.
+    pub processes: Vec<String>,
+    /// Mounts in any process's mount namespace that name the folder.
+    pub mounts: Vec<String>,
+    /// Network interfaces of kiln in this namespace.
+    pub links: Vec<String>,
+    /// Control groups of kiln.
+    pub cgroups: Vec<String>,
+    /// Folders of instances that were not destroyed.
+    pub instances: Vec<String>,
+}
+
+impl Inventory {
+    /// Looks at everything.
+    pub fn take(state: &Path) -> Self {
+        let state = state.canonicalize().unwrap_or(state.to_owned());
+        let needle = state.display().to_string();
+        let mut inventory = Self::default();
+        let mut mounts = BTreeMap::new();
+        for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == std::process::id().to_string() {
+                continue;
+            }
+            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+            if cmdline.contains(&needle) {
+                inventory.processes.push(format!("{pid}: {cmdline}"));
+            }
+            for line in std::fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default().lines() {
+                if line.contains(&needle) {
+                    mounts.entry(line.to_owned()).or_insert_with(|| pid.clone());
+                }
+            }
+        }
+        inventory.mounts = mounts.into_iter().map(|(line, pid)| format!("{pid}: {line}")).collect();
+        let names = |path: &str| -> Vec<String> {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+        };
+        inventory.links = names("/sys/class/net").into_iter().filter(|n| n.starts_with('k')).collect();
+        for hierarchy in ["", "memory", "cpu", "pids", "unified"] {
+            let folder = format!("/sys/fs/cgroup/{hierarchy}");
+            let own = names(&folder).into_iter().filter(|n| n.starts_with("kiln-"));
+            inventory.cgroups.extend(own.flat_map(|n| {
+                let children = names(&format!("{folder}/{n}"));
+                let marked =
+                    children.into_iter().filter(|c| Path::new(&format!("{folder}/{n}/{c}")).is_dir());
+                marked.map(|c| format!("{folder}/{n}/{c}")).collect::<Vec<_>>()
+            }));
+        }
+        let instances = state.join("instances");
+        for id in names(&instances.display().to_string()) {
+            if instances.join(&id).is_dir() && !instances.join(&id).join("gone.json").exists() {
+                inventory.instances.push(id);
+            }
+        }
+        inventory
+    }
+
+    /// Whether nothing is there.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The load client, running.
+pub struct Load {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Load {
+    /// Starts it with more arguments.
+    pub fn start(target: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program("KILN_LOAD", "load"));
+        command.arg("--target").arg(target).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the load client starts");
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        Self { child, stdin, stdout }
+    }
+
+    /// Its counts now.
+    pub fn snapshot(&mut self) -> Value {
+        let stdin = self.stdin.as_mut().expect("not stopped");
+        writeln!(stdin, "snapshot").expect("the load client lives");
+        self.line()
+    }
+
+    /// Ends it and answers its last counts.
+    pub fn stop(mut self) -> Value {
+        drop(self.stdin.take());
+        let last = self.line();
+        let _ = self.child.wait();
+        last
+    }
+
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("the load client lives");
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}"))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -183,7 +183,8 @@ fn one(
     connection: &mut Option<BufReader<TcpStream>>,
 ) -> Result<Answer, String> {
     if connection.is_none() {
-        let stream = TcpStream::connect_timeout(&options.target, TIMEOUT).map_err(|e| format!("connect: {e}"))?;
+        let stream =
+            TcpStream::connect_timeout(&options.target, TIMEOUT).map_err(|e| format!("connect: {e}"))?;
         stream.set_nodelay(true).map_err(|e| format!("nodelay: {e}"))?;
         stream.set_read_timeout(Some(TIMEOUT)).map_err(|e| format!("timeout: {e}"))?;
         *connection = Some(BufReader::new(stream));
@@ -207,7 +208,10 @@ fn one(
     if status != 200 {
         return Err(format!("{what}: status {status}: {}", answer.chars().take(120).collect::<String>()));
     }
-    let marker = answer.split("release-").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric()).next());
+    let marker = answer
+        .split("release-")
+        .nth(1)
+        .and_then(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric()).next());
     let marker = marker.ok_or_else(|| format!("{what}: no release marker in {answer:?}"))?.to_owned();
     if turn % 3 == 2 {
         let expected = format!("length={} checksum={}", body.len(), checksum(body.as_bytes()));
@@ -234,7 +238,8 @@ fn read_answer(stream: &mut BufReader<TcpStream>) -> Result<(u16, bool, String),
     if read == 0 {
         return Err("closed before an answer".into());
     }
-    let status = line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| format!("status line {line:?}"))?;
+    let status =
+        line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| format!("status line {line:?}"))?;
     let (mut length, mut chunked, mut close) = (None, false, line.starts_with("HTTP/1.0"));
     loop {
         let mut header = String::new();
@@ -281,7 +286,8 @@ fn report(shared: &Shared) {
     let book = shared.book.lock().expect("no worker panics while it holds the book");
     let mut sorted = book.latencies_us.clone();
     sorted.sort_unstable();
-    let quantile = |q: f64| sorted.get((sorted.len() as f64 * q) as usize).or(sorted.last()).copied().unwrap_or(0);
+    let quantile =
+        |q: f64| sorted.get((sorted.len() as f64 * q) as usize).or(sorted.last()).copied().unwrap_or(0);
     let releases: Vec<String> = book
         .releases
         .iter()
