@@ -1,0 +1,16 @@
+//! Debian bases: from package names to configured, reproducible layers, without apt, dpkg-deb or debootstrap.
+//!
+//! ```text
+//! recipe ─ resolve ─▶ kiln.lock ─ fetch by sha256 ─▶ .debs ─ unpack, dpkg --configure in a sandbox ─▶ EROFS layers
+//!           index, version             mirror                   deb, rootfs, normalise
+//! ```
+
+pub mod fill;
+pub mod index;
+pub mod lock;
+pub mod mirror;
+pub mod resolve;
+pub mod version;
+
+pub use lock::{LockError, resolve_lock};
+pub use mirror::{Mirror, MirrorError, fetch_into};
