@@ -23,8 +23,10 @@ pub mod scale;
 pub mod server;
 pub mod source;
 pub mod status;
+pub mod update;
 pub mod why;
 
 pub use address::Address;
 pub use client::{Client, ClientError};
-pub use error::{Code, ErrorBody, Exit, Fault};
+pub use error::{Code, ErrorBody, Exit, Fault, WireError};
+pub use update::Update;

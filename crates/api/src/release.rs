@@ -1,0 +1,56 @@
+//! Releases: the numbered, immutable records of an environment.
+
+use kiln_model::{
+    CommitId, Digest, EnvRef, ImageName, ReleaseNumber, RolloutPhase, RouteRule, ServiceName, ServiceSpec,
+    Wall,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseList {
+    /// By environment, newest first.
+    pub releases: Vec<ReleaseView>,
+}
+
+/// One release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseView {
+    /// Whose.
+    pub env: EnvRef,
+    /// Its number.
+    pub release: ReleaseNumber,
+    /// Its commit.
+    pub commit: CommitId,
+    /// First line of the commit message.
+    pub subject: String,
+    /// When it was accepted.
+    pub created: Wall,
+    /// Who asked for it.
+    pub actor: String,
+    /// Whether its commit carried a kiln.lock.
+    pub pinned: bool,
+    /// Whether traffic goes to it now.
+    pub serving: bool,
+    /// Whether traffic ever went to it.
+    pub served: bool,
+    /// How its last rollout stands.
+    pub rollout: Option<RolloutPhase>,
+    /// The image digests, once baked.
+    pub images: BTreeMap<ImageName, Digest>,
+}
+
+/// One release with all that it records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseDetail {
+    /// What the list shows.
+    #[serde(flatten)]
+    pub release: ReleaseView,
+    /// Services with every default filled in.
+    pub services: BTreeMap<ServiceName, ServiceSpec>,
+    /// Routes.
+    pub routes: Vec<RouteRule>,
+    /// Why its last rollout failed.
+    pub reason: Option<String>,
+}

@@ -1,0 +1,85 @@
+//! What runs: environments with their services, instances, routes and rollouts, and the edge.
+
+use crate::instance::InstanceView;
+use crate::rollout::RolloutView;
+use crate::server::ServerView;
+use kiln_model::edge::Tally;
+use kiln_model::{CommitId, Digest, EnvRef, ReleaseNumber, RouteRule, ServiceName, Wall};
+use serde::{Deserialize, Serialize};
+
+/// Everything that `kiln status` shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The server that answered.
+    pub server: ServerView,
+    /// The edge; none if it does not answer.
+    pub edge: Option<EdgeView>,
+    /// By name.
+    pub environments: Vec<EnvironmentView>,
+}
+
+/// The edge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeView {
+    /// The generation of the table in use.
+    pub generation: u64,
+    /// The generation that it should use.
+    pub wanted: u64,
+    /// Addresses that take traffic.
+    pub listening: Vec<String>,
+}
+
+/// One environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentView {
+    /// Which.
+    pub env: EnvRef,
+    /// The release that traffic goes to.
+    pub serving: Option<ServingView>,
+    /// The release that is kept validated, out of rotation.
+    pub kept: Option<ReleaseNumber>,
+    /// Whether it is being destroyed, or was.
+    pub destroyed: bool,
+    /// Services of the serving release.
+    pub services: Vec<ServiceView>,
+    /// Routes of the serving release.
+    pub routes: Vec<RouteRule>,
+    /// All instances that are not gone, of any release.
+    pub instances: Vec<InstanceView>,
+    /// The rollout under way, else the last one.
+    pub rollout: Option<RolloutView>,
+    /// What the edge counted since it started.
+    pub requests: Tally,
+    /// How many things block or are amiss; `kiln why` names them.
+    pub reasons: usize,
+}
+
+/// The serving release, in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServingView {
+    /// Its number.
+    pub release: ReleaseNumber,
+    /// Its commit.
+    pub commit: CommitId,
+    /// First line of the commit message.
+    pub subject: String,
+    /// When it was accepted.
+    pub created: Wall,
+}
+
+/// One service of the serving release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: ServiceName,
+    /// The image that it runs.
+    pub image: Option<Digest>,
+    /// Instances wanted, overrides applied.
+    pub wanted: u32,
+    /// Whether an override applies.
+    pub scaled: bool,
+    /// Instances that passed every check.
+    pub validated: u32,
+    /// Of these: those that take traffic.
+    pub serving: u32,
+}
