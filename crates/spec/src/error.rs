@@ -1,0 +1,119 @@
+//! Errors of a `kiln.toml`: where, what, what was expected, and the fix.
+
+use std::fmt;
+use std::ops::Range;
+
+/// One thing that is wrong with a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecError {
+    /// What is wrong, in one line.
+    pub message: String,
+    /// How to mend it.
+    pub hint: Option<String>,
+    /// Name of the file.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// The line's text.
+    pub text: String,
+    /// Characters to underline.
+    pub width: usize,
+}
+
+/// Everything that is wrong with a file, in its order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecErrors(pub Vec<SpecError>);
+
+impl std::error::Error for SpecErrors {}
+
+impl fmt::Display for SpecErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, error) in self.0.iter().enumerate() {
+            if n > 0 {
+                writeln!(f)?;
+            }
+            error.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for SpecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let margin = " ".repeat(self.line.to_string().len());
+        let under = format!("{}{}", " ".repeat(self.column - 1), "^".repeat(self.width.max(1)));
+        writeln!(f, "{}", self.message)?;
+        writeln!(f, "{margin}--> {}:{}:{}", self.file, self.line, self.column)?;
+        writeln!(f, "{margin} |")?;
+        writeln!(f, "{} | {}", self.line, self.text)?;
+        write!(f, "{margin} | {under}")?;
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Collects errors and knows the text they are in.
+pub(crate) struct Sink<'t> {
+    pub(crate) file: &'t str,
+    pub(crate) text: &'t str,
+    pub(crate) errors: Vec<SpecError>,
+}
+
+/// Errors reported of one file; a file with more has another problem.
+const ERRORS_MAX: usize = 20;
+
+impl Sink<'_> {
+    pub(crate) fn push(&mut self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) {
+        if self.errors.len() >= ERRORS_MAX {
+            return;
+        }
+        let mut start = span.start.min(self.text.len());
+        while !self.text.is_char_boundary(start) {
+            start -= 1;
+        }
+        let line_start = self.text[..start].rfind('\n').map_or(0, |n| n + 1);
+        let line_end = self.text[start..].find('\n').map_or(self.text.len(), |n| start + n);
+        let mut end = span.end.clamp(start, line_end);
+        while !self.text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let error = SpecError {
+            message: message.into(),
+            hint,
+            file: self.file.to_owned(),
+            line: self.text[..line_start].matches('\n').count() + 1,
+            column: self.text[line_start..start].chars().count() + 1,
+            text: self.text[line_start..line_end].trim_end().replace('\t', " "),
+            width: self.text[start..end.max(start)].chars().count().max(1),
+        };
+        // What an environment inherits is read again with it; its errors are reported once.
+        if !self.errors.contains(&error) {
+            self.errors.push(error);
+        }
+    }
+}
+
+/// The nearest of `known`, if it is near enough to be meant.
+pub(crate) fn did_you_mean(word: &str, known: &[&str]) -> Option<String> {
+    let best = known.iter().map(|k| (distance(word, k), k)).min()?;
+    (best.0 <= 1 + word.len() / 4).then(|| format!("did you mean `{}`?", best.1))
+}
+
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().take(64).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let cost = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,312 @@
+//! A whole `kiln.toml`.
+
+use crate::error::{Sink, SpecErrors};
+use crate::lock::Lock;
+use crate::reader::{Shared, Table, Value};
+use crate::recipe::{self, ImageRecipe};
+use crate::service;
+use kiln_model::{EnvName, ImageName, ProjectName, RouteRule, ServiceName, ServiceSpec, limits};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use toml::de::{DeTable, DeValue};
+
+/// A parsed, valid `kiln.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Project {
+    /// The project's name.
+    pub name: ProjectName,
+    /// Its images.
+    pub images: BTreeMap<ImageName, ImageRecipe>,
+    base: EnvironmentSpec,
+    environments: BTreeMap<EnvName, EnvironmentSpec>,
+}
+
+/// What runs in one environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvironmentSpec {
+    /// Its services, with every default filled in.
+    pub services: BTreeMap<ServiceName, ServiceSpec>,
+    /// Its routes, in the order of the file.
+    pub routes: Vec<RouteRule>,
+}
+
+impl Project {
+    /// Parses and validates; reports every error that it finds.
+    pub fn parse(text: &str, file: &str) -> Result<Self, SpecErrors> {
+        let sink = RefCell::new(Sink { file, text, errors: vec![] });
+        if text.len() > limits::SPEC_BYTES_MAX {
+            sink.borrow_mut().push(
+                0..0,
+                format!("the file is larger than {} bytes", limits::SPEC_BYTES_MAX),
+                None,
+            );
+            return Err(SpecErrors(sink.into_inner().errors));
+        }
+        let (document, errors) = DeTable::parse_recoverable(text);
+        for error in &errors {
+            sink.borrow_mut().push(error.span().unwrap_or(0..0), error.message(), None);
+        }
+        let project =
+            errors.is_empty().then(|| read(Table::new("", 0..0, document.get_ref()), &sink)).flatten();
+        let errors = sink.into_inner().errors;
+        match project {
+            Some(project) if errors.is_empty() => Ok(project),
+            _ => Err(SpecErrors(errors)),
+        }
+    }
+
+    /// What runs in the environment. One that the file does not name equals the file without environments.
+    pub fn environment(&self, env: &EnvName) -> &EnvironmentSpec {
+        self.environments.get(env).unwrap_or(&self.base)
+    }
+
+    /// Images of Debian packages: what a lock must resolve.
+    pub fn debian_images(&self) -> BTreeMap<ImageName, crate::DebianRecipe> {
+        self.images.iter().filter_map(|(name, recipe)| Some((name.clone(), recipe.debian()?))).collect()
+    }
+
+    /// Whether the lock was resolved from these recipes.
+    pub fn fits(&self, lock: &Lock) -> bool {
+        self.debian_images()
+            .iter()
+            .all(|(name, recipe)| lock.images.get(name).is_some_and(|image| image.recipe == recipe.digest()))
+    }
+}
+
+fn read(mut root: Table<'_>, sink: Shared<'_, '_>) -> Option<Project> {
+    let name = match root.string("name", sink) {
+        Some((text, span)) => match ProjectName::new(text) {
+            Ok(name) => Some(name),
+            Err(error) => {
+                sink.borrow_mut().push(span, error.to_string(), None);
+                None
+            }
+        },
+        None => {
+            sink.borrow_mut().push(
+                0..0,
+                "there is no `name`",
+                Some("add `name = \"…\"` as the first line".into()),
+            );
+            None
+        }
+    };
+    let images = images(root.table("images", sink), sink);
+    let names: Vec<ImageName> = images.keys().cloned().collect();
+    let services = root.take("services");
+    let routes = root.take("routes");
+    let table = services.as_ref().and_then(|s| s.as_table("[services]".into(), sink));
+    let base = environment(table, routes.clone(), &names, sink);
+    let mut environments = BTreeMap::new();
+    if let Some(mut tables) = root.table("environments", sink) {
+        for (key, span) in tables.keys() {
+            let Ok(env) = EnvName::new(key.clone()) else {
+                sink.borrow_mut().push(span, format!("`{key}` is not a legal environment name"), None);
+                continue;
+            };
+            let Some(value) = tables.take_named(&key) else { continue };
+            let Some(table) = value.as_table(format!("[environments.{key}]"), sink) else { continue };
+            if let Some(spec) = overlay(table, services.as_ref(), routes.as_ref(), &names, sink) {
+                environments.insert(env, spec);
+            }
+        }
+    }
+    let hints = [
+        ("data", "give the address of an external database in `env`"),
+        ("jobs", "run one-off tasks from another service for now"),
+        ("chaos", "kill instances by hand for now"),
+        ("alerts", "watch `kiln status --json` for now"),
+        ("pipeline", "call `kiln deploy` from your CI"),
+    ];
+    hints.iter().for_each(|(key, hint)| root.reserved(key, hint, sink));
+    root.finish(sink);
+    Some(Project { name: name?, images, base, environments })
+}
+
+fn images(table: Option<Table<'_>>, sink: Shared<'_, '_>) -> BTreeMap<ImageName, ImageRecipe> {
+    let mut images = BTreeMap::new();
+    let Some(mut table) = table else {
+        let hint = "add an `[images.NAME]` with a `base`".to_owned();
+        sink.borrow_mut().push(0..0, "there are no `images`", Some(hint));
+        return images;
+    };
+    for (key, span) in table.keys() {
+        let Some(value) = table.take_named(&key) else { continue };
+        match ImageName::new(key.clone()) {
+            Ok(name) => {
+                if let Some(one) = value.as_table(table.child(&key), sink) {
+                    let one = one.at(span);
+                    images.insert(name.clone(), recipe::read(name, one, sink));
+                }
+            }
+            Err(error) => sink.borrow_mut().push(span, error.to_string(), None),
+        }
+    }
+    if images.len() > limits::IMAGES_MAX {
+        sink.borrow_mut().push(table.span.clone(), format!("more than {} images", limits::IMAGES_MAX), None);
+    }
+    images
+}
+
+fn environment(
+    services: Option<Table<'_>>,
+    routes: Option<Value<'_>>,
+    images: &[ImageName],
+    sink: Shared<'_, '_>,
+) -> EnvironmentSpec {
+    let mut read = BTreeMap::new();
+    match services {
+        Some(mut table) => {
+            for (key, span) in table.keys() {
+                let Some(value) = table.take_named(&key) else { continue };
+                let Some(one) = value.as_table(table.child(&key), sink) else { continue };
+                one_service(&key, one.at(span), images, &mut read, sink);
+            }
+        }
+        None => {
+            let hint = "add a `[services.NAME]` with `image` and `command`".to_owned();
+            sink.borrow_mut().push(0..0, "there are no `services`", Some(hint));
+        }
+    }
+    if read.len() > limits::SERVICES_MAX {
+        sink.borrow_mut().push(0..0, format!("more than {} services", limits::SERVICES_MAX), None);
+    }
+    let routes = read_routes(routes, &read, sink);
+    EnvironmentSpec { services: read, routes }
+}
+
+fn one_service(
+    key: &str,
+    table: Table<'_>,
+    images: &[ImageName],
+    read: &mut BTreeMap<ServiceName, ServiceSpec>,
+    sink: Shared<'_, '_>,
+) {
+    match ServiceName::new(key) {
+        Ok(name) => drop(read.insert(name.clone(), service::read(name, table, images, sink))),
+        Err(error) => sink.borrow_mut().push(table.span, error.to_string(), None),
+    }
+}
+
+/// An environment: tables merge, arrays replace, images are never there.
+fn overlay<'d>(
+    mut table: Table<'d>,
+    services: Option<&Value<'d>>,
+    routes: Option<&Value<'d>>,
+    images: &[ImageName],
+    sink: Shared<'_, '_>,
+) -> Option<EnvironmentSpec> {
+    if let Some(value) = table.take_named("images") {
+        let hint = "an environment differs in scale, routes and data, never in images".to_owned();
+        sink.borrow_mut().push(value.span, format!("`{}` cannot have images", table.name), Some(hint));
+    }
+    let over = table.take("services");
+    let own_routes = table.take("routes");
+    table.finish(sink);
+    let base = services?;
+    let over = match &over {
+        Some(over) => Some(over.value.as_table().or_else(|| {
+            over.wrong("services", "a table", sink);
+            None
+        })?),
+        None => None,
+    };
+    for (key, span) in over.into_iter().flatten().map(|(key, _)| (key.get_ref(), key.span())) {
+        if base.value.as_table().is_some_and(|base| base.get(&**key).is_none()) {
+            let message = format!("there is no service `{key}` to change");
+            sink.borrow_mut().push(
+                span,
+                message,
+                Some("an environment changes services, it adds none".into()),
+            );
+        }
+    }
+    let mut merged = base.value.as_table()?.clone();
+    over.into_iter().for_each(|over| merge(&mut merged, over));
+    let table = Table::new("[services]", base.span.clone(), &merged);
+    Some(environment(Some(table), own_routes.or(routes.cloned()), images, sink))
+}
+
+/// Tables merge, everything else replaces.
+fn merge<'d>(base: &mut DeTable<'d>, over: &DeTable<'d>) {
+    for (key, value) in over {
+        match (base.get_mut(&**key.get_ref()).map(toml::Spanned::get_mut), value.get_ref()) {
+            (Some(DeValue::Table(base)), DeValue::Table(over)) => merge(base, over),
+            _ => {
+                // Removed first, so that the key's place is the environment's too.
+                base.remove(&**key.get_ref());
+                base.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+fn read_routes(
+    routes: Option<Value<'_>>,
+    services: &BTreeMap<ServiceName, ServiceSpec>,
+    sink: Shared<'_, '_>,
+) -> Vec<RouteRule> {
+    let mut rules: Vec<RouteRule> = vec![];
+    let Some(value) = routes else { return rules };
+    let items =
+        value.as_array("routes", "an array of tables { host, path, service }", sink).unwrap_or_default();
+    if items.len() > limits::ROUTES_MAX {
+        value.wrong("routes", &format!("at most {} routes", limits::ROUTES_MAX), sink);
+    }
+    for item in items {
+        let Some(table) = item.as_table("[[routes]]".into(), sink) else { continue };
+        let Some(rule) = route(table, services, sink) else { continue };
+        if rules.iter().any(|r| r.host == rule.host && r.path == rule.path) {
+            let what = format!("{}{}", rule.host.as_deref().unwrap_or("any host, "), rule.path);
+            sink.borrow_mut().push(item.span, format!("there are two routes for {what}"), None);
+        } else {
+            rules.push(rule);
+        }
+    }
+    rules
+}
+
+fn route(
+    mut table: Table<'_>,
+    services: &BTreeMap<ServiceName, ServiceSpec>,
+    sink: Shared<'_, '_>,
+) -> Option<RouteRule> {
+    table.reserved("tcp", "only http routes exist so far", sink);
+    let host = table.string("host", sink).and_then(|(host, span)| {
+        let host = host.to_ascii_lowercase();
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b"-.".contains(&b);
+        if host.is_empty() || host.len() > 253 || !host.bytes().all(legal) || host.starts_with('.') {
+            let hint = "a name or address without port, such as \"shop.example.com\"".to_owned();
+            sink.borrow_mut().push(span, format!("`{host}` is not a host name"), Some(hint));
+            return None;
+        }
+        Some(host)
+    });
+    let path = table.string("path", sink).map_or("/".to_owned(), |(path, span)| {
+        if !path.starts_with('/')
+            || path.contains(|c: char| c.is_control() || "?# ".contains(c))
+            || path.contains("//")
+        {
+            sink.borrow_mut().push(span, format!("`{path}` is not a path prefix such as \"/api\""), None);
+        }
+        if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path }
+    });
+    let service = table.string("service", sink);
+    if service.is_none() {
+        table.missing("service", "\"…\"", sink);
+    }
+    let (name, span) = service?;
+    table.finish(sink);
+    let known: Vec<&str> = services.keys().map(ServiceName::as_str).collect();
+    let Some(spec) = services.values().find(|s| s.name.as_str() == name) else {
+        let hint =
+            crate::error::did_you_mean(&name, &known).unwrap_or_else(|| format!("add a `[services.{name}]`"));
+        sink.borrow_mut().push(span, format!("there is no service `{name}`"), Some(hint));
+        return None;
+    };
+    if spec.port.is_none() {
+        let hint = format!("add `port = …` to `[services.{name}]`");
+        sink.borrow_mut().push(span, format!("service `{name}` has no port to route to"), Some(hint));
+    }
+    Some(RouteRule { host, path, service: spec.name.clone() })
+}

@@ -1,0 +1,208 @@
+//! A table of the file with its places: typed look-ups that report what is wrong and where, and remember which keys were asked
+//! for, so that the rest is unknown.
+
+use crate::error::{Sink, did_you_mean};
+use crate::units;
+use kiln_model::Millis;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use toml::de::{DeTable, DeValue};
+
+pub(crate) type Shared<'s, 't> = &'s RefCell<Sink<'t>>;
+
+/// A value with its place.
+#[derive(Clone)]
+pub(crate) struct Value<'d> {
+    pub(crate) span: Range<usize>,
+    pub(crate) value: &'d DeValue<'d>,
+}
+
+/// A table whose keys are taken one by one.
+#[derive(Clone)]
+pub(crate) struct Table<'d> {
+    /// How the user knows it: `[services.web]`.
+    pub(crate) name: String,
+    pub(crate) span: Range<usize>,
+    entries: BTreeMap<String, (Range<usize>, Value<'d>)>,
+    known: Vec<&'static str>,
+}
+
+impl<'d> Table<'d> {
+    pub(crate) fn new(name: impl Into<String>, span: Range<usize>, table: &'d DeTable<'d>) -> Self {
+        let entry = |(key, value): (&'d toml::Spanned<_>, &'d toml::Spanned<DeValue<'d>>)| {
+            let key: &toml::Spanned<std::borrow::Cow<'_, str>> = key;
+            let value = Value { span: value.span(), value: value.get_ref() };
+            (key.get_ref().to_string(), (key.span(), value))
+        };
+        Self { name: name.into(), span, entries: table.iter().map(entry).collect(), known: vec![] }
+    }
+
+    /// The same table, said to be at `span`: the place of its key.
+    pub(crate) fn at(self, span: Range<usize>) -> Self {
+        Self { span, ..self }
+    }
+
+    /// All keys with their places, for tables of named things.
+    pub(crate) fn keys(&self) -> Vec<(String, Range<usize>)> {
+        self.entries.iter().map(|(key, (span, _))| (key.clone(), span.clone())).collect()
+    }
+
+    pub(crate) fn take(&mut self, key: &'static str) -> Option<Value<'d>> {
+        self.known.push(key);
+        self.entries.remove(key).map(|(_, value)| value)
+    }
+
+    pub(crate) fn take_named(&mut self, key: &str) -> Option<Value<'d>> {
+        self.entries.remove(key).map(|(_, value)| value)
+    }
+
+    pub(crate) fn table(&mut self, key: &'static str, sink: Shared<'_, '_>) -> Option<Table<'d>> {
+        let value = self.take(key)?;
+        let name = self.child(key);
+        value.as_table(name, sink)
+    }
+
+    pub(crate) fn child(&self, key: &str) -> String {
+        match self.name.trim_matches(['[', ']']) {
+            "" => format!("[{key}]"),
+            own => format!("[{own}.{key}]"),
+        }
+    }
+
+    pub(crate) fn string(
+        &mut self,
+        key: &'static str,
+        sink: Shared<'_, '_>,
+    ) -> Option<(String, Range<usize>)> {
+        let value = self.take(key)?;
+        let text = value.as_str(key, sink)?;
+        Some((text.to_owned(), value.span))
+    }
+
+    pub(crate) fn strings(
+        &mut self,
+        key: &'static str,
+        sink: Shared<'_, '_>,
+    ) -> Option<Vec<(String, Range<usize>)>> {
+        let value = self.take(key)?;
+        let items = value.as_array(key, "an array of strings", sink)?;
+        items.into_iter().map(|item| Some((item.as_str(key, sink)?.to_owned(), item.span))).collect()
+    }
+
+    pub(crate) fn integer(
+        &mut self,
+        key: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+        sink: Shared<'_, '_>,
+    ) -> Option<u64> {
+        let value = self.take(key)?;
+        let number = match value.value {
+            DeValue::Integer(n) => i128::from_str_radix(n.as_str(), n.radix()).ok(),
+            _ => None,
+        };
+        let number = number.and_then(|n| u64::try_from(n).ok()).filter(|n| range.contains(n));
+        if number.is_none() {
+            value.wrong(key, &format!("a whole number from {} to {}", range.start(), range.end()), sink);
+        }
+        number
+    }
+
+    /// A whole or fractional number, not negative.
+    pub(crate) fn number(&mut self, key: &'static str, sink: Shared<'_, '_>) -> Option<f64> {
+        let value = self.take(key)?;
+        let number = match value.value {
+            DeValue::Integer(n) => n.as_str().parse().ok(),
+            DeValue::Float(n) => n.as_str().parse().ok(),
+            _ => None,
+        };
+        let number = number.filter(|n: &f64| n.is_finite() && *n > 0.0);
+        if number.is_none() {
+            value.wrong(key, "a number above 0", sink);
+        }
+        number
+    }
+
+    pub(crate) fn duration(&mut self, key: &'static str, sink: Shared<'_, '_>) -> Option<Millis> {
+        let value = self.take(key)?;
+        let parsed = value.value.as_str().and_then(units::duration);
+        if parsed.is_none() {
+            value.wrong(key, units::DURATION, sink);
+        }
+        parsed
+    }
+
+    pub(crate) fn size(&mut self, key: &'static str, sink: Shared<'_, '_>) -> Option<u64> {
+        let value = self.take(key)?;
+        let parsed = match value.value {
+            DeValue::Integer(n) => units::size(n.as_str()),
+            other => other.as_str().and_then(units::size),
+        };
+        if parsed.is_none() {
+            value.wrong(key, units::SIZE, sink);
+        }
+        parsed
+    }
+
+    /// Refuses a key that a later kiln will have.
+    pub(crate) fn reserved(&mut self, key: &'static str, hint: &str, sink: Shared<'_, '_>) {
+        let Some((span, _)) = self.entries.remove(key) else { return };
+        let message = format!("`{key}` in `{}` is not available yet", self.name);
+        sink.borrow_mut().push(span, message, Some(hint.to_owned()));
+    }
+
+    /// Every key that was not asked for is unknown.
+    pub(crate) fn finish(self, sink: Shared<'_, '_>) {
+        for (key, (span, _)) in &self.entries {
+            let hint = did_you_mean(key, &self.known)
+                .unwrap_or_else(|| format!("known keys are {}", self.known.join(", ")));
+            let message = if self.name.is_empty() || self.name == "[]" {
+                format!("unknown key `{key}`")
+            } else {
+                format!("unknown key `{key}` in `{}`", self.name)
+            };
+            sink.borrow_mut().push(span.clone(), message, Some(hint));
+        }
+    }
+
+    pub(crate) fn missing(&self, key: &str, example: &str, sink: Shared<'_, '_>) {
+        let message = format!("`{}` has no `{key}`", self.name);
+        sink.borrow_mut().push(self.span.clone(), message, Some(format!("add `{key} = {example}`")));
+    }
+}
+
+impl<'d> Value<'d> {
+    pub(crate) fn wrong(&self, key: &str, expected: &str, sink: Shared<'_, '_>) {
+        let message = format!("`{key}` must be {expected}");
+        sink.borrow_mut().push(self.span.clone(), message, None);
+    }
+
+    pub(crate) fn as_str(&self, key: &str, sink: Shared<'_, '_>) -> Option<&'d str> {
+        let text = self.value.as_str();
+        if text.is_none() {
+            self.wrong(key, &format!("a string, not {}", article(self.value.type_str())), sink);
+        }
+        text
+    }
+
+    pub(crate) fn as_array(&self, key: &str, expected: &str, sink: Shared<'_, '_>) -> Option<Vec<Value<'d>>> {
+        let Some(items) = self.value.as_array() else {
+            self.wrong(key, expected, sink);
+            return None;
+        };
+        Some(items.iter().map(|item| Value { span: item.span(), value: item.get_ref() }).collect())
+    }
+
+    pub(crate) fn as_table(&self, name: String, sink: Shared<'_, '_>) -> Option<Table<'d>> {
+        let Some(table) = self.value.as_table() else {
+            self.wrong(name.trim_matches(['[', ']']), "a table", sink);
+            return None;
+        };
+        Some(Table::new(name, self.span.clone(), table))
+    }
+}
+
+fn article(word: &str) -> String {
+    let vowel = word.starts_with(['a', 'e', 'i', 'o']);
+    format!("{} {word}", if vowel { "an" } else { "a" })
+}

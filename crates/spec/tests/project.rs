@@ -1,0 +1,156 @@
+//! Good and bad `kiln.toml` files: what they mean, and the exact words of each error.
+
+use kiln_model::*;
+use kiln_spec::{Base, Project};
+use proptest::prelude::*;
+
+const SHOP: &str = include_str!("../../../examples/shop/kiln.toml");
+const GUESTBOOK: &str = include_str!("../../../examples/guestbook/kiln.toml");
+
+const SMALL: &str = r#"name = "x"
+[images.a]
+base = "scratch"
+[services.a]
+image = "a"
+command = ["/a"]
+port = 80
+health = { tcp = true }
+"#;
+
+fn errors(text: &str) -> String {
+    Project::parse(text, "kiln.toml").expect_err("this file is bad").to_string()
+}
+
+#[test]
+fn the_examples_mean_what_they_say() {
+    let shop = Project::parse(SHOP, "kiln.toml").unwrap();
+    let web = ServiceName::new("web").unwrap();
+    let production = shop.environment(&EnvName::new("production").unwrap());
+    let spec = &production.services[&web];
+    assert_eq!((spec.instances, spec.port, spec.user.as_str()), (3, Some(8080), "www-data"));
+    assert_eq!(spec.resources, Resources { cpu_milli: 1000, memory_bytes: 128 << 20, pids: 64 });
+    assert_eq!(spec.rollout.keep_previous, Millis(600_000));
+    assert_eq!(production.routes[1].path, "/api");
+    let staging = shop.environment(&EnvName::new("staging").unwrap());
+    assert_eq!(staging.services[&web].instances, 1);
+    assert_eq!(staging.services[&web].user, "www-data", "tables merge");
+    assert_eq!(staging.routes.len(), 2, "arrays replace");
+    assert_eq!(staging.routes[0].host.as_deref(), Some("staging.shop.test"));
+    assert_eq!(shop.images[&ImageName::new("api").unwrap()].base, Base::Scratch);
+    Project::parse(GUESTBOOK, "kiln.toml").unwrap();
+}
+
+#[test]
+fn errors_name_the_place_and_the_fix() {
+    let text = SMALL.replace("port = 80", "port = 80\ninstence = 3");
+    assert_eq!(
+        errors(&text),
+        "unknown key `instence` in `[services.a]`\n \
+         --> kiln.toml:8:1\n  |\n8 | instence = 3\n  | ^^^^^^^^\nhint: did you mean `instances`?"
+    );
+}
+
+#[test]
+fn every_kind_of_mistake_is_found() {
+    let mistakes = [
+        ("port = 80", "port = \"80\"", "`port` must be a whole number from 1 to 65535"),
+        ("port = 80", "port = 99999", "`port` must be a whole number"),
+        ("image = \"a\"", "image = \"b\"", "there is no image `b`"),
+        ("image = \"a\"", "", "has no `image`"),
+        ("command = [\"/a\"]", "command = [\"a\"]", "no usable `command`"),
+        ("command = [\"/a\"]", "command = \"/a\"", "`command` must be an array of strings"),
+        ("health = { tcp = true }", "", "has a port but neither `health` nor `validate`"),
+        ("health = { tcp = true }", "health = { tcp = true, http = \"/\" }", "exactly one thing to check"),
+        ("health = { tcp = true }", "health = { tcp = true, every = \"5\" }", "`every` must be a duration"),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\npackages = [\"nginx\"]",
+            "an image on `scratch` has no packages",
+        ),
+        ("base = \"scratch\"", "base = \"debian:sid\"", "not available yet"),
+        ("base = \"scratch\"", "base = \"oci:x\"", "not available yet"),
+        ("base = \"scratch\"", "base = \"alpine\"", "unknown base"),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\nbuild = { run = [] }",
+            "`build` in `[images.a]` is not available yet",
+        ),
+        ("port = 80", "port = 80\nsecrets = [\"A\"]", "`secrets` in `[services.a]` is not available yet"),
+        ("port = 80", "port = 80\nuses = [\"main\"]", "not available yet"),
+        ("port = 80", "port = 80\negress = []", "not available yet"),
+        (
+            "port = 80",
+            "port = 80\nrollout = { strategy = \"canary\" }",
+            "strategy `canary` is not available yet",
+        ),
+        ("port = 80", "port = 80\nwritable = [\"/a/../b\"]", "cannot be writable"),
+        ("port = 80", "port = 80\nwritable = [\"/proc/x\"]", "cannot be writable"),
+        ("port = 80", "port = 80\nresources = { memory = \"12\" }", "too little"),
+        ("port = 80", "port = 80\nenv = { PORT = \"1\" }", "`PORT` is set by kiln"),
+        ("port = 80", "port = 80\nstop = { signal = \"TERM\" }", "unknown signal"),
+        ("port = 80", "port = 80\nport = 81", "duplicate key"),
+        ("name = \"x\"", "name = \"X\"", "not a legal project name"),
+        ("name = \"x\"", "name = \"x\"\n[data.main]\nkind = \"postgres\"", "`data` in"),
+        (
+            "[services.a]",
+            "[[routes]]\nservice = \"a\"\ntcp = 5\n[services.a]",
+            "`tcp` in `[[routes]]` is not available",
+        ),
+        ("[services.a]", "[[routes]]\nservice = \"b\"\n[services.a]", "there is no service `b`"),
+        (
+            "[services.a]",
+            "[[routes]]\nservice = \"a\"\n[[routes]]\nservice = \"a\"\n[services.a]",
+            "two routes for",
+        ),
+        ("[services.a]", "[environments.s]\nimages.a.base = \"scratch\"\n[services.a]", "cannot have images"),
+        (
+            "[services.a]",
+            "[environments.s]\nservices.b.instances = 1\n[services.a]",
+            "there is no service `b` to change",
+        ),
+        ("[services.a]", "[environments.s]\nservices.a.instances = \"1\"\n[services.a]", "kiln.toml:5:24"),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\ncopy = [{ from = \"../x\", to = \"/x\" }]",
+            "not a path inside",
+        ),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\ncopy = [{ from = \"x\", to = \"x\" }]",
+            "not a path in the image",
+        ),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\ncopy = [{ from = \"build:/x\", to = \"/x\" }]",
+            "not available yet",
+        ),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\ncopy = [{ from = \"x\", to = \"/x\", mode = \"4755\" }]",
+            "`mode` must be",
+        ),
+    ];
+    Project::parse(SMALL, "kiln.toml").unwrap();
+    for (from, to, expected) in mistakes {
+        assert!(SMALL.contains(from), "{from}");
+        let found = errors(&SMALL.replacen(from, to, 1));
+        assert!(found.contains(expected), "{to}: expected {expected:?} in\n{found}");
+    }
+}
+
+#[test]
+fn several_errors_are_reported_at_once() {
+    let found = errors(&SMALL.replace("port = 80", "prot = 80").replace("scratch", "scartch"));
+    assert!(found.contains("unknown key `prot`") && found.contains("unknown base"), "{found}");
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(at in any::<prop::sample::Index>(), insert in "[ -~é\\n]{0,8}", cut in 0usize..12) {
+        let at = at.index(SHOP.len());
+        let text = format!("{}{insert}{}", &SHOP[..at], &SHOP[(at + cut).min(SHOP.len())..]);
+        if let Err(errors) = Project::parse(&text, "kiln.toml") {
+            prop_assert!(!errors.0.is_empty() && errors.0.iter().all(|e| e.line >= 1 && e.column >= 1));
+        }
+    }
+}
