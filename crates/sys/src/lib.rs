@@ -1,2 +1,31 @@
-//! The one place that makes raw system calls: namespaces, the new mount API, netlink, seccomp, cgroups, pidfds.
-//! Everything above is safe Rust with typed errors that name the step and the object.
+//! The one place that makes raw system calls. Everything here is a thin, safe wrapper with one error type,
+//! [`CallError`], that names the call and its object; policy lives in the crates above.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`process`] | `clone3` with a closure, pidfds, start times, exec, signals |
+//! | [`namespace`] | new namespaces, uid maps, entering others; [`namespace::enter_private_net`] for tests |
+//! | [`mount`] | the file-descriptor mount API, EROFS images, idmaps, changing the root |
+//! | [`privilege`] | user, capabilities, `no_new_privs`, resource limits |
+//! | [`seccomp`] | the system call filter of instances |
+//! | [`netlink`] | bridges, veth pairs, addresses |
+//! | [`cgroup`] | limits, killing and counting, on v1, v2 and hybrid hosts |
+//! | [`path`] | opening a path below a root that is not trusted |
+//! | [`clock`] | boot id and clocks |
+#![expect(
+    unsafe_code,
+    reason = "this crate is where raw system calls are made; each block says why it is sound"
+)]
+
+pub mod cgroup;
+pub mod clock;
+mod error;
+pub mod mount;
+pub mod namespace;
+pub mod netlink;
+pub mod path;
+pub mod privilege;
+pub mod process;
+pub mod seccomp;
+
+pub use error::{CallError, Context};

@@ -1,0 +1,69 @@
+//! Namespaces: leaving and entering them, uid maps, and a private network for tests.
+//!
+//! ```no_run
+//! // First thing in a test that opens sockets, before any thread exists:
+//! kiln_sys::namespace::enter_private_net()?;
+//! # Ok::<(), kiln_sys::CallError>(())
+//! ```
+
+use crate::error::check;
+use crate::process::{Clone, Namespaces};
+use crate::{CallError, Context};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// Moves the calling thread into new namespaces. A new user or pid namespace is made by [`Clone`] instead.
+pub fn unshare(namespaces: Namespaces) -> Result<(), CallError> {
+    // SAFETY: takes plain flags; no flag of `Namespaces` unshares memory or descriptors.
+    check(unsafe { libc::unshare(namespaces.bits() as i32) }.into())
+        .context("unshare", format!("{namespaces:?}"))?;
+    Ok(())
+}
+
+/// Enters one namespace, given by its file (`/proc/PID/ns/…`), or those of a process, given by its pidfd.
+pub fn enter(target: impl AsFd, namespaces: Namespaces) -> Result<(), CallError> {
+    // SAFETY: takes a descriptor and plain flags.
+    check(unsafe { libc::setns(target.as_fd().as_raw_fd(), namespaces.bits() as i32) }.into())
+        .context("setns", format!("{namespaces:?}"))?;
+    Ok(())
+}
+
+/// The calling thread's network namespace.
+pub fn current_net() -> Result<OwnedFd, CallError> {
+    const PATH: &str = "/proc/thread-self/ns/net";
+    Ok(File::open(PATH).context("open", PATH)?.into())
+}
+
+/// Maps the ids 0 to `count - 1` of the user namespace of `pid` to `base` and up. Needs the host's root.
+pub fn map_ids(pid: i32, base: u32, count: u32) -> Result<(), CallError> {
+    for file in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{pid}/{file}");
+        std::fs::write(&path, format!("0 {base} {count}")).context("write", path)?;
+    }
+    Ok(())
+}
+
+/// A user namespace that nobody lives in, for an idmapped mount. The caller has one thread.
+pub fn user_namespace(base: u32, count: u32) -> Result<OwnedFd, CallError> {
+    let child = Clone::new(Namespaces::USER).spawn(|| {
+        loop {
+            // SAFETY: waits for a signal; the child is killed by its parent below.
+            unsafe { libc::pause() };
+        }
+    })?;
+    let made = map_ids(child.pid(), base, count).and_then(|()| {
+        let path = format!("/proc/{}/ns/user", child.pid());
+        File::open(&path).context("open", path)
+    });
+    child.kill_and_reap()?;
+    Ok(made?.into())
+}
+
+/// Moves the calling thread, and all that it starts, into a network namespace of its own with a working loopback.
+/// For tests: call it first in `main`, before any other thread exists. Needs root.
+pub fn enter_private_net() -> Result<(), CallError> {
+    unshare(Namespaces::NET)?;
+    let route = crate::netlink::Netlink::open()?;
+    let loopback = route.index("lo")?;
+    route.up(loopback)
+}

@@ -1,0 +1,32 @@
+//! Opening paths below a root whose content is not trusted: symbolic links, `..` and absolute paths stay inside, and
+//! no magic link of `/proc` is followed.
+
+use crate::{CallError, Context};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Opens `path` below `root`, which is an open directory.
+pub fn open_in_root(root: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedFd, CallError> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve).context("open", path)
+}
+
+/// Reads the first `max` bytes of a regular file below `root`. Anything else is refused, so that a pipe or a device
+/// of a hostile file system cannot hold the reader up.
+pub fn read_in_root(root: impl AsFd, path: &str, max: u64) -> Result<Vec<u8>, CallError> {
+    let fd = open_in_root(root, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+    let kind = FileType::from_raw_mode(fstat(&fd).context("stat", path)?.st_mode);
+    if kind != FileType::RegularFile {
+        return Err(std::io::Error::from_raw_os_error(libc::EINVAL)).context("read as a regular file", path);
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::from(fd).take(max).read_to_end(&mut bytes).context("read", path)?;
+    Ok(bytes)
+}
+
+/// The kind of what is at `path` below `root`, links followed.
+pub fn kind_in_root(root: impl AsFd, path: &str) -> Result<FileType, CallError> {
+    let fd = open_in_root(root, path, OFlags::PATH)?;
+    Ok(FileType::from_raw_mode(fstat(&fd).context("stat", path)?.st_mode))
+}

@@ -1,0 +1,78 @@
+//! Giving up rights: user and groups, capabilities, `no_new_privs`, resource limits. None of it can be taken back.
+
+use crate::error::check;
+use crate::{CallError, Context};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+
+/// `CAP_KILL`, the one capability that an instance's pid 1 keeps: without it, it could not signal the program, which
+/// runs as another user.
+pub const CAP_KILL: u32 = 5;
+
+/// Becomes `uid`:`gid` in real, effective and saved form, without supplementary groups.
+pub fn become_user(uid: u32, gid: u32) -> Result<(), CallError> {
+    // SAFETY: the three calls take plain numbers; an empty group list is never read.
+    unsafe {
+        check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))
+            .context("setgroups", "none")?;
+        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid)).context("setresgid", gid)?;
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid)).context("setresuid", uid)?;
+    }
+    Ok(())
+}
+
+/// Empties the bounding and ambient sets, which is possible only with full capabilities. Before [`become_user`].
+pub fn drop_bounding_set() -> Result<(), CallError> {
+    for capability in 0..64 {
+        // SAFETY: prctl with plain numbers.
+        let answer = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        if let Err(error) = check(answer.into()) {
+            // The first number that the kernel does not know ends the list.
+            if error.raw_os_error() == Some(libc::EINVAL) && capability > 0 {
+                break;
+            }
+            return Err(error).context("drop from the bounding set", capability);
+        }
+    }
+    // SAFETY: prctl with plain numbers.
+    let answer = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    check(answer.into()).context("clear", "ambient capabilities")?;
+    Ok(())
+}
+
+/// Keeps only the capabilities whose bits are set in `mask`, in the permitted and effective sets.
+pub fn keep_capabilities(mask: u64) -> Result<(), CallError> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let (low, high) = (mask as u32, (mask >> 32) as u32);
+    let data = [low, low, 0, high, high, 0];
+    // SAFETY: version 3 reads two words of header and six of data, and both arrays have that length.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) })
+        .context("capset", format!("{mask:#x}"))?;
+    Ok(())
+}
+
+/// No later exec gains rights, whatever the file's mode says. Needed for a filter without `CAP_SYS_ADMIN`.
+pub fn no_new_privileges() -> Result<(), CallError> {
+    rustix::thread::set_no_new_privs(true).context("set", "no_new_privs")
+}
+
+/// The process cannot be traced, and its `/proc` entries belong to the host's root.
+pub fn not_dumpable() -> Result<(), CallError> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("set", "dumpable")
+}
+
+/// Sane limits of a server: no core files, and as many open files as the hard limit allows up to `files_max`.
+pub fn limit_resources(files_max: u64) -> Result<(), CallError> {
+    let files = getrlimit(Resource::Nofile).maximum.unwrap_or(files_max).min(files_max);
+    for (resource, value) in [(Resource::Core, 0), (Resource::Nofile, files)] {
+        let limit = Rlimit { current: Some(value), maximum: Some(value) };
+        setrlimit(resource, limit).context("setrlimit", format!("{resource:?}"))?;
+    }
+    Ok(())
+}
+
+/// Makes the kernel prefer this process when memory is short: 0 to 1000. Raising needs no right.
+pub fn prefer_for_oom(score: u16) -> Result<(), CallError> {
+    const PATH: &str = "/proc/self/oom_score_adj";
+    std::fs::write(PATH, score.to_string()).context("write", PATH)
+}
