@@ -4,6 +4,10 @@
 //! A provider is told what must exist (`ensure`) and what must not (`absent`), never "create" or "delete": both may be
 //! repeated, lost, delayed and answered late. Each carries a [`Fence`]; see [`ProviderError::Stale`].
 
+#![forbid(unsafe_code)]
+
+pub mod local;
+
 use async_trait::async_trait;
 use kiln_model::{Check, Evidence, Fence, InstanceId, InstanceSpec};
 pub use kiln_model::{Seen, SeenState};

@@ -72,11 +72,9 @@ impl<'a> Clone<'a> {
     /// Makes the child, which runs `work` and ends with the status that it returns. The caller has one thread; a
     /// panic in the child ends it with status 101 and no destructor of the parent's values runs in it.
     pub fn spawn(self, work: impl FnOnce() -> i32) -> Result<Child, CallError> {
-        let threads = std::fs::read_dir("/proc/self/task").context("read", "/proc/self/task")?.count();
-        if threads != 1 {
-            return Err(io::Error::from_raw_os_error(libc::EDEADLK))
-                .context("clone3 in a process with threads", threads);
-        }
+        // SAFETY: unshares nothing; the kernel refuses the flag if there is another thread. Works without /proc.
+        check(unsafe { libc::unshare(libc::CLONE_THREAD) }.into())
+            .context("clone3 in a process with", "threads")?;
         let mut pidfd: i32 = -1;
         let mut flags = u64::from(self.namespaces.bits()) | libc::CLONE_PIDFD as u64;
         let mut cgroup = 0;
@@ -336,6 +334,16 @@ pub fn close_on_exec() -> Result<(), CallError> {
     // SAFETY: changes flags only.
     check(unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })
         .context("close_range", "3 and up")?;
+    Ok(())
+}
+
+/// Closes descriptors in a fresh child that its parent owns: the child has copies of them, and its parent's values
+/// are never dropped in it.
+pub fn close_here(descriptors: &[BorrowedFd<'_>]) -> Result<(), CallError> {
+    for fd in descriptors {
+        // SAFETY: the caller's promise: a fresh child, in which nothing uses or drops them.
+        check(unsafe { libc::close(fd.as_raw_fd()) }.into()).context("close", fd.as_raw_fd())?;
+    }
     Ok(())
 }
 

@@ -114,9 +114,9 @@ enum Verdict {
 fn verdict(number: u32) -> Verdict {
     let call = c_long::from(number);
     match call {
-        SYS_clone => Verdict::Clone,
-        SYS_socket => Verdict::Socket,
-        SYS_clone3 => Verdict::Refuse(ENOSYS),
+        _ if call == SYS_clone => Verdict::Clone,
+        _ if call == SYS_socket => Verdict::Socket,
+        _ if call == SYS_clone3 => Verdict::Refuse(ENOSYS),
         _ if ALLOWED.contains(&call) || UNNAMED.contains(&call) => Verdict::Allow,
         _ if (NEWEST..X32).contains(&number) => Verdict::Refuse(ENOSYS),
         _ => Verdict::Refuse(EPERM),

@@ -1,0 +1,392 @@
+//! Runs instances as sandboxes on this host, made of what the kernel offers: namespaces, EROFS, cgroups, a bridge.
+//!
+//! The provider itself only keeps the books: fences, tombstones, addresses, and which instance is in which state. A
+//! supervisor process makes an instance ([`supervise`]), its pid 1 runs it, and both outlive this server; the next one
+//! finds them by their folders. See ARCHITECTURE.md for the whole picture.
+//!
+//! ```text
+//! no folder ─ ensure ─▶ spec.json ─▶ process.json ─▶ exit.json
+//!                       Starting      Running         Exited
+//!                          └──────────────┴──────────────┴─ absent ─▶ gone.json
+//! ```
+
+mod blackbox;
+mod check;
+pub mod exec;
+mod folder;
+mod http;
+mod inventory;
+mod layers;
+mod mark;
+mod order;
+mod program;
+mod rootfs;
+mod shim;
+mod start;
+mod stop;
+mod subnet;
+pub mod supervise;
+
+pub use inventory::{Inventory, inventory};
+pub use kiln_sys::mount::ErofsBacking;
+pub use stop::{SweepError, sweep};
+pub use subnet::{Subnet, SubnetError};
+
+use crate::{Provider, ProviderError};
+use async_trait::async_trait;
+use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
+use kiln_model::{
+    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Seen, SeenState,
+};
+use kiln_sys::cgroup::{Choice, Trees};
+use kiln_sys::{CallError, netlink::Netlink, process};
+use layers::Layers;
+use mark::Mark;
+use order::Failure;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+/// How a [`LocalProvider`] works.
+#[derive(Debug, Clone)]
+pub struct LocalConfig {
+    /// The state folder.
+    pub state: PathBuf,
+    /// Addresses of instances; the first is the bridge's.
+    pub subnet: Subnet,
+    /// The content store that holds the layers: `OBJECTS/sha256/<2>/<62>`.
+    pub objects: PathBuf,
+    /// The kiln program, started as `PROGRAM internal supervise|exec`.
+    pub program: PathBuf,
+    /// Fallbacks that are taken although they are not needed, for tests.
+    pub forced: Forced,
+}
+
+impl LocalConfig {
+    /// The defaults for a state folder.
+    pub fn new(state: impl Into<PathBuf>) -> Self {
+        let state = state.into();
+        Self {
+            objects: state.join("objects"),
+            state,
+            subnet: Subnet::default(),
+            program: "/proc/self/exe".into(),
+            forced: Forced::default(),
+        }
+    }
+}
+
+/// Forced fallbacks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Forced {
+    /// Mount layers by loop devices, as before kernel 6.12.
+    pub erofs: ErofsBacking,
+    /// Use v1 cgroups only, as without a v2 tree.
+    pub cgroup_v1: bool,
+}
+
+/// Why a provider could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The state folder could not be used.
+    #[error("cannot use the state folder `{path}`")]
+    State {
+        /// The path.
+        path: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host lacks something; mostly the right to do it.
+    #[error("cannot prepare this host to run instances; hint: kiln runs them as root")]
+    Host(#[source] CallError),
+}
+
+/// What is known of one instance.
+#[derive(Debug, Clone)]
+struct Entry {
+    record: Arc<Record>,
+    fence: Fence,
+    state: SeenState,
+    /// Its pid 1 while it may run.
+    process: Option<(Process, Arc<OwnedFd>)>,
+    /// Keeps the layers mounted for others that need the same.
+    layers: Vec<Arc<OwnedFd>>,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    entries: BTreeMap<InstanceId, Entry>,
+    gone: BTreeMap<InstanceId, Fence>,
+    /// The highest server seen.
+    server: (Incarnation, Epoch),
+    /// The number given last.
+    number: u32,
+    /// One lock per instance that is worked on.
+    work: HashMap<InstanceId, Arc<Mutex<()>>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: LocalConfig,
+    mark: Mark,
+    root: Root,
+    boot: String,
+    trees: Trees,
+    layers: Layers,
+    books: Mutex<Books>,
+    changed: Notify,
+    runtime: tokio::runtime::Handle,
+}
+
+/// The provider. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct LocalProvider(Arc<Inner>);
+
+impl LocalProvider {
+    /// Opens the state folder, adopts the instances that live, and removes what an earlier server left half-done and
+    /// nobody owns. Inside a tokio runtime; takes some milliseconds and blocks.
+    pub fn open(config: LocalConfig) -> Result<Self, OpenError> {
+        let state = |source| OpenError::State { path: config.state.display().to_string(), source };
+        std::fs::create_dir_all(config.state.join("instances")).map_err(state)?;
+        let path = config.state.canonicalize().map_err(state)?;
+        let mark = Mark::of(&path);
+        let choice = if config.forced.cgroup_v1 { Choice::V1 } else { Choice::Auto };
+        let inner = Inner {
+            root: Root::of(&path),
+            boot: kiln_sys::clock::boot_id().map_err(OpenError::Host)?,
+            trees: Trees::detect(choice).map_err(OpenError::Host)?,
+            layers: Layers::new(config.objects.clone(), config.forced.erofs),
+            books: Mutex::default(),
+            changed: Notify::new(),
+            runtime: tokio::runtime::Handle::current(),
+            mark,
+            config: LocalConfig { state: path, ..config },
+        };
+        let provider = Self(Arc::new(inner));
+        let this = &provider.0;
+        let failed = |source| OpenError::State { path: this.root.0.display().to_string(), source };
+        this.adopt().map_err(failed)?;
+        this.make_bridge().map_err(OpenError::Host)?;
+        this.scavenge().map_err(OpenError::Host)?;
+        for id in this.books().entries.keys().cloned().collect::<Vec<_>>() {
+            this.watch(&id);
+        }
+        Ok(provider)
+    }
+}
+
+impl Inner {
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // Every change of the books is one step; a panic elsewhere leaves them whole.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make_bridge(&self) -> Result<(), CallError> {
+        let host = Netlink::open()?;
+        let bridge = host.bridge(&self.mark.bridge(), self.mark.hardware())?;
+        host.address(bridge, self.config.subnet.gateway(), self.config.subnet.prefix())?;
+        host.up(bridge)
+    }
+
+    /// Reads all folders.
+    fn adopt(&self) -> std::io::Result<()> {
+        let mut books = self.books();
+        if let Ok(text) = std::fs::read(self.root.0.join(FENCE)) {
+            books.server = serde_json::from_slice(&text).map_err(std::io::Error::other)?;
+        }
+        let mut latest = 0;
+        for id in self.root.ids()? {
+            let folder = self.root.folder(&id);
+            let record: Option<Record> = folder.read(SPEC);
+            if let Some(record) = &record
+                && id.sequence() >= latest
+            {
+                (latest, books.number) = (id.sequence(), record.number);
+            }
+            if let Some(gone) = folder.read::<Gone>(GONE) {
+                books.gone.insert(id, gone.fence);
+            } else if let Some(record) = record {
+                let fence = folder.read(FENCE).unwrap_or(record.fence).max(record.fence);
+                let (state, process) = self.look(&id);
+                let entry = Entry { record: Arc::new(record), fence, state, process, layers: vec![] };
+                books.entries.insert(id, entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the folder of an instance and the kernel say about it.
+    fn look(&self, id: &InstanceId) -> (SeenState, Option<(Process, Arc<OwnedFd>)>) {
+        let folder = self.root.folder(id);
+        let process = folder.read::<Process>(PROCESS);
+        let recorded = process.is_some();
+        let alive = process
+            .filter(|p| p.boot == self.boot)
+            .and_then(|p| process::open_same(p.pid, p.started).map(|pidfd| (p, Arc::new(pidfd))));
+        // Read after the look at the process. It is the last that pid 1 does, when all others are dead.
+        let exit = folder.read::<Exit>(EXIT);
+        let state = match (&alive, exit) {
+            (_, Some(exit)) => SeenState::Exited(exit.reason),
+            (Some(_), None) => SeenState::Running,
+            (None, None) if recorded => SeenState::Exited(ExitReason::Unknown),
+            (None, None) => SeenState::Starting,
+        };
+        (state, alive)
+    }
+
+    /// Waits in the background for an instance to end.
+    fn watch(self: &Arc<Self>, id: &InstanceId) {
+        let Some((_, pidfd)) = self.books().entries.get(id).and_then(|e| e.process.clone()) else { return };
+        let (inner, id) = (self.clone(), id.clone());
+        self.runtime.spawn(async move {
+            #[expect(
+                deprecated,
+                reason = "its successor is unsafe; an `Arc<OwnedFd>` stays the same open descriptor"
+            )]
+            let registered = AsyncFd::with_interest(pidfd, Interest::READABLE);
+            let Ok(pidfd) = registered else { return };
+            if pidfd.readable().await.is_ok() {
+                inner.settle(&id);
+            }
+        });
+    }
+
+    /// Looks again and writes down what is seen.
+    fn settle(&self, id: &InstanceId) {
+        let (state, process) = self.look(id);
+        if let Some(entry) = self.books().entries.get_mut(id) {
+            (entry.state, entry.process) = (state, process);
+        }
+        self.changed.notify_one();
+    }
+
+    fn seen(&self, id: &InstanceId) -> Option<Seen> {
+        self.books().entries.get(id).map(|entry| seen(id, entry))
+    }
+
+    /// The lock of one instance: ensure and absent never run at the same time for it.
+    fn work(&self, id: &InstanceId) -> Arc<Mutex<()>> {
+        let mut books = self.books();
+        books.work.retain(|_, lock| Arc::strong_count(lock) > 1);
+        books.work.entry(id.clone()).or_default().clone()
+    }
+
+    /// Refuses a server that is older than one seen, and remembers a newer one durably.
+    fn admit(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
+        let mut books = self.books();
+        if fence.server() < books.server {
+            let detail = format!("server {}.{} was seen", books.server.0, books.server.1);
+            return Err(ProviderError::Stale { id: id.clone(), detail });
+        }
+        if fence.server() > books.server {
+            let write = || {
+                let directory = std::fs::File::open(&self.root.0)?;
+                folder::durable(directory, FENCE, &fence.server())
+            };
+            write().map_err(|error| Failure::io("write `fence.json`", &error).of(id))?;
+            books.server = fence.server();
+        }
+        Ok(())
+    }
+
+    /// Refuses a fence older than the one that the instance has, and remembers a newer one durably.
+    fn raise(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
+        let mut books = self.books();
+        let Some(entry) = books.entries.get_mut(id) else { return Ok(()) };
+        if fence.order() < entry.fence.order() {
+            let detail = format!("{} came before", entry.fence);
+            return Err(ProviderError::Stale { id: id.clone(), detail });
+        }
+        if fence.order() > entry.fence.order() {
+            let written = self.root.folder(id).write(FENCE, &fence);
+            written.map_err(|error| Failure::io("write `fence.json`", &error).of(id))?;
+            entry.fence = fence;
+        }
+        Ok(())
+    }
+}
+
+fn seen(id: &InstanceId, entry: &Entry) -> Seen {
+    Seen { id: id.clone(), address: Some(entry.record.address.into()), state: entry.state.clone() }
+}
+
+impl Failure {
+    /// As the trait's error.
+    fn of(self, id: &InstanceId) -> ProviderError {
+        let Failure { permanent, step, detail } = self;
+        if permanent {
+            ProviderError::Permanent { id: id.clone(), step, detail }
+        } else {
+            ProviderError::Retry { id: id.clone(), step, detail }
+        }
+    }
+}
+
+/// Runs blocking work for an instance; what becomes of it is unknown if the runtime ends.
+async fn blocking<T: Send + 'static>(
+    id: &InstanceId,
+    work: impl FnOnce() -> Result<T, ProviderError> + Send + 'static,
+) -> Result<T, ProviderError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Failure::retry("run", error.to_string()).of(id)))
+}
+
+#[async_trait]
+impl Provider for LocalProvider {
+    async fn list(&self) -> Result<Vec<Seen>, ProviderError> {
+        Ok(self.0.books().entries.iter().map(|(id, entry)| seen(id, entry)).collect())
+    }
+
+    async fn ensure(&self, fence: Fence, spec: &InstanceSpec) -> Result<Seen, ProviderError> {
+        let (inner, spec) = (self.0.clone(), spec.clone());
+        blocking(&spec.id.clone(), move || inner.ensure(fence, spec)).await
+    }
+
+    async fn absent(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
+        let (inner, own) = (self.0.clone(), id.clone());
+        blocking(id, move || inner.absent(fence, &own)).await
+    }
+
+    async fn check(&self, id: &InstanceId, check: &Check) -> Evidence {
+        let begun = Instant::now();
+        let outcome = match self.0.target(id) {
+            Ok(target) => check::run(target, check).await,
+            Err(detail) => Err(detail),
+        };
+        check::evidence(check, begun, outcome)
+    }
+
+    async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+}
+
+impl Inner {
+    fn target(&self, id: &InstanceId) -> Result<check::Target, String> {
+        let books = self.books();
+        let entry = books.entries.get(id).ok_or("there is no such instance")?;
+        let (process, _) = entry.process.clone().ok_or_else(|| match &entry.state {
+            SeenState::Exited(reason) => format!("the instance {reason}"),
+            _ => "the instance is being created".to_owned(),
+        })?;
+        Ok(check::Target {
+            address: entry.record.address,
+            process,
+            spec: entry.record.spec.clone(),
+            group: self.trees.group(&self.mark.cgroup(), id.as_str()),
+            program: self.config.program.clone(),
+        })
+    }
+}
+
+/// The folder of an instance of a state folder, for reading its black box.
+pub fn instance_folder(state: &Path, id: &InstanceId) -> PathBuf {
+    Root::of(state).folder(id).path
+}

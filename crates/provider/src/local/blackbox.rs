@@ -1,0 +1,198 @@
+//! The black box: everything that a program prints, as frames in two files that take turns. When both are full the
+//! older half is emptied, and its lines count as dropped.
+
+use kiln_model::frame::{Frame, Stream};
+use kiln_model::limits::{LOG_LINE_BYTES_MAX, SPOOL_BYTES_MAX};
+use kiln_model::{InstanceId, Wall};
+use std::fs::File;
+use std::io::{self, Seek, Write};
+
+struct Segment {
+    file: File,
+    bytes: u64,
+    lines: u64,
+}
+
+/// The writer; one per instance.
+pub(crate) struct BlackBox {
+    segments: [Segment; 2],
+    current: usize,
+    segment_bytes_max: u64,
+    sequence: u64,
+    dropped: u64,
+}
+
+impl BlackBox {
+    /// Over two empty files.
+    pub(crate) fn new(files: [File; 2]) -> Self {
+        let segments = files.map(|file| Segment { file, bytes: 0, lines: 0 });
+        Self { segments, current: 0, segment_bytes_max: SPOOL_BYTES_MAX / 2, sequence: 0, dropped: 0 }
+    }
+
+    /// Adds lines. They are in the files when this returns; they are durable after [`BlackBox::sync`].
+    pub(crate) fn write<'a>(
+        &mut self,
+        stream: Stream,
+        lines: impl IntoIterator<Item = &'a [u8]>,
+    ) -> io::Result<()> {
+        let at = Wall(kiln_sys::clock::wall_ms());
+        let mut batch = Vec::new();
+        let mut count = 0;
+        for line in lines {
+            let frame =
+                Frame { at, sequence: self.sequence, dropped: self.dropped, stream, line: line.to_vec() };
+            let start = batch.len();
+            frame.encode(&mut batch);
+            self.sequence += 1;
+            count += 1;
+            if self.segments[self.current].bytes + batch.len() as u64 > self.segment_bytes_max {
+                let last = batch.split_off(start);
+                self.append(&batch, count - 1)?;
+                self.turn()?;
+                (batch, count) = (last, 1);
+            }
+        }
+        self.append(&batch, count)
+    }
+
+    fn append(&mut self, bytes: &[u8], lines: u64) -> io::Result<()> {
+        let segment = &mut self.segments[self.current];
+        segment.file.write_all(bytes)?;
+        segment.bytes += bytes.len() as u64;
+        segment.lines += lines;
+        Ok(())
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        self.current = 1 - self.current;
+        let segment = &mut self.segments[self.current];
+        self.dropped += segment.lines;
+        segment.file.set_len(0)?;
+        segment.file.rewind()?;
+        (segment.bytes, segment.lines) = (0, 0);
+        Ok(())
+    }
+
+    /// Makes everything durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.segments.iter().try_for_each(|s| s.file.sync_data())
+    }
+
+    /// The files, for keeping them open.
+    pub(crate) fn files(&self) -> [&File; 2] {
+        [&self.segments[0].file, &self.segments[1].file]
+    }
+
+    /// A word of the supervisor's own. One that cannot be written is not worth the instance's life.
+    pub(crate) fn note(&mut self, text: &str) {
+        let _ = self.write(Stream::Supervisor, [text.as_bytes()]);
+    }
+}
+
+/// Cuts a stream into lines. A line that is too long is cut into several.
+#[derive(Default)]
+pub(crate) struct Lines {
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// Adds what was read, and writes the lines that are whole.
+    pub(crate) fn push(&mut self, bytes: &[u8], stream: Stream, out: &mut BlackBox) -> io::Result<()> {
+        self.rest.extend(bytes);
+        let mut lines = vec![];
+        let mut from = 0;
+        while from < self.rest.len() {
+            let rest = &self.rest[from..];
+            let window = &rest[..rest.len().min(LOG_LINE_BYTES_MAX + 1)];
+            match window.iter().position(|b| *b == b'\n') {
+                Some(end) => {
+                    lines.push(&rest[..end]);
+                    from += end + 1;
+                }
+                None if rest.len() > LOG_LINE_BYTES_MAX => {
+                    lines.push(&rest[..LOG_LINE_BYTES_MAX]);
+                    from += LOG_LINE_BYTES_MAX;
+                }
+                None => break,
+            }
+        }
+        out.write(stream, lines)?;
+        self.rest.drain(..from);
+        Ok(())
+    }
+
+    /// Writes what is left without a line feed.
+    pub(crate) fn finish(&mut self, stream: Stream, out: &mut BlackBox) -> io::Result<()> {
+        if !self.rest.is_empty() {
+            out.write(stream, [self.rest.as_slice()])?;
+            self.rest.clear();
+        }
+        Ok(())
+    }
+}
+
+/// What the first frame of an instance says.
+pub(crate) fn greeting(id: &InstanceId, command: &[String]) -> String {
+    format!("starting `{id}`: {}", command.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(file: &File) -> Vec<Frame> {
+        use std::os::unix::fs::FileExt;
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let (mut out, mut rest) = (vec![], &bytes[..]);
+        while let Some((frame, n)) = Frame::decode(rest) {
+            out.push(frame);
+            rest = &rest[n..];
+        }
+        assert!(rest.is_empty());
+        out
+    }
+
+    fn files() -> [File; 2] {
+        // A file without a name vanishes with its descriptor.
+        [(); 2].map(|()| {
+            use rustix::fs::{Mode, OFlags};
+            let flags = OFlags::TMPFILE | OFlags::RDWR;
+            rustix::fs::open(std::env::temp_dir(), flags, Mode::from_raw_mode(0o600)).unwrap().into()
+        })
+    }
+
+    #[test]
+    fn every_line_is_there_or_counted_as_dropped() {
+        let files = files();
+        let mut out = BlackBox::new([files[0].try_clone().unwrap(), files[1].try_clone().unwrap()]);
+        out.segment_bytes_max = 1000;
+        let mut lines = Lines::default();
+        let text: String = (0..200).map(|n| format!("line {n}\n")).collect();
+        for chunk in text.as_bytes().chunks(7) {
+            lines.push(chunk, Stream::Out, &mut out).unwrap();
+        }
+        lines.push(b"no line feed", Stream::Out, &mut out).unwrap();
+        lines.finish(Stream::Out, &mut out).unwrap();
+        let mut all: Vec<Frame> = files.iter().flat_map(frames).collect();
+        all.sort_by_key(|f| f.sequence);
+        let last = all.last().unwrap();
+        assert_eq!((last.line.as_slice(), last.sequence), (&b"no line feed"[..], 200));
+        assert_eq!(all[0].sequence, last.dropped);
+        assert_eq!(all.len() as u64 + last.dropped, 201);
+        assert!(all.windows(2).all(|w| w[0].sequence + 1 == w[1].sequence));
+        assert!(files.iter().all(|f| f.metadata().unwrap().len() <= 1000));
+    }
+
+    #[test]
+    fn a_long_line_is_cut_and_nothing_of_it_lost() {
+        let files = files();
+        let mut out = BlackBox::new([files[0].try_clone().unwrap(), files[1].try_clone().unwrap()]);
+        let mut lines = Lines::default();
+        let long = vec![b'x'; 2 * LOG_LINE_BYTES_MAX + 10];
+        lines.push(&long, Stream::Err, &mut out).unwrap();
+        lines.push(b"\nnext\n", Stream::Err, &mut out).unwrap();
+        let sizes: Vec<usize> = frames(&files[0]).iter().map(|f| f.line.len()).collect();
+        assert_eq!(sizes, [LOG_LINE_BYTES_MAX, LOG_LINE_BYTES_MAX, 10, 4]);
+    }
+}

@@ -1,0 +1,74 @@
+//! `kiln internal exec`: runs one more program in an instance, for a `command` check. It joins the instance's groups
+//! and namespaces and gives up exactly what the instance's own program gave up.
+
+use super::order::{self, ExecOrder, ExecReport};
+use super::program::Program;
+use kiln_sys::process::{self, Ended, Namespaces};
+use kiln_sys::{Context, namespace};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+/// The entry point. Standard input is the socket, standard output and error are the program's.
+pub fn main() -> ExitCode {
+    let report = run().unwrap_or_else(ExecReport::NotStarted);
+    match order::send(io::stdin(), &report, &[]) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(2),
+    }
+}
+
+fn run() -> Result<ExecReport, String> {
+    let received = order::receive::<ExecOrder>(io::stdin()).map_err(|e| e.to_string())?;
+    let (order, descriptors) = received.ok_or("the server went away")?;
+    let mut descriptors = descriptors.into_iter();
+    let target = descriptors.next().ok_or("no process to join")?;
+    let environment = order.environment.into_iter().collect();
+    let program = Program::new(&order.argv, &environment, order.user)?;
+    join(&target, descriptors).map_err(|error| error.line())?;
+    let null = File::open("/dev/null").map_err(|e| e.to_string())?;
+    let (mut status_read, status_write) = io::pipe().map_err(|e| e.to_string())?;
+    let spawned = process::Clone::new(Namespaces::default()).spawn(|| {
+        let ready = process::die_with_parent()
+            .and_then(|()| process::new_session())
+            .and_then(|()| process::set_standard(&null, 0));
+        let error = ready.map_or_else(|error| error.line(), |()| program.run());
+        let mut status = &status_write;
+        let _ = status.write_all(error.as_bytes());
+        126
+    });
+    let child = spawned.map_err(|error| error.line())?;
+    drop(status_write);
+    let mut error = String::new();
+    status_read.read_to_string(&mut error).map_err(|e| e.to_string())?;
+    if !error.is_empty() {
+        return Err(error);
+    }
+    let waited = child.wait(Some(order.timeout.duration())).map_err(|e| e.line())?;
+    let report = match waited {
+        Some(Ended::Status(code)) => ExecReport::Status(code),
+        Some(Ended::Signal(signal)) => ExecReport::Signal(signal),
+        None => ExecReport::TimedOut,
+    };
+    // Whatever it started goes with it: it leads its own process group.
+    let _ = process::signal_group(child.pid(), libc::SIGKILL);
+    if matches!(report, ExecReport::TimedOut) {
+        child.kill_and_reap().map_err(|error| error.line())?;
+    }
+    Ok(report)
+}
+
+fn join(target: &OwnedFd, doors: impl Iterator<Item = OwnedFd>) -> Result<(), kiln_sys::CallError> {
+    for door in doors {
+        File::from(door).write_all(b"0").context("join", "the instance's cgroup")?;
+    }
+    let all = Namespaces::USER
+        | Namespaces::MOUNT
+        | Namespaces::PID
+        | Namespaces::NET
+        | Namespaces::UTS
+        | Namespaces::IPC
+        | Namespaces::CGROUP;
+    namespace::enter(target, all)
+}

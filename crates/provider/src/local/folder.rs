@@ -1,0 +1,164 @@
+//! An instance's folder, `STATE/instances/ID/`: what is written before, while and after it lives.
+//!
+//! | file | written by | means |
+//! |---|---|---|
+//! | `spec.json` | server, before anything exists | [`Record`]: the specification, address and id range. Never changes |
+//! | `fence.json` | server | the highest fence seen for this id |
+//! | `lock` | supervisor and pid 1 hold it (`flock`) | somebody is at work or alive |
+//! | `process.json` | supervisor, before the program starts | [`Process`]: pid 1 as the host sees it |
+//! | `out.0`, `out.1` | pid 1 | the black box, `kiln_model::frame` |
+//! | `exit.json` | pid 1 | [`Exit`]; empty while it runs |
+//! | `gone.json` | server, after everything else is gone | [`Gone`], the tombstone |
+//!
+//! `spec.json`, the black box, `exit.json` and the tombstone stay.
+
+use kiln_model::{ExitReason, Fence, InstanceId, InstanceSpec, Wall};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fsync};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+pub(crate) const SPEC: &str = "spec.json";
+pub(crate) const FENCE: &str = "fence.json";
+pub(crate) const LOCK: &str = "lock";
+pub(crate) const PROCESS: &str = "process.json";
+pub(crate) const OUT: [&str; 2] = ["out.0", "out.1"];
+pub(crate) const EXIT: &str = "exit.json";
+pub(crate) const GONE: &str = "gone.json";
+
+/// What is known of an instance before anything of it exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// What it is.
+    #[serde(flatten)]
+    pub spec: InstanceSpec,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The number that its address and ids come from.
+    pub number: u32,
+    /// The fence that it came with.
+    pub fence: Fence,
+}
+
+/// Pid 1 of an instance, in a form that survives pid reuse and reboots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    /// Its number on the host.
+    pub pid: i32,
+    /// When it started, in ticks since boot.
+    pub started: u64,
+    /// Of which boot.
+    pub boot: String,
+}
+
+/// How an instance ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Exit {
+    /// When.
+    pub at: Wall,
+    /// How.
+    #[serde(flatten)]
+    pub reason: ExitReason,
+}
+
+/// That an instance is gone for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Gone {
+    /// Who said so.
+    pub fence: Fence,
+    /// When.
+    pub at: Wall,
+}
+
+/// Writes a file so that after a crash it is there as a whole or not at all, and makes its name durable.
+pub(crate) fn durable(directory: impl AsFd, name: &str, value: &impl Serialize) -> io::Result<()> {
+    let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
+    let temporary = format!(".{name}.new");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let mut file: File =
+        rustix::fs::openat(&directory, &temporary, flags, Mode::from_raw_mode(0o640))?.into();
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    rustix::fs::renameat(&directory, &temporary, &directory, name)?;
+    fsync(&directory)?;
+    Ok(())
+}
+
+/// The folder of all instances.
+#[derive(Debug, Clone)]
+pub(crate) struct Root(pub(crate) PathBuf);
+
+impl Root {
+    /// Below this state folder.
+    pub(crate) fn of(state: &Path) -> Self {
+        Self(state.join("instances"))
+    }
+
+    /// The folder of one of them.
+    pub(crate) fn folder(&self, id: &InstanceId) -> Folder {
+        Folder { root: self.0.clone(), path: self.0.join(id.as_str()) }
+    }
+
+    /// The ids that have a folder.
+    pub(crate) fn ids(&self) -> io::Result<Vec<InstanceId>> {
+        let mut ids = vec![];
+        for entry in std::fs::read_dir(&self.0)? {
+            ids.extend(entry?.file_name().to_string_lossy().parse::<InstanceId>());
+        }
+        Ok(ids)
+    }
+}
+
+/// The folder of one instance.
+#[derive(Debug, Clone)]
+pub(crate) struct Folder {
+    root: PathBuf,
+    pub(crate) path: PathBuf,
+}
+
+impl Folder {
+    /// Makes it, durably.
+    pub(crate) fn create(&self) -> io::Result<()> {
+        match std::fs::create_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => File::open(&self.root)?.sync_all(),
+        }
+    }
+
+    /// Writes one of its files durably.
+    pub(crate) fn write(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
+        durable(File::open(&self.path)?, name, value)
+    }
+
+    /// Reads one of its files; none if it is missing, empty or damaged.
+    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        serde_json::from_slice(&std::fs::read(self.path.join(name)).ok()?).ok()
+    }
+
+    /// Whether a supervisor or pid 1 holds the lock.
+    pub(crate) fn is_locked(&self) -> bool {
+        File::open(self.path.join(LOCK)).is_ok_and(|file| {
+            flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+        })
+    }
+
+    /// Removes one of its files; fine if it is not there.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the tombstone and leaves only what stays. The tombstone first: from there on it is gone.
+    pub(crate) fn bury(&self, gone: &Gone) -> io::Result<()> {
+        self.create()?;
+        self.write(GONE, gone)?;
+        [FENCE, LOCK, PROCESS].iter().try_for_each(|name| self.remove(name))
+    }
+}

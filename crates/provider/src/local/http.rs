@@ -1,0 +1,153 @@
+//! One `GET` to an instance: a small HTTP/1.1 client with a limit on everything, as the answer is hostile input.
+
+use std::io;
+use std::net::SocketAddr;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Bytes of a body that are read; a check looks no further.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a status line with all header fields.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// An answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// The first bytes of the body, without transfer coding.
+    pub body: Vec<u8>,
+}
+
+/// Sends one request and reads the answer. The caller limits the time.
+pub(crate) async fn get(address: SocketAddr, host: &str, path: &str) -> io::Result<Answer> {
+    let plain = |text: &str| text.bytes().all(|b| b > b' ' && b != 0x7f);
+    if !plain(host) || !plain(path) || !path.starts_with('/') {
+        return Err(bad("the check's path or host holds a blank or a control character"));
+    }
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: kiln-check\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; 16 * 1024];
+    loop {
+        if let Some(answer) = parse(&bytes, false)? {
+            return Ok(answer);
+        }
+        let n = stream.read(&mut chunk).await?;
+        if n == 0 {
+            return parse(&bytes, true)?
+                .ok_or_else(|| bad("the connection was closed before the answer ended"));
+        }
+        bytes.extend(&chunk[..n]);
+    }
+}
+
+fn bad(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text.to_owned())
+}
+
+/// The answer, if enough of it is there. `ended`: no more will come.
+fn parse(bytes: &[u8], ended: bool) -> io::Result<Option<Answer>> {
+    let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else {
+        if bytes.len() > HEAD_BYTES_MAX {
+            return Err(bad("the answer's header is longer than 64 KiB"));
+        }
+        return Ok(None);
+    };
+    let head = std::str::from_utf8(&bytes[..end]).map_err(|_| bad("the answer's header is no text"))?;
+    let mut lines = head.split("\r\n");
+    let first = lines.next().unwrap_or("");
+    let status = first
+        .strip_prefix("HTTP/1.")
+        .and_then(|rest| rest.get(2..5))
+        .and_then(|code| code.parse::<u16>().ok())
+        .ok_or_else(|| bad("the answer is not HTTP/1"))?;
+    let mut length = None;
+    let mut chunked = false;
+    for (name, value) in lines.filter_map(|l| l.split_once(':')) {
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.trim().parse::<usize>().ok(),
+            "transfer-encoding" => chunked = value.trim().eq_ignore_ascii_case("chunked"),
+            _ => {}
+        }
+    }
+    let rest = &bytes[end + 4..];
+    if (100..200).contains(&status) {
+        return parse(rest, ended);
+    }
+    let body = match (status, chunked, length) {
+        (204 | 304, ..) => Some(vec![]),
+        (_, true, _) => unchunk(rest)?,
+        (_, false, Some(length)) => {
+            let wanted = length.min(BODY_BYTES_MAX);
+            (rest.len() >= wanted).then(|| rest[..wanted].to_vec())
+        }
+        (_, false, None) => {
+            (ended || rest.len() >= BODY_BYTES_MAX).then(|| rest[..rest.len().min(BODY_BYTES_MAX)].to_vec())
+        }
+    };
+    Ok(body.map(|body| Answer { status, body }))
+}
+
+/// The body of a chunked answer, if all of it is there or the limit is reached.
+fn unchunk(mut rest: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let mut body = vec![];
+    loop {
+        let Some(line) = rest.windows(2).position(|w| w == b"\r\n") else { return Ok(None) };
+        let text = std::str::from_utf8(&rest[..line]).unwrap_or("");
+        let size = usize::from_str_radix(text.split(';').next().unwrap_or("").trim(), 16)
+            .map_err(|_| bad("the answer has a damaged chunk"))?;
+        if size == 0 {
+            return Ok(Some(body));
+        }
+        rest = &rest[line + 2..];
+        let here = size.min(rest.len());
+        body.extend(&rest[..here.min(BODY_BYTES_MAX - body.len())]);
+        if body.len() == BODY_BYTES_MAX {
+            return Ok(Some(body));
+        }
+        match rest.get(size..).and_then(|r| r.strip_prefix(b"\r\n")) {
+            Some(next) => rest = next,
+            None if rest.len() >= size.saturating_add(2) => {
+                return Err(bad("the answer has a damaged chunk"));
+            }
+            None => return Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(text: &str) -> Option<(u16, String)> {
+        // However the bytes come in, an incomplete answer is never taken for a whole one with other content.
+        let answer = parse(text.as_bytes(), true).ok().flatten()?;
+        for cut in 0..text.len() {
+            if let Ok(Some(early)) = parse(&text.as_bytes()[..cut], false) {
+                assert_eq!(early, answer, "{cut}");
+            }
+        }
+        Some((answer.status, String::from_utf8(answer.body).unwrap()))
+    }
+
+    #[test]
+    fn answers_of_every_framing() {
+        let is = |text: &str, status: u16, body: &str| assert_eq!(whole(text), Some((status, body.into())));
+        is("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200, "hello");
+        is("HTTP/1.0 404 No\r\n\r\ngone", 404, "gone");
+        is("HTTP/1.1 204 None\r\n\r\n", 204, "");
+        is(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x\r\nlo\r\n0\r\n\r\n",
+            200,
+            "hello",
+        );
+        is("HTTP/1.1 103 Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", 200, "x");
+        assert_eq!(whole("SSH-2.0\r\n\r\n"), None);
+        assert_eq!(whole("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel"), None);
+        assert_eq!(whole("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), None);
+    }
+}

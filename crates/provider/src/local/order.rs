@@ -1,0 +1,138 @@
+//! What a server and the processes that it starts say to each other: one JSON message each way over a socket that is
+//! the process's standard input. Descriptors travel with the message, so that no other process that the server starts
+//! at the same time can inherit them.
+
+use super::mark::Mark;
+use kiln_model::Millis;
+use rustix::io::{IoSlice, IoSliceMut};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Bytes of one message.
+const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+/// Descriptors of one message; the kernel's limit is 253.
+pub(crate) const DESCRIPTORS_MAX: usize = 64;
+
+/// To a supervisor. The rest it reads from the instance's folder. With it come the layers' mounts, lowest first.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub mark: Mark,
+    pub prefix: u8,
+    /// Use v1 cgroups only.
+    pub cgroup_v1: bool,
+}
+
+/// From a supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Report {
+    /// The program was started, or it could not be executed; the folder says which.
+    Started,
+    /// It was not started.
+    Failed(Failure),
+}
+
+/// A step that failed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// No use trying again.
+    pub permanent: bool,
+    /// Which step, with its object.
+    pub step: String,
+    /// Why, with a hint if there is one.
+    pub detail: String,
+}
+
+impl Failure {
+    pub(crate) fn permanent(step: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { permanent: true, step: step.into(), detail: detail.into() }
+    }
+
+    pub(crate) fn retry(step: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { permanent: false, step: step.into(), detail: detail.into() }
+    }
+
+    /// A file operation of kiln's own that failed; disks fill up and empty again.
+    pub(crate) fn io(step: impl Into<String>, error: &io::Error) -> Self {
+        Self::retry(step, error.to_string())
+    }
+}
+
+impl From<kiln_sys::CallError> for Failure {
+    fn from(error: kiln_sys::CallError) -> Self {
+        Self { permanent: !error.may_pass(), step: error.to_string(), detail: error.source.to_string() }
+    }
+}
+
+/// To an `exec` helper. With it come a pidfd of the instance's pid 1 and the files for joining its cgroups.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ExecOrder {
+    pub argv: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    pub user: (u32, u32),
+    pub timeout: Millis,
+}
+
+/// From an `exec` helper.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ExecReport {
+    Status(i32),
+    Signal(i32),
+    TimedOut,
+    NotStarted(String),
+}
+
+/// Two connected ends.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let kind = SocketType::SEQPACKET;
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Sends one message.
+pub(crate) fn send(socket: impl AsFd, message: &impl Serialize, with: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
+    if bytes.len() > MESSAGE_BYTES_MAX || with.len() > DESCRIPTORS_MAX {
+        return Err(io::Error::other("message too long"));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !with.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(with)) {
+        return Err(io::Error::other("too many descriptors"));
+    }
+    rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Waits for one message. None: the other end closed without one.
+pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(
+            &socket,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    })?;
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    let mut descriptors = vec![];
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(list) = message {
+            descriptors.extend(list);
+        }
+    }
+    let message = serde_json::from_slice(&bytes[..got.bytes]).map_err(io::Error::other)?;
+    Ok(Some((message, descriptors)))
+}

@@ -1,0 +1,210 @@
+//! `absent`, and the other ways in which instances go: what a dead server left behind, and `kiln down`.
+
+use super::Inner;
+use super::folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
+use super::mark::Mark;
+use super::order::Failure;
+use crate::ProviderError;
+use kiln_model::{Fence, InstanceId, Stop, Wall};
+use kiln_sys::cgroup::{Choice, Trees};
+use kiln_sys::netlink::Netlink;
+use kiln_sys::{CallError, process};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+/// How long a killed process may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is needed to take an instance away: no server, only the host and the folder.
+struct Hands<'a> {
+    trees: &'a Trees,
+    mark: &'a Mark,
+    root: &'a Root,
+}
+
+impl Hands<'_> {
+    /// Ends the instance's processes, gently at first if `stop` says how.
+    fn end(&self, id: &InstanceId, stop: Option<Stop>) -> Result<(), Failure> {
+        let boot = kiln_sys::clock::boot_id()?;
+        let process = self.root.folder(id).read::<Process>(PROCESS).filter(|p| p.boot == boot);
+        if let Some(pidfd) = process.and_then(|p| process::open_same(p.pid, p.started)) {
+            let pidfd = pidfd.as_fd();
+            let mut ended = false;
+            if let Some(stop) = stop {
+                // Pid 1 passes it on as the signal that the service asked for.
+                let _ = process::signal(pidfd, libc::SIGTERM);
+                ended = process::wait_readable(pidfd, Some(stop.timeout.duration()))?;
+            }
+            if !ended {
+                let _ = process::signal(pidfd, libc::SIGKILL);
+                if !process::wait_readable(pidfd, Some(KILL_PATIENCE))? {
+                    return Err(Failure::retry("end the processes", "pid 1 does not end after SIGKILL"));
+                }
+            }
+        }
+        let group = self.trees.group(&self.mark.cgroup(), id.as_str());
+        if !group.kill(KILL_PATIENCE)? {
+            return Err(Failure::retry("end the processes", "the cgroup does not become empty"));
+        }
+        Ok(group.remove()?)
+    }
+
+    /// Removes the interface. It mostly went with its namespace already.
+    fn unplug(&self, id: &InstanceId) -> Result<(), Failure> {
+        let (host, name) = (Netlink::open()?, self.mark.link(id));
+        match host.index(&name) {
+            Ok(index) => Ok(host.delete(index)?),
+            Err(error) if error.errno() == libc::ENODEV => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn bury(&self, id: &InstanceId, fence: Fence) -> Result<(), Failure> {
+        let folder = self.root.folder(id);
+        let at = Wall(kiln_sys::clock::wall_ms());
+        // A kill from outside leaves an exit record without content; readers would take it for running.
+        if folder.read::<Exit>(EXIT).is_none() && folder.path.join(SPEC).exists() {
+            let exit = Exit { at, reason: kiln_model::ExitReason::Unknown };
+            folder.write(EXIT, &exit).map_err(|error| Failure::io("write `exit.json`", &error))?;
+        }
+        folder.bury(&Gone { fence, at }).map_err(|error| Failure::io("write `gone.json`", &error))
+    }
+}
+
+impl Inner {
+    fn hands(&self) -> Hands<'_> {
+        Hands { trees: &self.trees, mark: &self.mark, root: &self.root }
+    }
+
+    pub(super) fn absent(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
+        let work = self.work(id);
+        let _work = work.lock().unwrap_or_else(PoisonError::into_inner);
+        self.admit(fence, id)?;
+        if self.books().gone.contains_key(id) {
+            return Ok(());
+        }
+        self.raise(fence, id)?;
+        let stop = self.books().entries.get(id).map(|entry| entry.record.spec.stop);
+        let hands = self.hands();
+        let gone = (|| {
+            if stop.is_some() {
+                self.wait_for_others(id);
+                hands.end(id, stop)?;
+                hands.unplug(id)?;
+            }
+            hands.bury(id, fence)
+        })();
+        gone.map_err(|failure| failure.of(id))?;
+        let mut books = self.books();
+        books.entries.remove(id);
+        books.gone.insert(id.clone(), fence);
+        drop(books);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Removes what is left of an earlier try to start an instance.
+    pub(super) fn clear(&self, id: &InstanceId) -> Result<(), Failure> {
+        self.hands().end(id, None)?;
+        self.hands().unplug(id)
+    }
+
+    /// Removes groups and interfaces that carry our mark and that no folder owns.
+    pub(super) fn scavenge(&self) -> Result<(), CallError> {
+        let live: Vec<InstanceId> = self.books().entries.keys().cloned().collect();
+        scavenge(&self.trees, &self.mark, &live)
+    }
+}
+
+fn scavenge(trees: &Trees, mark: &Mark, live: &[InstanceId]) -> Result<(), CallError> {
+    for name in trees.children(&mark.cgroup()) {
+        if !live.iter().any(|id| id.as_str() == name) {
+            let group = trees.group(&mark.cgroup(), &name);
+            group.kill(KILL_PATIENCE)?;
+            group.remove()?;
+        }
+    }
+    let host = Netlink::open()?;
+    let links = host.links()?;
+    let bridge = links.iter().find(|l| l.name == mark.bridge()).map(|l| l.index);
+    let names: Vec<String> = live.iter().map(|id| mark.link(id)).collect();
+    for link in links {
+        // The bridge tells ours from those of another state folder with the same short hash.
+        let ours =
+            link.name.starts_with(&mark.link_prefix()) && link.master.is_some() && link.master == bridge;
+        if ours && !names.contains(&link.name) {
+            host.delete(link.index)?;
+        }
+    }
+    Ok(())
+}
+
+/// Why a sweep did not remove everything. It may be repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// The state folder could not be read.
+    #[error("cannot read the instances in `{path}`")]
+    State {
+        /// The path.
+        path: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An instance stays.
+    #[error("cannot remove `{id}`: {step}: {detail}")]
+    Instance {
+        /// Which.
+        id: InstanceId,
+        /// What failed.
+        step: String,
+        /// Why.
+        detail: String,
+    },
+    /// A group, interface or bridge stays.
+    #[error("cannot remove what instances left on the host")]
+    Host(#[source] CallError),
+}
+
+/// Ends and removes every instance of a state folder, its groups, its interfaces and its bridge; no server may run on
+/// it. Black boxes and tombstones stay. A state folder that does not exist is fine. Blocks until the slowest instance
+/// has ended; they are asked to end all at once.
+pub fn sweep(state: &Path) -> Result<(), SweepError> {
+    let Ok(state) = state.canonicalize() else { return Ok(()) };
+    let (root, mark) = (Root::of(&state), Mark::of(&state));
+    let trees = Trees::detect(Choice::Auto).map_err(SweepError::Host)?;
+    let hands = Hands { trees: &trees, mark: &mark, root: &root };
+    let failed = |source| SweepError::State { path: root.0.display().to_string(), source };
+    let ids = if root.0.exists() { root.ids().map_err(failed)? } else { vec![] };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = ids.iter().map(|id| scope.spawn(|| remove(&hands, id))).collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(removed) => removed,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
+    scavenge(&trees, &mark, &[]).map_err(SweepError::Host)?;
+    trees.remove_parent(&mark.cgroup()).map_err(SweepError::Host)?;
+    let host = Netlink::open().map_err(SweepError::Host)?;
+    match host.index(&mark.bridge()) {
+        Ok(bridge) => host.delete(bridge).map_err(SweepError::Host),
+        Err(error) if error.errno() == libc::ENODEV => Ok(()),
+        Err(error) => Err(SweepError::Host(error)),
+    }
+}
+
+fn remove(hands: &Hands<'_>, id: &InstanceId) -> Result<(), SweepError> {
+    let folder = hands.root.folder(id);
+    if folder.read::<Gone>(GONE).is_some() {
+        return Ok(());
+    }
+    let record = folder.read::<Record>(SPEC);
+    let fence = folder.read(FENCE).or(record.as_ref().map(|r| r.fence)).unwrap_or_default();
+    hands
+        .end(id, record.map(|r| r.spec.stop))
+        .and_then(|()| hands.unplug(id))
+        .and_then(|()| hands.bury(id, fence))
+        .map_err(|Failure { step, detail, .. }| SweepError::Instance { id: id.clone(), step, detail })
+}

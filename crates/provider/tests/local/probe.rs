@@ -1,0 +1,198 @@
+//! The program of the test image: one static file that does whatever a test asks of it. Compiled by the test itself,
+//! with the standard library only.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+unsafe extern "C" {
+    fn syscall(number: i64, ...) -> i64;
+    fn signal(number: i32, handler: usize) -> usize;
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let arg = |n: usize| args.get(n).map_or("", String::as_str);
+    match arg(0) {
+        "serve" => serve(arg(1).parse().unwrap()),
+        "sleep" => forever(),
+        "stubborn" => {
+            // SIGTERM is ignored.
+            unsafe { signal(15, 1) };
+            println!("stubborn");
+            forever();
+        }
+        "print" => {
+            for n in 0..arg(1).parse::<u32>().unwrap() {
+                println!("line {n}");
+            }
+            eprint!("no line feed");
+            std::process::exit(arg(2).parse().unwrap());
+        }
+        "abort" => {
+            unsafe { syscall(39) };
+            std::process::abort();
+        }
+        "eat" => eat(),
+        "forks" => forks(),
+        "environment" => {
+            for (name, value) in std::env::vars() {
+                println!("{name}={value}");
+            }
+        }
+        "true" => println!("fine"),
+        "false" => std::process::exit(3),
+        "audit" => audit(arg(1)),
+        other => panic!("{other}"),
+    }
+}
+
+fn forever() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+fn serve(port: u16) {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    println!("listening on {port}");
+    for stream in listener.incoming() {
+        let mut stream = stream.unwrap();
+        let mut buffer = [0; 4096];
+        let _ = stream.read(&mut buffer);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello");
+    }
+}
+
+/// Writes memory until the kernel ends it.
+fn eat() {
+    let mut held: Vec<Vec<u8>> = vec![];
+    loop {
+        held.push(vec![1; 1 << 20]);
+        std::hint::black_box(&held);
+    }
+}
+
+/// Starts processes until that fails, and says how many there were.
+fn forks() {
+    let mut count = 0;
+    loop {
+        match unsafe { syscall(57) } {
+            0 => forever(),
+            n if n < 0 => break,
+            _ => count += 1,
+        }
+        if count > 10_000 {
+            break;
+        }
+    }
+    println!("forks {count}");
+    std::io::stdout().flush().unwrap();
+    std::process::exit(0);
+}
+
+fn say(name: &str, held: bool, detail: &str) {
+    println!("{} {name}: {detail}", if held { "ok" } else { "BROKEN" });
+}
+
+fn refused(name: &str, result: std::io::Result<impl Sized>) {
+    match result {
+        Ok(_) => say(name, false, "it worked"),
+        Err(error) => say(name, true, &error.to_string()),
+    }
+}
+
+fn call(name: &str, number: i64, a: i64, b: i64, c: i64) {
+    let answer = unsafe { syscall(number, a, b, c, 0i64, 0i64, 0i64) };
+    let error = std::io::Error::last_os_error();
+    let held = answer < 0 && matches!(error.raw_os_error(), Some(1 | 38));
+    say(name, held, &if answer < 0 { error.to_string() } else { format!("answered {answer}") });
+}
+
+/// Everything that an instance must not be able to do. `other` is the address of another instance.
+fn audit(other: &str) {
+    use std::fs;
+    refused("write to /", fs::write("/x", "x"));
+    refused("write to the program", fs::OpenOptions::new().write(true).open("/bin/probe"));
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name));
+        line.unwrap_or("").trim_start_matches(':').trim().to_owned()
+    };
+    for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        say(name, field(name).trim_start_matches('0').is_empty(), &field(name));
+    }
+    say("NoNewPrivs", field("NoNewPrivs") == "1", &field("NoNewPrivs"));
+    say("Seccomp", field("Seccomp") == "2", &field("Seccomp"));
+    say("user", field("Uid") == "1000\t1000\t1000\t1000", &field("Uid"));
+    say("groups", field("Groups").is_empty(), &field("Groups"));
+    let mut fds: Vec<String> =
+        fs::read_dir("/proc/self/fd").unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    fds.sort();
+    // The directory that is being read is the fourth.
+    say("descriptors", fds.len() == 4 && fds.starts_with(&["0".into(), "1".into(), "2".into()]), &fds.join(" "));
+    let stdin = fs::read_link("/proc/self/fd/0").unwrap();
+    say("stdin", stdin.to_str() == Some("/dev/null"), &stdin.display().to_string());
+    let mut roots: Vec<String> =
+        fs::read_dir("/").unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    roots.sort();
+    say("root", roots.join(" ") == "bin data dev etc proc run tmp", &roots.join(" "));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    say("mounts tell nothing of the host", !mounts.contains("instances") && !mounts.contains("objects"), "mountinfo");
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter(|e| e.file_name().to_str().unwrap().parse::<u32>().is_ok());
+    say("processes", pids.count() == 1, "only its own in /proc");
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+    say("cgroup", !groups.contains("kiln"), &groups.replace('\n', " "));
+    refused("kill pid 1", match unsafe { syscall(62, 1i64, 9i64) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    });
+    refused("open /proc/1/exe", fs::File::open("/proc/1/exe"));
+    refused("open /proc/1/mem", fs::File::open("/proc/1/mem"));
+    refused("read /proc/1/environ", fs::read("/proc/1/environ"));
+    refused("write /proc/sys/kernel/core_pattern", fs::write("/proc/sys/kernel/core_pattern", "|/x"));
+    refused("write /proc/sys/vm/drop_caches", fs::write("/proc/sys/vm/drop_caches", "1"));
+    refused("write /proc/sysrq-trigger", fs::write("/proc/sysrq-trigger", "h"));
+    let kcore = fs::read("/proc/kcore").map_or(0, |b| b.len());
+    say("/proc/kcore", kcore == 0, &format!("{kcore} bytes"));
+    refused("write to /dev", fs::write("/dev/x", "x"));
+    call("mknod of a device", 133, c"/tmp/sda".as_ptr() as i64, 0o60666, 0x800);
+    call("mount", 165, c"none".as_ptr() as i64, c"/tmp".as_ptr() as i64, c"tmpfs".as_ptr() as i64);
+    call("umount2", 166, c"/proc".as_ptr() as i64, 2, 0);
+    call("chroot", 161, c"/tmp".as_ptr() as i64, 0, 0);
+    call("unshare(user)", 272, 0x1000_0000, 0, 0);
+    call("clone(new user)", 56, 0x1000_0000 | 17, 0, 0);
+    call("clone3", 435, 0, 0, 0);
+    call("setns", 308, 0, 0, 0);
+    call("ptrace(attach, 1)", 101, 16, 1, 0);
+    call("process_vm_readv", 310, 1, 0, 0);
+    call("bpf", 321, 0, 0, 0);
+    call("keyctl", 250, 0, 0, 0);
+    call("io_uring_setup", 425, 1, 0, 0);
+    call("userfaultfd", 323, 0, 0, 0);
+    call("perf_event_open", 298, 0, 0, 0);
+    call("open_by_handle_at", 304, 0, 0, 0);
+    call("init_module", 175, 0, 0, 0);
+    call("reboot", 169, 0, 0, 0);
+    call("fsopen", 430, c"tmpfs".as_ptr() as i64, 0, 0);
+    call("x32 getpid", 0x4000_0000 + 39, 0, 0, 0);
+    call("setuid(0)", 105, 0, 0, 0);
+    for (name, family) in [("packet", 17i64), ("vsock", 40), ("kernel crypto", 38)] {
+        let answer = unsafe { syscall(41, family, 3i64, 0i64) };
+        say(&format!("socket({name})"), answer < 0, &std::io::Error::last_os_error().to_string());
+    }
+    let address: SocketAddr = other.parse().unwrap();
+    refused("other instance", TcpStream::connect_timeout(&address, Duration::from_millis(700)));
+    let outside: SocketAddr = "192.0.2.1:80".parse().unwrap();
+    refused("outside", TcpStream::connect_timeout(&outside, Duration::from_millis(700)));
+    for place in ["/tmp/x", "/run/x", "/dev/shm/x", "/data/x", "/run/deep/er/x"] {
+        let written = fs::write(place, "x");
+        say(&format!("write {place}"), written.is_ok(), &format!("{written:?}"));
+    }
+    let name = fs::read_to_string("/etc/hostname").unwrap();
+    let hosts = fs::read_to_string("/etc/hosts").unwrap();
+    say("names", hosts.contains(name.trim()) && fs::read_to_string("/proc/sys/kernel/hostname").unwrap() == name, name.trim());
+    refused("write /etc/hosts", fs::write("/etc/hosts", "x"));
+    say("port 80", TcpListener::bind("0.0.0.0:80").is_ok(), "may be listened on");
+    println!("audit ends");
+}
