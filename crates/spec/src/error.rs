@@ -22,7 +22,8 @@ pub struct SpecError {
     pub width: usize,
 }
 
-/// Everything that is wrong with a file, in its order.
+/// Everything that is wrong with a file, in its order. As text, it goes behind `error: `, as every message does; the second
+/// and later errors bring that word themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecErrors(pub Vec<SpecError>);
 
@@ -32,7 +33,7 @@ impl fmt::Display for SpecErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, error) in self.0.iter().enumerate() {
             if n > 0 {
-                writeln!(f)?;
+                write!(f, "\n\nerror: ")?;
             }
             error.fmt(f)?;
         }

@@ -48,7 +48,8 @@ impl Project {
         }
         let project =
             errors.is_empty().then(|| read(Table::new("", 0..0, document.get_ref()), &sink)).flatten();
-        let errors = sink.into_inner().errors;
+        let mut errors = sink.into_inner().errors;
+        errors.sort_by_key(|error| (error.line, error.column));
         match project {
             Some(project) if errors.is_empty() => Ok(project),
             _ => Err(SpecErrors(errors)),
@@ -212,7 +213,7 @@ fn overlay<'d>(
         None => None,
     };
     for (key, span) in over.into_iter().flatten().map(|(key, _)| (key.get_ref(), key.span())) {
-        if base.value.as_table().is_some_and(|base| base.get(&**key).is_none()) {
+        if base.value.as_table().is_some_and(|base| !base.contains_key(&**key)) {
             let message = format!("there is no service `{key}` to change");
             sink.borrow_mut().push(
                 span,
@@ -222,21 +223,29 @@ fn overlay<'d>(
         }
     }
     let mut merged = base.value.as_table()?.clone();
-    over.into_iter().for_each(|over| merge(&mut merged, over));
+    // A service that is not there was reported; it would only bring more errors.
+    let known = |key: &str| base.value.as_table().is_some_and(|base| base.contains_key(key));
+    for (key, value) in over.into_iter().flatten().filter(|(key, _)| known(key.get_ref())) {
+        merge_one(&mut merged, key, value);
+    }
     let table = Table::new("[services]", base.span.clone(), &merged);
     Some(environment(Some(table), own_routes.or(routes.cloned()), images, sink))
 }
 
 /// Tables merge, everything else replaces.
-fn merge<'d>(base: &mut DeTable<'d>, over: &DeTable<'d>) {
-    for (key, value) in over {
-        match (base.get_mut(&**key.get_ref()).map(toml::Spanned::get_mut), value.get_ref()) {
-            (Some(DeValue::Table(base)), DeValue::Table(over)) => merge(base, over),
-            _ => {
-                // Removed first, so that the key's place is the environment's too.
-                base.remove(&**key.get_ref());
-                base.insert(key.clone(), value.clone());
-            }
+fn merge_one<'d>(
+    base: &mut DeTable<'d>,
+    key: &toml::Spanned<std::borrow::Cow<'d, str>>,
+    value: &toml::Spanned<DeValue<'d>>,
+) {
+    match (base.get_mut(&**key.get_ref()).map(toml::Spanned::get_mut), value.get_ref()) {
+        (Some(DeValue::Table(base)), DeValue::Table(over)) => {
+            over.iter().for_each(|(key, value)| merge_one(base, key, value));
+        }
+        _ => {
+            // Removed first, so that the key's place is the environment's too.
+            base.remove(&**key.get_ref());
+            base.insert(key.clone(), value.clone());
         }
     }
 }
@@ -271,23 +280,26 @@ fn route(
     services: &BTreeMap<ServiceName, ServiceSpec>,
     sink: Shared<'_, '_>,
 ) -> Option<RouteRule> {
-    table.reserved("tcp", "only http routes exist so far", sink);
+    if table.has("tcp") {
+        table.reserved("tcp", "only http routes exist so far", sink);
+        return None;
+    }
     let host = table.string("host", sink).and_then(|(host, span)| {
         let host = host.to_ascii_lowercase();
-        let legal = |b: u8| b.is_ascii_alphanumeric() || b"-.".contains(&b);
-        if host.is_empty() || host.len() > 253 || !host.bytes().all(legal) || host.starts_with('.') {
+        if !service::is_host(&host) {
             let hint = "a name or address without port, such as \"shop.example.com\"".to_owned();
-            sink.borrow_mut().push(span, format!("`{host}` is not a host name"), Some(hint));
+            sink.borrow_mut().push(span, format!("`{}` is not a host name", host.escape_debug()), Some(hint));
             return None;
         }
         Some(host)
     });
     let path = table.string("path", sink).map_or("/".to_owned(), |(path, span)| {
-        if !path.starts_with('/')
-            || path.contains(|c: char| c.is_control() || "?# ".contains(c))
-            || path.contains("//")
-        {
-            sink.borrow_mut().push(span, format!("`{path}` is not a path prefix such as \"/api\""), None);
+        let legal = |b: u8| b.is_ascii_graphic() && !b"?#".contains(&b);
+        let inner = path.strip_prefix('/').map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+        if !inner.is_some_and(|p| p.is_empty() || recipe::is_inner_path(p)) || !path.bytes().all(legal) {
+            let hint = "a path such as \"/api\", without query, `..` and empty parts".to_owned();
+            let message = format!("`{}` is not a path prefix", path.escape_debug());
+            sink.borrow_mut().push(span, message, Some(hint));
         }
         if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path }
     });

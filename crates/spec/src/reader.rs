@@ -53,6 +53,22 @@ impl<'d> Table<'d> {
         self.entries.remove(key).map(|(_, value)| value)
     }
 
+    /// Whether the key is there and was not taken yet.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// Whether the key is absent or an empty array.
+    pub(crate) fn is_empty_array(&self, key: &str) -> bool {
+        let value = self.entries.get(key).map(|(_, value)| value.value.as_array());
+        value.is_none_or(|array| array.is_some_and(|items| items.is_empty()))
+    }
+
+    /// Drops keys that an error already covers.
+    pub(crate) fn forget(&mut self, keys: impl IntoIterator<Item = &'static str>) {
+        keys.into_iter().for_each(|key| drop(self.take(key)));
+    }
+
     pub(crate) fn take_named(&mut self, key: &str) -> Option<Value<'d>> {
         self.entries.remove(key).map(|(_, value)| value)
     }
@@ -108,31 +124,53 @@ impl<'d> Table<'d> {
         number
     }
 
-    /// A whole or fractional number, not negative.
-    pub(crate) fn number(&mut self, key: &'static str, sink: Shared<'_, '_>) -> Option<f64> {
+    /// A whole or fractional number.
+    pub(crate) fn number(
+        &mut self,
+        key: &'static str,
+        range: std::ops::RangeInclusive<f64>,
+        sink: Shared<'_, '_>,
+    ) -> Option<f64> {
         let value = self.take(key)?;
         let number = match value.value {
             DeValue::Integer(n) => n.as_str().parse().ok(),
             DeValue::Float(n) => n.as_str().parse().ok(),
             _ => None,
         };
-        let number = number.filter(|n: &f64| n.is_finite() && *n > 0.0);
+        let number = number.filter(|n: &f64| range.contains(n));
         if number.is_none() {
-            value.wrong(key, "a number above 0", sink);
+            value.wrong(key, &format!("a number from {} to {}", range.start(), range.end()), sink);
         }
         number
     }
 
     pub(crate) fn duration(&mut self, key: &'static str, sink: Shared<'_, '_>) -> Option<Millis> {
-        let value = self.take(key)?;
-        let parsed = value.value.as_str().and_then(units::duration);
-        if parsed.is_none() {
-            value.wrong(key, units::DURATION, sink);
-        }
-        parsed
+        self.duration_from(key, Millis(0), sink)
     }
 
-    pub(crate) fn size(&mut self, key: &'static str, sink: Shared<'_, '_>) -> Option<u64> {
+    /// A duration that is at least `least`.
+    pub(crate) fn duration_from(
+        &mut self,
+        key: &'static str,
+        least: Millis,
+        sink: Shared<'_, '_>,
+    ) -> Option<Millis> {
+        let value = self.take(key)?;
+        match value.value.as_str().and_then(units::duration) {
+            Some(span) if span >= least => Some(span),
+            Some(_) => {
+                value.wrong(key, &format!("at least {least}"), sink);
+                None
+            }
+            None => {
+                value.wrong(key, units::DURATION, sink);
+                None
+            }
+        }
+    }
+
+    /// A size in bytes and its place.
+    pub(crate) fn size(&mut self, key: &'static str, sink: Shared<'_, '_>) -> Option<(u64, Range<usize>)> {
         let value = self.take(key)?;
         let parsed = match value.value {
             DeValue::Integer(n) => units::size(n.as_str()),
@@ -141,7 +179,7 @@ impl<'d> Table<'d> {
         if parsed.is_none() {
             value.wrong(key, units::SIZE, sink);
         }
-        parsed
+        Some((parsed?, value.span))
     }
 
     /// Refuses a key that a later kiln will have.

@@ -11,6 +11,12 @@ use std::collections::BTreeMap;
 const HEALTH_TIMEOUT: Millis = Millis(1000);
 const VALIDATE_TIMEOUT: Millis = Millis(5000);
 const MEMORY_MIN: u64 = 4 << 20;
+/// Cores: the kernel's least quota is 1 ms in its longest period, and no host has more.
+const CPU_MIN: f64 = 0.01;
+const CPU_MAX: f64 = 1024.0;
+/// Checks more often than this measure themselves.
+const EVERY_MIN: Millis = Millis(10);
+const MS: Millis = Millis(1);
 
 /// Reads one `[services.NAME]`. `images` are the names that exist.
 pub(crate) fn read(
@@ -20,24 +26,17 @@ pub(crate) fn read(
     sink: Shared<'_, '_>,
 ) -> ServiceSpec {
     let image = image(&name, &mut table, images, sink);
-    let command: Vec<String> =
-        table.strings("command", sink).unwrap_or_default().into_iter().map(|c| c.0).collect();
-    if !command.first().is_some_and(|c| is_absolute(c)) {
-        let hint =
-            "write an array whose first word is an absolute path: there is no shell and no search path"
-                .to_owned();
-        sink.borrow_mut().push(
-            table.span.clone(),
-            format!("`{}` has no usable `command`", table.name),
-            Some(hint),
-        );
+    if !table.has("command") {
+        table.missing("command", "[\"/usr/bin/…\"]", sink);
     }
+    let command = argv(&mut table, sink).unwrap_or_default();
     let max = u64::from(limits::INSTANCES_PER_SERVICE_MAX);
     let instances = table.integer("instances", 0..=max, sink).unwrap_or(1) as u32;
     let port = table.integer("port", 1..=65535, sink).map(|p| p as u16);
+    let unchecked = !table.has("health") && table.is_empty_array("validate");
     let health = table.table("health", sink).and_then(|t| health(t, port, sink));
     let validate = validate(&mut table, port, sink);
-    if port.is_some() && health.is_none() && validate.is_empty() && sink.borrow().errors.is_empty() {
+    if port.is_some() && unchecked {
         let hint = "add `health = { http = \"/\" }` or `health = { tcp = true }`".to_owned();
         let message = format!("`{}` has a port but neither `health` nor `validate`", table.name);
         sink.borrow_mut().push(table.span.clone(), message, Some(hint));
@@ -90,7 +89,8 @@ fn user(table: &mut Table<'_>, sink: Shared<'_, '_>) -> String {
     let Some((user, span)) = table.string("user", sink) else { return "65534".into() };
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"_-.".contains(&b);
     if user.is_empty() || user.len() > 32 || !user.bytes().all(legal) || user.starts_with('-') {
-        sink.borrow_mut().push(span, format!("`{user}` is not a user name or number"), None);
+        let hint = "a name of the image's /etc/passwd such as \"www-data\", or a number".to_owned();
+        sink.borrow_mut().push(span, format!("`{user}` is not a user name or number"), Some(hint));
     }
     user
 }
@@ -140,84 +140,135 @@ fn writable(table: &mut Table<'_>, sink: Shared<'_, '_>) -> Vec<String> {
 
 fn resources(mut table: Table<'_>, sink: Shared<'_, '_>) -> Resources {
     let mut resources = Resources::default();
-    if let Some(cpu) = table.number("cpu", sink) {
-        resources.cpu_milli = (cpu * 1000.0).clamp(10.0, 1_024_000.0) as u32;
+    if let Some(cpu) = table.number("cpu", CPU_MIN..=CPU_MAX, sink) {
+        resources.cpu_milli = (cpu * 1000.0).round() as u32;
     }
-    let memory = table.size("memory", sink);
-    if let Some(small) = memory.filter(|m| *m < MEMORY_MIN) {
-        let message = format!("`memory` of {small} bytes is too little for any program");
-        sink.borrow_mut().push(table.span.clone(), message, Some("the least is \"4MiB\"".into()));
+    if let Some((memory, span)) = table.size("memory", sink) {
+        if memory < MEMORY_MIN {
+            let message = format!("`memory` of {memory} bytes is too little for any program");
+            sink.borrow_mut().push(span, message, Some("the least is \"4MiB\"".into()));
+        }
+        resources.memory_bytes = memory;
     }
-    resources.memory_bytes = memory.unwrap_or(resources.memory_bytes);
     resources.pids = table.integer("pids", 1..=100_000, sink).map_or(resources.pids, |p| p as u32);
     table.finish(sink);
     resources
 }
 
-/// What `http`, `tcp`, `file`, `listening` and `command` of a check table say. Exactly one may be there.
-fn check_kind(table: &mut Table<'_>, port: Option<u16>, sink: Shared<'_, '_>) -> Option<CheckKind> {
-    let span = table.span.clone();
-    let (status, contains) =
-        (table.integer("status", 100..=599, sink).map(|s| s as u16), table.string("contains", sink));
-    let contains = contains.map(|c| c.0);
-    let mut kinds = vec![];
-    let mut needs_port = false;
-    if let Some((path, span)) = table.string("http", sink) {
-        if !path.starts_with('/') || path.contains(|c: char| c.is_control() || c == ' ') {
-            sink.borrow_mut().push(span, "`http` must be a path that starts with `/`", None);
-        }
-        needs_port = true;
-        let (contains, host) = (contains.clone(), table.string("host", sink).map(|h| h.0));
-        kinds.push(CheckKind::Http { port: port.unwrap_or(0), path, status, contains, host });
+/// Program and arguments: an absolute path first, because there is no shell and no search path.
+fn argv(table: &mut Table<'_>, sink: Shared<'_, '_>) -> Option<Vec<String>> {
+    let words = table.strings("command", sink)?;
+    let message = match words.first() {
+        Some((program, _)) if !is_absolute(program) => Some(format!("`{program}` is not an absolute path")),
+        None => Some("`command` is empty".to_owned()),
+        _ => None,
+    };
+    if let Some(message) = message {
+        let hint = "the first word is the program's absolute path: there is no shell and no search path";
+        let span = words.first().map_or(table.span.clone(), |(_, span)| span.clone());
+        sink.borrow_mut().push(span, message, Some(hint.into()));
     }
-    if let Some(tcp) = table.take("tcp") {
-        needs_port = true;
-        match tcp.value.as_bool() {
-            Some(true) => kinds.push(CheckKind::Tcp { port: port.unwrap_or(0) }),
-            _ => tcp.wrong("tcp", "`true`", sink),
-        }
+    for (_, span) in words.iter().filter(|(word, _)| word.contains('\0')) {
+        sink.borrow_mut().push(span.clone(), "an argument cannot contain NUL", None);
     }
-    if let Some((path, span)) = table.string("file", sink) {
-        if !is_absolute(&path) {
-            sink.borrow_mut().push(span, "`file` must be an absolute path", None);
-        }
-        kinds.push(CheckKind::File { path, contains: contains.clone() });
-    }
-    if let Some(port) = table.integer("listening", 1..=65535, sink) {
-        kinds.push(CheckKind::Listening { port: port as u16 });
-    }
-    if let Some(argv) = table.strings("command", sink) {
-        let argv: Vec<String> = argv.into_iter().map(|a| a.0).collect();
-        if !argv.first().is_some_and(|c| is_absolute(c)) {
-            sink.borrow_mut().push(
-                span.clone(),
-                "`command` of a check must start with an absolute path",
-                None,
-            );
-        }
-        kinds.push(CheckKind::Command { argv });
-    }
-    if needs_port && port.is_none() {
-        let message = format!("`{}` checks a port, but the service has none", table.name);
-        sink.borrow_mut().push(span, message, Some("add `port = …` to the service".into()));
+    Some(words.into_iter().map(|(word, _)| word).collect())
+}
+
+/// The keys that say what to check, each with the further keys that belong to it.
+const KINDS: [(&str, &[&str]); 5] = [
+    ("http", &["status", "contains", "host"]),
+    ("tcp", &[]),
+    ("file", &["contains"]),
+    ("listening", &[]),
+    ("command", &[]),
+];
+
+/// What `http`, `tcp`, `file`, `listening` or `command` of a check table says. Exactly one of `allowed` may be there, and only
+/// with the keys that belong to it.
+fn check_kind(
+    table: &mut Table<'_>,
+    allowed: &[&str],
+    port: Option<u16>,
+    sink: Shared<'_, '_>,
+) -> Option<CheckKind> {
+    let kinds = || KINDS.iter().filter(|(kind, _)| allowed.contains(kind));
+    let present: Vec<_> = kinds().filter(|(kind, _)| table.has(kind)).collect();
+    let &[&(kind, more)] = present.as_slice() else {
+        let hint = format!("one of {}", kinds().map(|k| format!("`{}`", k.0)).collect::<Vec<_>>().join(", "));
+        let message = format!("`{}` must say exactly one thing to check", table.name);
+        sink.borrow_mut().push(table.span.clone(), message, Some(hint));
+        table.forget(kinds().flat_map(|(kind, more)| more.iter().copied().chain([*kind])));
         return None;
+    };
+    if matches!(kind, "http" | "tcp") && port.is_none() {
+        let message = format!("`{}` checks a port, but the service has none", table.name);
+        let hint = "add `port = …` to the service".to_owned();
+        sink.borrow_mut().push(table.span.clone(), message, Some(hint));
     }
-    if kinds.len() != 1 {
-        let hint = "one of `http`, `tcp`, `file`, `listening`, `command`".to_owned();
-        sink.borrow_mut().push(
-            span,
-            format!("`{}` must say exactly one thing to check", table.name),
-            Some(hint),
-        );
+    let port = port.unwrap_or(0);
+    let contains = more.contains(&"contains").then(|| table.string("contains", sink)).flatten().map(|c| c.0);
+    match kind {
+        "http" => http(table, port, contains, sink),
+        "tcp" => {
+            let tcp = table.take("tcp")?;
+            match tcp.value.as_bool() {
+                Some(true) => Some(CheckKind::Tcp { port }),
+                _ => {
+                    tcp.wrong("tcp", "`true`", sink);
+                    None
+                }
+            }
+        }
+        "file" => {
+            let (path, span) = table.string("file", sink)?;
+            if !is_absolute(&path) {
+                sink.borrow_mut().push(span, "`file` must be an absolute path without `..`", None);
+            }
+            Some(CheckKind::File { path, contains })
+        }
+        "listening" => {
+            let port = table.integer("listening", 1..=65535, sink)? as u16;
+            Some(CheckKind::Listening { port })
+        }
+        _ => argv(table, sink).map(|argv| CheckKind::Command { argv }),
     }
-    kinds.into_iter().next()
+}
+
+/// An http check. Its path and host are written into a request, so that they must not be able to end a line.
+fn http(
+    table: &mut Table<'_>,
+    port: u16,
+    contains: Option<String>,
+    sink: Shared<'_, '_>,
+) -> Option<CheckKind> {
+    let status = table.integer("status", 100..=599, sink).map(|s| s as u16);
+    let host = table.string("host", sink);
+    if let Some((host, span)) = host.as_ref().filter(|(host, _)| !is_host(host)) {
+        sink.borrow_mut().push(span.clone(), format!("`{}` is not a host name", host.escape_debug()), None);
+    }
+    let (path, span) = table.string("http", sink)?;
+    if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
+        let hint = "such as \"/healthz\"; write other characters as %XX".to_owned();
+        sink.borrow_mut().push(span, "`http` must be a path that starts with `/`", Some(hint));
+    }
+    Some(CheckKind::Http { port, path, status, contains, host: host.map(|h| h.0) })
+}
+
+/// A host name or an IPv4 address, without port.
+pub(crate) fn is_host(host: &str) -> bool {
+    let part = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    host.len() <= 253 && host.split('.').all(part)
 }
 
 fn health(mut table: Table<'_>, port: Option<u16>, sink: Shared<'_, '_>) -> Option<Health> {
-    let kind = check_kind(&mut table, port, sink);
-    let timeout = table.duration("timeout", sink).unwrap_or(HEALTH_TIMEOUT);
-    let every = table.duration("every", sink).unwrap_or(Millis(1000)).max(Millis(10));
-    let grace = table.duration("grace", sink).unwrap_or(Millis::from_secs(10));
+    let kind = check_kind(&mut table, &["http", "tcp", "command"], port, sink);
+    let timeout = table.duration_from("timeout", MS, sink).unwrap_or(HEALTH_TIMEOUT);
+    let every = table.duration_from("every", EVERY_MIN, sink).unwrap_or(Millis(1000));
+    let grace = table.duration_from("grace", MS, sink).unwrap_or(Millis::from_secs(10));
     let healthy_after = table.integer("healthy_after", 1..=100, sink).unwrap_or(1) as u32;
     let unhealthy_after = table.integer("unhealthy_after", 1..=100, sink).unwrap_or(3) as u32;
     table.finish(sink);
@@ -233,8 +284,8 @@ fn validate(table: &mut Table<'_>, port: Option<u16>, sink: Shared<'_, '_>) -> V
     let name = table.child("validate");
     let one = |item: &Value<'_>| {
         let mut table = item.as_table(name.clone(), sink)?;
-        let kind = check_kind(&mut table, port, sink);
-        let timeout = table.duration("timeout", sink).unwrap_or(VALIDATE_TIMEOUT);
+        let kind = check_kind(&mut table, &KINDS.map(|k| k.0), port, sink);
+        let timeout = table.duration_from("timeout", MS, sink).unwrap_or(VALIDATE_TIMEOUT);
         table.finish(sink);
         Some(Check { kind: kind?, timeout })
     };
@@ -259,7 +310,7 @@ fn rollout(table: Option<Table<'_>>, sink: Shared<'_, '_>) -> RolloutPolicy {
     let policy = RolloutPolicy {
         drain: table.duration("drain", sink).unwrap_or(drain),
         keep_previous: table.duration("keep_previous", sink).unwrap_or(keep_previous),
-        deadline: table.duration("deadline", sink).unwrap_or(deadline),
+        deadline: table.duration_from("deadline", MS, sink).unwrap_or(deadline),
     };
     for key in ["max_surge", "min_ready", "batch", "steps"] {
         table.reserved(key, "only blue-green exists so far", sink);

@@ -57,8 +57,45 @@ fn every_kind_of_mistake_is_found() {
         ("port = 80", "port = 99999", "`port` must be a whole number"),
         ("image = \"a\"", "image = \"b\"", "there is no image `b`"),
         ("image = \"a\"", "", "has no `image`"),
-        ("command = [\"/a\"]", "command = [\"a\"]", "no usable `command`"),
+        ("command = [\"/a\"]", "command = [\"a\"]", "`a` is not an absolute path"),
         ("command = [\"/a\"]", "command = \"/a\"", "`command` must be an array of strings"),
+        ("command = [\"/a\"]", "", "`[services.a]` has no `command`"),
+        ("command = [\"/a\"]", "command = []", "`command` is empty"),
+        ("command = [\"/a\"]", "command = [\"/a\", \"b\\u0000\"]", "kiln.toml:6:18"),
+        ("command = [\"/a\"]", "comand = [\"/a\"]", "did you mean `command`?"),
+        ("health = { tcp = true }", "health = { listening = 80 }", "exactly one thing to check"),
+        ("health = { tcp = true }", "health = { tcp = true, contains = \"x\" }", "unknown key `contains`"),
+        (
+            "health = { tcp = true }",
+            "health = { tcp = true, every = \"1ms\" }",
+            "`every` must be at least 10 ms",
+        ),
+        (
+            "health = { tcp = true }",
+            "health = { tcp = true, timeout = \"0s\" }",
+            "`timeout` must be at least",
+        ),
+        ("health = { tcp = true }", "health = { http = \"/ x\" }", "`http` must be a path"),
+        (
+            "health = { tcp = true }",
+            "health = { http = \"/\", host = \"a\\r\\nX-Evil: 1\" }",
+            "`a\\r\\nX-Evil: 1` is not a host name",
+        ),
+        ("health = { tcp = true }", "health = { htp = \"/\" }", "did you mean `http`?"),
+        ("health = { tcp = true }", "validate = []", "has a port but neither `health` nor `validate`"),
+        ("port = 80", "port = 80\nresources = { cpu = 0 }", "`cpu` must be a number from 0.01 to 1024"),
+        ("port = 80", "", "checks a port, but the service has none"),
+        ("port = 80", "port = 80\nrollout = { deadline = \"0s\" }", "`deadline` must be at least"),
+        ("port = 80", "port = 80\nrollout = { keep_previous = 5 }", "`keep_previous` must be a duration"),
+        ("port = 80", "port = 80\ninstances = 251", "a whole number from 0 to 250"),
+        (
+            "[services.a]",
+            "[[routes]]\nservice = \"a\"\npath = \"/a/../b\"\n[services.a]",
+            "is not a path prefix",
+        ),
+        ("[services.a]", "[[routes]]\nservice = \"a\"\nhost = \"a:80\"\n[services.a]", "not a host name"),
+        ("[services.a]", "[environments.s]\nimage = \"b\"\n[services.a]", "unknown key `image`"),
+        ("name = \"x\"", "name = \"x", "kiln.toml:1:"),
         ("health = { tcp = true }", "", "has a port but neither `health` nor `validate`"),
         ("health = { tcp = true }", "health = { tcp = true, http = \"/\" }", "exactly one thing to check"),
         ("health = { tcp = true }", "health = { tcp = true, every = \"5\" }", "`every` must be a duration"),
@@ -139,9 +176,21 @@ fn every_kind_of_mistake_is_found() {
 }
 
 #[test]
-fn several_errors_are_reported_at_once() {
-    let found = errors(&SMALL.replace("port = 80", "prot = 80").replace("scratch", "scartch"));
-    assert!(found.contains("unknown key `prot`") && found.contains("unknown base"), "{found}");
+fn several_errors_are_reported_at_once_in_the_order_of_the_file() {
+    let found = errors(&SMALL.replace("port = 80", "prot = 80\nport = 81").replace("scratch", "scartch"));
+    assert_eq!(
+        found,
+        "unknown base `scartch`\n --> kiln.toml:3:8\n  |\n3 | base = \"scartch\"\n  |        ^^^^^^^^^\nhint: use `scratch` or \
+         `debian:bookworm`\n\nerror: unknown key `prot` in `[services.a]`\n --> kiln.toml:7:1\n  |\n7 | prot = 80\n  | ^^^^\n\
+         hint: did you mean `port`?"
+    );
+}
+
+#[test]
+fn deep_nesting_and_long_files_are_errors() {
+    for text in ["a=".to_owned() + &"[".repeat(100_000), "a.".repeat(100_000) + "b=1", "#".repeat(300_000)] {
+        assert!(!errors(&text).is_empty());
+    }
 }
 
 proptest! {
