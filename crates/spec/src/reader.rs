@@ -66,7 +66,10 @@ impl<'d> Table<'d> {
 
     /// Drops keys that an error already covers.
     pub(crate) fn forget(&mut self, keys: impl IntoIterator<Item = &'static str>) {
-        keys.into_iter().for_each(|key| drop(self.take(key)));
+        for key in keys {
+            self.known.push(key);
+            self.entries.remove(key);
+        }
     }
 
     pub(crate) fn take_named(&mut self, key: &str) -> Option<Value<'d>> {

@@ -168,6 +168,7 @@ fn every_kind_of_mistake_is_found() {
         ),
     ];
     Project::parse(SMALL, "kiln.toml").unwrap();
+    println!("{} kinds of mistakes", mistakes.len());
     for (from, to, expected) in mistakes {
         assert!(SMALL.contains(from), "{from}");
         let found = errors(&SMALL.replacen(from, to, 1));
