@@ -2,6 +2,8 @@
 //! client, and a count of everything that could be left behind.
 
 use serde_json::Value;
+use sha2::Digest as _;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -32,6 +34,39 @@ fn program(variable: &str, name: &str) -> PathBuf {
 /// The folder with the Debian packages that tests bake from, filled by `kiln internal mirror` before.
 pub fn mirror() -> PathBuf {
     root().join("target/mirror")
+}
+
+/// Starts this program again in a network namespace of its own, unless it is there already, and brings loopback up. Answers
+/// whether the caller may go on: without root it says loudly that nothing is tested.
+pub fn own_network() -> bool {
+    const MARK: &str = "KILN_TESTS_NETNS";
+    if !Path::new("/proc/self/ns/net").exists() || !is_root() {
+        eprintln!("SKIPPED: this suite needs root and network namespaces; nothing was tested");
+        return false;
+    }
+    let outside = std::env::var_os(MARK);
+    let here = std::fs::read_link("/proc/self/ns/net").expect("/proc/self/ns/net").into_os_string();
+    // The mark names the namespace outside, so that an inherited one cannot pass for being inside.
+    if outside.is_none_or(|outside| outside == here) {
+        let program = std::env::current_exe().expect("own path");
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--"]).arg(program).args(std::env::args_os().skip(1)).env(MARK, here);
+        panic!("unshare: {}", std::os::unix::process::CommandExt::exec(&mut command));
+    }
+    run(Command::new("ip").args(["link", "set", "lo", "up"])).expect(0);
+    true
+}
+
+fn is_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    line.split_whitespace().nth(1) == Some("0")
+}
+
+/// An address of loopback that nothing listens on now.
+pub fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback is up");
+    listener.local_addr().expect("bound").to_string()
 }
 
 /// Waits until `condition` holds. The limit is a guard against hanging, never what is tested.
@@ -87,7 +122,12 @@ pub fn run(command: &mut Command) -> Answer {
 pub struct Project {
     /// Its work tree.
     pub dir: TempDir,
+    n_commits: Cell<u64>,
 }
+
+/// The time of a project's first commit, seconds since 1970; each further one is a minute later. File times of images are
+/// the commit's time, so that equal projects give equal images.
+const FIRST_COMMIT: u64 = 1_700_000_000;
 
 impl Project {
     /// Copies `examples/NAME`, adds its compiled parts, and commits.
@@ -95,7 +135,7 @@ impl Project {
         let dir = tempfile::tempdir().expect("temporary folder");
         run(Command::new("cp").arg("-r").arg(root().join("examples").join(name).join(".")).arg(dir.path()))
             .expect(0);
-        let project = Self { dir };
+        let project = Self { dir, n_commits: Cell::new(0) };
         if name == "shop" {
             std::fs::create_dir_all(project.path("bin")).expect("bin/");
             std::fs::copy(compiled_api(), project.path("bin/api")).expect("bin/api");
@@ -122,29 +162,42 @@ impl Project {
         self.write(name, &text.replace(from, to));
     }
 
-    /// Runs git in it.
+    /// Sets the release marker of the example, such as `release-2`, in every file that has one. Commits nothing.
+    pub fn release(&self, number: u64) {
+        for name in ["site/index.html", "api/version.txt", "app/version.txt"] {
+            let Ok(text) = std::fs::read_to_string(self.path(name)) else { continue };
+            let (head, tail) = text.split_once("release-").expect("the file has a release marker");
+            let rest = tail.trim_start_matches(|c: char| c.is_ascii_alphanumeric());
+            self.write(name, &format!("{head}release-{number}{rest}"));
+        }
+    }
+
+    /// Runs git in it, with none of the host's configuration.
     pub fn git(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("git");
         command.arg("-C").arg(self.dir.path()).args(arguments);
-        for (name, value) in [("GIT_AUTHOR_NAME", "t"), ("GIT_COMMITTER_NAME", "t")] {
-            command.env(name, value);
+        let date = format!("{} +0000", FIRST_COMMIT + 60 * self.n_commits.get());
+        for who in ["AUTHOR", "COMMITTER"] {
+            command
+                .env(format!("GIT_{who}_NAME"), "tests")
+                .env(format!("GIT_{who}_EMAIL"), "tests@kiln.test");
+            command.env(format!("GIT_{who}_DATE"), &date);
         }
-        for (name, value) in [("GIT_AUTHOR_EMAIL", "t@t"), ("GIT_COMMITTER_EMAIL", "t@t")] {
-            command.env(name, value);
-        }
+        command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
         run(&mut command).expect(0).stdout.trim().to_owned()
     }
 
-    /// Commits everything.
+    /// Commits everything; answers with the commit's id.
     pub fn commit(&self, message: &str) -> String {
         self.git(&["add", "-A"]);
         self.git(&["commit", "-q", "--allow-empty", "-m", message]);
+        self.n_commits.set(self.n_commits.get() + 1);
         self.git(&["rev-parse", "HEAD"])
     }
 }
 
-/// The example's API, compiled once per checkout.
-fn compiled_api() -> PathBuf {
+/// The example's API, compiled statically, once per change of its source.
+pub fn compiled_api() -> PathBuf {
     let binary = root().join("target/example-api");
     let source = root().join("examples/shop/api/src/main.rs");
     let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
@@ -160,7 +213,11 @@ fn compiled_api() -> PathBuf {
             "strip=symbols",
             "-o",
         ]);
-        run(rustc.arg(&binary).arg(&source)).expect(0);
+        std::fs::create_dir_all(root().join("target")).expect("target/");
+        // Moved into place, so that another suite never copies half of it.
+        let part = binary.with_extension(std::process::id().to_string());
+        run(rustc.arg(&part).arg(&source)).expect(0);
+        std::fs::rename(&part, &binary).expect("target/example-api");
     }
     binary
 }
@@ -227,6 +284,14 @@ impl Kiln {
         self.server.as_mut().is_none_or(|server| server.try_wait().expect("wait").is_some())
     }
 
+    /// Asks the server to end and waits until it has; edge and instances go on.
+    pub fn terminate(&mut self) {
+        let Some(server) = self.server.as_mut() else { return };
+        run(Command::new("kill").args(["-TERM", &server.id().to_string()])).expect(0);
+        wait_until("the server ends", Duration::from_secs(30), || self.exited());
+        self.server = None;
+    }
+
     /// Kills the server with SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut server) = self.server.take() {
@@ -282,9 +347,9 @@ pub struct Inventory {
     pub processes: Vec<String>,
     /// Mounts in any process's mount namespace that name the folder.
     pub mounts: Vec<String>,
-    /// Network interfaces of kiln in this namespace.
+    /// Network interfaces of the folder in this namespace.
     pub links: Vec<String>,
-    /// Control groups of kiln.
+    /// Control groups of the folder, in every hierarchy.
     pub cgroups: Vec<String>,
     /// Folders of instances that were not destroyed.
     pub instances: Vec<String>,
@@ -318,17 +383,15 @@ impl Inventory {
             let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
             entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
         };
-        inventory.links = names("/sys/class/net").into_iter().filter(|n| n.starts_with('k')).collect();
-        for hierarchy in ["", "memory", "cpu", "pids", "unified"] {
-            let folder = format!("/sys/fs/cgroup/{hierarchy}");
-            let own = names(&folder).into_iter().filter(|n| n.starts_with("kiln-"));
-            inventory.cgroups.extend(own.flat_map(|n| {
-                let children = names(&format!("{folder}/{n}"));
-                let marked =
-                    children.into_iter().filter(|c| Path::new(&format!("{folder}/{n}/{c}")).is_dir());
-                marked.map(|c| format!("{folder}/{n}/{c}")).collect::<Vec<_>>()
-            }));
-        }
+        // Names of host objects carry the first 8 hex digits of the sha256 of the folder's path.
+        let hash = sha2::Sha256::digest(needle.as_bytes());
+        let mark: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        // Not /sys/class/net: that shows the namespace in which /sys was mounted.
+        let links = std::fs::read_to_string("/proc/self/net/dev").expect("/proc/self/net/dev");
+        let links = links.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
+        let own = |name: &&str| *name == format!("kb{mark}") || name.starts_with(&format!("k{}", &mark[..4]));
+        inventory.links = links.filter(own).map(str::to_owned).collect();
+        inventory.cgroups = cgroup_folders(&mark);
         let instances = state.join("instances");
         for id in names(&instances.display().to_string()) {
             if instances.join(&id).is_dir() && !instances.join(&id).join("gone.json").exists() {
@@ -342,6 +405,29 @@ impl Inventory {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// Control groups named after a state folder, wherever a hierarchy is mounted, with all below them.
+fn cgroup_folders(mark: &str) -> Vec<String> {
+    fn walk(folder: &Path, depth: usize, found: &mut Vec<String>, mark: &str) {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.path().to_string_lossy().contains(&format!("kiln-{mark}")) {
+                    found.push(entry.path().display().to_string());
+                }
+                if depth > 0 {
+                    walk(&entry.path(), depth - 1, found, mark);
+                }
+            }
+        }
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc/self/mountinfo");
+    let is_cgroup = |line: &&str| line.split_once(" - ").is_some_and(|(_, tail)| tail.starts_with("cgroup"));
+    let mut found = vec![];
+    for root in mounts.lines().filter(is_cgroup).filter_map(|line| line.split(' ').nth(4)) {
+        walk(Path::new(root), 3, &mut found, mark);
+    }
+    found
 }
 
 /// The load client, running.
@@ -372,6 +458,13 @@ impl Load {
     /// Ends it and answers its last counts.
     pub fn stop(mut self) -> Value {
         drop(self.stdin.take());
+        let last = self.line();
+        let _ = self.child.wait();
+        last
+    }
+
+    /// Waits until it ends by itself and answers its last counts.
+    pub fn wait(&mut self) -> Value {
         let last = self.line();
         let _ = self.child.wait();
         last

@@ -1,20 +1,27 @@
 //! A load client that shares no code with kiln and never retries. It counts, and writes down what was not a complete,
 //! expected answer.
 //!
-//! `load --target IP:PORT [--host H] [--keepalive 16] [--fresh 4] [--rate 600] [--seconds 3600]`
+//! `load --target IP:PORT [--host H] [--keepalive 16] [--fresh 4] [--rate 600] [--seconds 3600] [--expect-page FILE]
+//! [--page /] [--version /api/version] [--echo /api/echo] [--version-text "MARKER\n"]`
 //!
-//! It reads commands on stdin: `snapshot` prints one JSON line of counts; `stop` or the end of stdin ends it with a last
-//! JSON line. Workers alternate between `GET /` (its body must name a release marker), `GET /api/version` and
-//! `POST /api/echo` with a body whose length and checksum the answer must repeat.
+//! It reads commands on stdin: `snapshot` prints one JSON line of counts; `stop`, the end of stdin or of `--seconds` ends it
+//! with a last JSON line. Workers alternate between the page, the version and the echo, a POST with a body. Every body is
+//! compared whole: the page with FILE, the version with the text, the echo with `MARKER length=N checksum=ADLER32`; the
+//! release marker, `release-` and letters or digits, is the one thing in them that may differ, and is what is counted.
+//!
+//! A keep-alive worker opens its connection again only if the server announced `Connection: close`; a connection that
+//! ends without that is a failure, and so is every other answer than the expected one.
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 /// Longer than any answer of the examples takes; an answer that is later has failed.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of one body; the examples' are far smaller.
+const BODY_MAX: usize = 1 << 20;
 /// Failures that are written down in full.
 const FAILURES_KEPT: usize = 50;
 
@@ -26,7 +33,13 @@ struct Options {
     rate: u64,
     seconds: u64,
     paths: Paths,
+    /// The page with its marker as [`MARKER`]; none accepts any page with a marker.
+    page: Option<String>,
+    version: String,
 }
+
+/// Stands for the release marker in an expected body.
+const MARKER: &str = "MARKER";
 
 struct Paths {
     page: String,
@@ -37,14 +50,37 @@ struct Paths {
 #[derive(Default)]
 struct Book {
     requests: u64,
-    failures: Vec<String>,
+    failures: Vec<Failure>,
     failed: u64,
-    /// By release marker: count, first and last answer in milliseconds since the start.
-    releases: BTreeMap<String, (u64, u64, u64)>,
+    releases: BTreeMap<String, Release>,
     last_answer: Option<Instant>,
     longest_gap: Duration,
     latencies_us: Vec<u32>,
 }
+
+/// The answers of one release. Times are milliseconds since the start.
+struct Release {
+    count: u64,
+    /// When its first answer came.
+    first_ms: u64,
+    /// When its last answer came.
+    last_ms: u64,
+    /// When the request of its latest-begun answer was sent: an answer may come late, a request after the switch may not.
+    last_begun_ms: u64,
+}
+
+/// One request without the expected answer.
+struct Failure {
+    at_ms: u64,
+    worker: usize,
+    keepalive: bool,
+    /// `connect`, `send`, `read`, `status`, `body`.
+    kind: &'static str,
+    detail: String,
+}
+
+/// What went wrong: a kind and the words.
+type Problem = (&'static str, String);
 
 struct Shared {
     start: Instant,
@@ -75,18 +111,18 @@ fn main() {
         workers.push(std::thread::spawn(move || worker(n, keepalive, &options, &shared)));
     }
     let deadline = shared.start + Duration::from_secs(options.seconds);
-    let watcher = shared.clone();
+    let (sender, commands) = mpsc::channel();
+    // Blocks in a read that nothing can end, so it is not joined; it ends with the process.
     std::thread::spawn(move || {
-        while Instant::now() < deadline && !watcher.stop.load(Ordering::Relaxed) {
-            std::thread::park_timeout(Duration::from_millis(200));
+        for line in std::io::stdin().lock().lines() {
+            if line.is_err() || line.is_ok_and(|line| line != "snapshot") || sender.send(()).is_err() {
+                break;
+            }
         }
-        watcher.stop.store(true, Ordering::Relaxed);
     });
-    for line in std::io::stdin().lock().lines() {
-        match line.as_deref() {
-            Ok("snapshot") => report(&shared),
-            _ => break,
-        }
+    // Another command, the end of stdin and the deadline end this.
+    while commands.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {
+        report(&shared);
     }
     shared.stop.store(true, Ordering::Relaxed);
     for worker in workers {
@@ -103,6 +139,8 @@ fn parse() -> Options {
         fresh: 4,
         rate: 600,
         seconds: 3600,
+        page: None,
+        version: format!("{MARKER}\n"),
         paths: Paths { page: "/".into(), version: "/api/version".into(), echo: "/api/echo".into() },
     };
     let mut arguments = std::env::args().skip(1);
@@ -115,6 +153,12 @@ fn parse() -> Options {
             "--fresh" => options.fresh = value.parse().expect("--fresh N"),
             "--rate" => options.rate = value.parse().expect("--rate N"),
             "--seconds" => options.seconds = value.parse().expect("--seconds N"),
+            "--expect-page" => {
+                let text = std::fs::read_to_string(&value).expect("--expect-page FILE");
+                let marker = marker(&text).expect("the expected page has a release marker");
+                options.page = Some(text.replacen(&marker, MARKER, 1));
+            }
+            "--version-text" => options.version = value.replace("\\n", "\n"),
             "--page" => options.paths.page = value,
             "--version" => options.paths.version = value,
             "--echo" => options.paths.echo = value,
@@ -149,30 +193,32 @@ fn worker(n: usize, keepalive: bool, options: &Options, shared: &Shared) {
                 if answer.close || !keepalive {
                     connection = None;
                 }
-                note(&mut book, shared.start, answer.marker, took);
+                note(&mut book, shared.start, answer.marker, begun, took);
             }
-            Err(reason) => {
+            Err((kind, detail)) => {
                 connection = None;
                 book.failed += 1;
-                let at = shared.start.elapsed().as_millis();
+                let at_ms = shared.start.elapsed().as_millis() as u64;
                 if book.failures.len() < FAILURES_KEPT {
-                    book.failures.push(format!("{at} ms, worker {n} (keepalive {keepalive}): {reason}"));
+                    book.failures.push(Failure { at_ms, worker: n, keepalive, kind, detail });
                 }
             }
         }
     }
 }
 
-fn note(book: &mut Book, start: Instant, marker: String, took: Duration) {
+fn note(book: &mut Book, start: Instant, marker: String, begun: Instant, took: Duration) {
     let now = Instant::now();
     if let Some(last) = book.last_answer {
         book.longest_gap = book.longest_gap.max(now - last);
     }
     book.last_answer = Some(now);
-    let at = (now - start).as_millis() as u64;
-    let entry = book.releases.entry(marker).or_insert((0, at, at));
-    entry.0 += 1;
-    entry.2 = at;
+    let (at, begun) = ((now - start).as_millis() as u64, (begun - start).as_millis() as u64);
+    let empty = Release { count: 0, first_ms: at, last_ms: at, last_begun_ms: begun };
+    let release = book.releases.entry(marker).or_insert(empty);
+    release.count += 1;
+    release.last_ms = at;
+    release.last_begun_ms = release.last_begun_ms.max(begun);
     book.latencies_us.push(took.as_micros().min(u128::from(u32::MAX)) as u32);
 }
 
@@ -181,13 +227,15 @@ fn one(
     keepalive: bool,
     options: &Options,
     connection: &mut Option<BufReader<TcpStream>>,
-) -> Result<Answer, String> {
+) -> Result<Answer, Problem> {
     if connection.is_none() {
-        let stream =
-            TcpStream::connect_timeout(&options.target, TIMEOUT).map_err(|e| format!("connect: {e}"))?;
-        stream.set_nodelay(true).map_err(|e| format!("nodelay: {e}"))?;
-        stream.set_read_timeout(Some(TIMEOUT)).map_err(|e| format!("timeout: {e}"))?;
-        *connection = Some(BufReader::new(stream));
+        let opened = TcpStream::connect_timeout(&options.target, TIMEOUT).and_then(|stream| {
+            stream.set_nodelay(true)?;
+            stream.set_write_timeout(Some(TIMEOUT))?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            Ok(stream)
+        });
+        *connection = Some(BufReader::new(opened.map_err(|e| ("connect", e.to_string()))?));
     }
     let stream = connection.as_mut().expect("set above");
     let token = if keepalive { "keep-alive" } else { "close" };
@@ -203,23 +251,34 @@ fn one(
         ),
     };
     let what = request.split(" HTTP").next().unwrap_or_default().to_owned();
-    stream.get_mut().write_all(request.as_bytes()).map_err(|e| format!("{what}: send: {e}"))?;
-    let (status, close, answer) = read_answer(stream).map_err(|e| format!("{what}: {e}"))?;
+    stream.get_mut().write_all(request.as_bytes()).map_err(|e| ("send", format!("{what}: {e}")))?;
+    let (status, close, answer) = read_answer(stream).map_err(|e| ("read", format!("{what}: {e}")))?;
+    let shown = || answer.chars().take(200).collect::<String>();
     if status != 200 {
-        return Err(format!("{what}: status {status}: {}", answer.chars().take(120).collect::<String>()));
+        return Err(("status", format!("{what}: status {status}: {}", shown())));
     }
-    let marker = answer
-        .split("release-")
-        .nth(1)
-        .and_then(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric()).next());
-    let marker = marker.ok_or_else(|| format!("{what}: no release marker in {answer:?}"))?.to_owned();
-    if turn % 3 == 2 {
-        let expected = format!("length={} checksum={}", body.len(), checksum(body.as_bytes()));
-        if !answer.contains(&expected) {
-            return Err(format!("{what}: expected {expected}, got {answer:?}"));
-        }
+    if !stream.buffer().is_empty() {
+        return Err(("body", format!("{what}: bytes behind the answer {}", shown())));
+    }
+    let marker =
+        marker(&answer).ok_or_else(|| ("body", format!("{what}: no release marker in {}", shown())))?;
+    let expected = match turn % 3 {
+        0 => options.page.clone(),
+        1 => Some(options.version.clone()),
+        _ => Some(format!("{MARKER} length={} checksum={}\n", body.len(), checksum(body.as_bytes()))),
+    };
+    if expected.is_some_and(|expected| answer.replacen(&marker, MARKER, 1) != expected) {
+        return Err(("body", format!("{what}: another body than expected: {}", shown())));
     }
     Ok(Answer { marker, close })
+}
+
+/// The first release marker of a text: `release-` and letters or digits.
+fn marker(text: &str) -> Option<String> {
+    let found = &text[text.find("release-")?..];
+    let rest = &found["release-".len()..];
+    let length = rest.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(rest.len());
+    (length > 0).then(|| found[.."release-".len() + length].to_owned())
 }
 
 /// Adler-32, which the example's API computes as well.
@@ -263,6 +322,9 @@ fn read_answer(stream: &mut BufReader<TcpStream>) -> Result<(u16, bool, String),
 }
 
 fn read_exactly(stream: &mut BufReader<TcpStream>, length: usize) -> Result<Vec<u8>, String> {
+    if length > BODY_MAX {
+        return Err(format!("a body of {length} bytes"));
+    }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).map_err(|e| format!("body cut: {e}"))?;
     Ok(body)
@@ -274,7 +336,10 @@ fn read_chunks(stream: &mut BufReader<TcpStream>) -> Result<Vec<u8>, String> {
         let mut line = String::new();
         stream.read_line(&mut line).map_err(|e| format!("chunk: {e}"))?;
         let length = usize::from_str_radix(line.trim(), 16).map_err(|_| format!("chunk size {line:?}"))?;
-        let chunk = read_exactly(stream, length + 2)?;
+        let chunk = read_exactly(stream, length.saturating_add(2))?;
+        if &chunk[length..] != b"\r\n" || body.len() + length > BODY_MAX {
+            return Err(format!("chunk of {length} bytes after {}", body.len()));
+        }
         if length == 0 {
             return Ok(body);
         }
@@ -284,26 +349,37 @@ fn read_chunks(stream: &mut BufReader<TcpStream>) -> Result<Vec<u8>, String> {
 
 fn report(shared: &Shared) {
     let book = shared.book.lock().expect("no worker panics while it holds the book");
+    let quote = |text: &str| -> String {
+        let plain = |c: char| if c.is_control() || c == '"' || c == '\\' { '?' } else { c };
+        format!("\"{}\"", text.chars().map(plain).collect::<String>())
+    };
+    let release = |(name, r): (&String, &Release)| {
+        let times = format!("\"first_ms\":{},\"last_ms\":{}", r.first_ms, r.last_ms);
+        let begun = r.last_begun_ms;
+        format!("{}:{{\"count\":{},{times},\"last_begun_ms\":{begun}}}", quote(name), r.count)
+    };
+    let failure = |f: &Failure| {
+        let who = format!("\"at_ms\":{},\"worker\":{},\"keepalive\":{}", f.at_ms, f.worker, f.keepalive);
+        format!("{{{who},\"kind\":{},\"detail\":{}}}", quote(f.kind), quote(&f.detail))
+    };
+    let releases: Vec<String> = book.releases.iter().map(release).collect();
+    let failures: Vec<String> = book.failures.iter().map(failure).collect();
+    // A gap that has not ended counts as well.
+    let open = book.last_answer.map_or(Duration::ZERO, |last| last.elapsed());
+    let longest = book.longest_gap.max(open).as_millis();
+    let (at, requests, failed) = (shared.start.elapsed().as_millis(), book.requests, book.failed);
     let mut sorted = book.latencies_us.clone();
+    // Sorting takes a while, and the workers wait for the book.
+    drop(book);
     sorted.sort_unstable();
     let quantile =
         |q: f64| sorted.get((sorted.len() as f64 * q) as usize).or(sorted.last()).copied().unwrap_or(0);
-    let releases: Vec<String> = book
-        .releases
-        .iter()
-        .map(|(name, (count, first, last))| {
-            format!("\"{name}\":{{\"count\":{count},\"first_ms\":{first},\"last_ms\":{last}}}")
-        })
-        .collect();
-    let failures: Vec<String> = book.failures.iter().map(|f| format!("{f:?}")).collect();
+    let (p50, p99, p999) = (quantile(0.5), quantile(0.99), quantile(0.999));
+    let max = sorted.last().copied().unwrap_or(0);
+    let latency = format!("\"p50_us\":{p50},\"p99_us\":{p99},\"p999_us\":{p999},\"max_us\":{max}");
     println!(
-        "{{\"at_ms\":{},\"requests\":{},\"failed\":{},\"longest_gap_ms\":{},\"p50_us\":{},\"p99_us\":{},\"releases\":{{{}}},\"failures\":[{}]}}",
-        shared.start.elapsed().as_millis(),
-        book.requests,
-        book.failed,
-        book.longest_gap.as_millis(),
-        quantile(0.5),
-        quantile(0.99),
+        "{{\"at_ms\":{at},\"requests\":{requests},\"failed\":{failed},\"longest_gap_ms\":{longest},{latency},\
+         \"releases\":{{{}}},\"failures\":[{}]}}",
         releases.join(","),
         failures.join(",")
     );
