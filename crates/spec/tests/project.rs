@@ -41,6 +41,36 @@ fn the_examples_mean_what_they_say() {
 }
 
 #[test]
+fn what_is_not_written_has_the_documented_value() {
+    let project =
+        Project::parse(&format!("{SMALL}[[routes]]\nhost = \"A.test\"\nservice = \"a\"\n"), "x").unwrap();
+    let spec = project.environment(&EnvName::new("elsewhere").unwrap());
+    let expected = ServiceSpec {
+        name: ServiceName::new("a").unwrap(),
+        image: ImageName::new("a").unwrap(),
+        command: vec!["/a".into()],
+        instances: 1,
+        port: Some(80),
+        user: "65534".into(),
+        env: [].into(),
+        writable: vec![],
+        resources: Resources::default(),
+        health: Some(Health {
+            check: Check { kind: CheckKind::Tcp { port: 80 }, timeout: Millis(1000) },
+            every: Millis(1000),
+            grace: Millis(10_000),
+            healthy_after: 1,
+            unhealthy_after: 3,
+        }),
+        validate: vec![],
+        rollout: RolloutPolicy { drain: Millis(10_000), keep_previous: Millis(0), deadline: Millis(60_000) },
+        stop: Stop { signal: 15, timeout: Millis(10_000) },
+    };
+    assert_eq!(spec.services[&expected.name], expected);
+    assert_eq!((spec.routes[0].host.as_deref(), &*spec.routes[0].path), (Some("a.test"), "/"));
+}
+
+#[test]
 fn errors_name_the_place_and_the_fix() {
     let text = SMALL.replace("port = 80", "port = 80\ninstence = 3");
     assert_eq!(
