@@ -2,5 +2,38 @@
 //!
 //! A route table arrives whole, with one generation; it is made durable, put into use by one pointer swap, and
 //! acknowledged when every data-path thread uses it. See [`client::Router`] for the contract.
+//!
+//! ```text
+//! client → tap (raw framing) → hyper → gate → table → choose → pool → instance
+//!                                └── flight: counted once, when the answer ended
+//! control.sock → control: fence, persist, switch, wait for the threads; health: one task per target
+//! ```
+//!
+//! Answers carry `x-kiln-release: N`, `x-kiln-instance: ID` and `x-request-id`. An answer that the edge made itself has
+//! `x-kiln-error: CODE` instead of the first two, and a line of text that names the service and the reason.
+#![forbid(unsafe_code)]
 
+mod access;
+mod choose;
 pub mod client;
+mod control;
+mod flight;
+mod gate;
+mod health;
+pub mod limits;
+mod log;
+mod persist;
+mod pool;
+mod proxy;
+mod remote;
+mod server;
+mod shared;
+mod table;
+mod tap;
+mod target;
+mod upload;
+mod wire;
+
+pub use remote::{EdgeClient, SpawnError, spawn_edge};
+pub use server::{EdgeConfig, EdgeError, control_socket, run};
+pub use table::TableError;

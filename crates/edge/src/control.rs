@@ -1,0 +1,200 @@
+//! The control socket: who may change the table, and what is told about it.
+
+use crate::health::Watchers;
+use crate::limits::{DEPARTED_MAX, SWITCH_TIMEOUT};
+use crate::persist::{self, Kept};
+use crate::shared::Shared;
+use crate::table;
+use crate::wire::{self, Answer, Ask};
+use kiln_model::edge::EdgeStatus;
+use kiln_model::{Digest, Fence, Generation, RouteTable};
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, Notify};
+
+/// What `set` decides by.
+#[derive(Debug, Default)]
+struct Current {
+    kept: Option<(Fence, Generation, Digest)>,
+    /// The last switch that every thread saw.
+    used: (Generation, Option<Digest>),
+    /// The number of the last switch.
+    switch: u64,
+    watchers: Watchers,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Control {
+    dir: PathBuf,
+    process: String,
+    listening: Vec<String>,
+    shared: Arc<Shared>,
+    current: Mutex<Current>,
+    pub(crate) stop: Notify,
+}
+
+impl Control {
+    pub(crate) fn new(dir: PathBuf, process: String, listening: Vec<String>, shared: Arc<Shared>) -> Self {
+        Self { dir, process, listening, shared, current: Mutex::default(), stop: Notify::new() }
+    }
+
+    /// Puts the table of the last run into use: the newest sound copy, or none.
+    pub(crate) async fn restore(&self) {
+        let mut current = self.current.lock().await;
+        for path in [persist::current(&self.dir), persist::previous(&self.dir)] {
+            let problem = match persist::load(path.clone()) {
+                Ok(None) => continue,
+                Ok(Some(kept)) => match table::validate(&kept.table) {
+                    Ok(()) => {
+                        let digest = kept.table.digest();
+                        current.kept = Some((kept.fence, kept.generation, digest));
+                        self.switch(&mut current, kept.generation, digest, &kept.table);
+                        let fields = json!({ "path": path, "generation": kept.generation });
+                        self.shared.log.event("info", "table restored", fields);
+                        return;
+                    }
+                    Err(e) => e.to_string(),
+                },
+                Err(e) => chain(&e),
+            };
+            self.shared.log.event("error", "table not usable", json!({ "path": path, "problem": problem }));
+        }
+        self.shared.log.event("warn", "no table, every request gets 503", json!({}));
+    }
+
+    /// Once all threads run.
+    pub(crate) async fn settle(&self) {
+        let mut current = self.current.lock().await;
+        self.acknowledged(&mut current).await;
+    }
+
+    /// Accepts until the runtime ends.
+    pub(crate) async fn listen(self: Arc<Self>, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(self.clone().talk(stream))),
+                Err(_) => tokio::time::sleep(crate::limits::ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
+    async fn talk(self: Arc<Self>, mut stream: UnixStream) {
+        loop {
+            let answer = match wire::receive(&mut stream).await {
+                Ok(Ask::Set { fence, generation, table }) => self.set(fence, generation, table).await,
+                Ok(Ask::Status) => Answer::Status { status: Box::new(self.status().await) },
+                Ok(Ask::Stop) => {
+                    self.stop.notify_one();
+                    Answer::Done
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return,
+                Err(e) => {
+                    // Framing is lost: tell why, and end the connection.
+                    let _ = wire::send(&mut stream, &Answer::Failed { detail: e.to_string() }).await;
+                    return;
+                }
+            };
+            if wire::send(&mut stream, &answer).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn set(&self, fence: Fence, generation: Generation, table: RouteTable) -> Answer {
+        let mut current = self.current.lock().await;
+        let digest = table.digest();
+        if let Some(detail) = current.kept.and_then(|kept| stale(kept, fence, generation, digest)) {
+            return Answer::Stale { detail };
+        }
+        if let Err(e) = table::validate(&table) {
+            return Answer::Invalid { detail: e.to_string() };
+        }
+        let same = current.kept.is_some_and(|(_, g, d)| (g, d) == (generation, digest));
+        if current.kept != Some((fence, generation, digest)) {
+            let kept = Kept { fence, generation, table };
+            if let Err(e) = persist::save(&self.dir, &kept) {
+                self.shared.log.event("error", "table not stored", json!({ "problem": e.to_string() }));
+                return Answer::Failed { detail: format!("the table could not be stored: {e}") };
+            }
+            current.kept = Some((fence, generation, digest));
+            if !same {
+                self.switch(&mut current, generation, digest, &kept.table);
+                let fields =
+                    json!({ "generation": generation, "digest": digest, "fence": fence.to_string() });
+                self.shared.log.event("info", "table switched", fields);
+            }
+        }
+        if self.acknowledged(&mut current).await {
+            return Answer::Done;
+        }
+        Answer::Failed { detail: "not every thread took the table in time".to_owned() }
+    }
+
+    fn switch(&self, current: &mut Current, generation: Generation, digest: Digest, table: &RouteTable) {
+        let compiled = self.shared.registry().compile(generation, Some(digest), table);
+        current.watchers.update(&self.shared, &compiled);
+        current.switch = self.shared.switch(compiled);
+    }
+
+    async fn acknowledged(&self, current: &mut Current) -> bool {
+        let seen = tokio::time::timeout(SWITCH_TIMEOUT, self.shared.all_saw(current.switch)).await.is_ok();
+        if seen {
+            let table = self.shared.table.load();
+            current.used = (table.generation, table.digest);
+        }
+        seen
+    }
+
+    async fn status(&self) -> EdgeStatus {
+        let (generation, digest) = self.current.lock().await.used;
+        let table = self.shared.table.load_full();
+        let mut registry = self.shared.registry();
+        registry.fold(&table, DEPARTED_MAX);
+        let targets = registry.targets(&table);
+        EdgeStatus {
+            process: self.process.clone(),
+            generation,
+            digest,
+            listening: self.listening.clone(),
+            targets: targets.iter().map(|(t, in_table)| t.report(*in_table)).collect(),
+            unrouted: registry.unrouted(),
+        }
+    }
+}
+
+/// Why a table must not replace the one that is kept. A higher incarnation is a new history: its generations begin
+/// anew.
+fn stale(
+    kept: (Fence, Generation, Digest),
+    fence: Fence,
+    generation: Generation,
+    digest: Digest,
+) -> Option<String> {
+    let (kept_fence, kept_generation, kept_digest) = kept;
+    if fence.server() < kept_fence.server() {
+        return Some(format!("fence {fence} is older than {kept_fence}"));
+    }
+    if fence.incarnation > kept_fence.incarnation {
+        return None;
+    }
+    if generation < kept_generation {
+        return Some(format!("generation {kept_generation} is in use"));
+    }
+    let other = generation == kept_generation && digest != kept_digest;
+    other.then(|| format!("generation {generation} is in use with {kept_digest}, not {digest}"))
+}
+
+/// The error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

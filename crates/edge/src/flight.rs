@@ -1,0 +1,174 @@
+//! One request from its head to the end of its answer, and the body of that answer. Every request is counted exactly
+//! once, when its [`Flight`] is dropped.
+//!
+//! hyper drops a body when its last byte is in the connection's buffer and before that buffer is flushed. So a client
+//! that has read a whole answer finds it in the counts: no status can be asked for in between.
+
+use crate::access::Record;
+use crate::pool::{self, Sender};
+use crate::tap::Notes;
+use crate::target::{Cells, Outcome, TargetState};
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    thread: usize,
+    start: Instant,
+    /// Counts it while no target has it.
+    pub(crate) lost: Arc<Cells>,
+    target: Option<Arc<TargetState>>,
+    pub(crate) status: u16,
+    pub(crate) outcome: Outcome,
+    pub(crate) record: Option<Box<Record>>,
+}
+
+impl Flight {
+    pub(crate) fn new(thread: usize, lost: Arc<Cells>) -> Self {
+        Self {
+            thread,
+            start: Instant::now(),
+            lost,
+            target: None,
+            status: 0,
+            outcome: Outcome::Abandoned,
+            record: None,
+        }
+    }
+
+    /// Moves it to `target`. The new one counts it before the old one forgets it, so it is never in neither.
+    pub(crate) fn retarget(&mut self, target: Arc<TargetState>) {
+        target.cells.of(self.thread).in_flight.fetch_add(1, Ordering::AcqRel);
+        if let Some(old) = self.target.replace(target) {
+            old.cells.of(self.thread).in_flight.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let took = self.start.elapsed();
+        if let Some(record) = self.record.take() {
+            record.write(self.target.as_deref(), self.status, self.outcome, took);
+        }
+        match &self.target {
+            Some(target) => {
+                target.cells.count(self.thread, self.outcome, self.status, took);
+                target.cells.of(self.thread).in_flight.fetch_sub(1, Ordering::AcqRel);
+            }
+            None => self.lost.count(self.thread, self.outcome, self.status, took),
+        }
+    }
+}
+
+/// Where a body comes from.
+enum Source {
+    Instance(Incoming),
+    Edge(Option<Bytes>),
+}
+
+/// The body of an answer.
+pub(crate) struct AnswerBody {
+    source: Source,
+    ended: bool,
+    flight: Option<Flight>,
+    /// Goes back to the pool at a clean end.
+    sender: Option<(u64, Sender)>,
+    /// Set if the client can only tell the end by the end of the connection.
+    until_close: Option<Arc<Notes>>,
+}
+
+impl AnswerBody {
+    /// An instance's answer.
+    pub(crate) fn instance(
+        body: Incoming,
+        flight: Flight,
+        sender: (u64, Sender),
+        until_close: Option<Arc<Notes>>,
+    ) -> Self {
+        Self {
+            source: Source::Instance(body),
+            ended: false,
+            flight: Some(flight),
+            sender: Some(sender),
+            until_close,
+        }
+    }
+
+    /// The edge's own answer; `flight` has its outcome.
+    pub(crate) fn edge(text: Bytes, flight: Option<Flight>) -> Self {
+        let text = Some(text).filter(|t| !t.is_empty());
+        Self { source: Source::Edge(text), ended: false, flight, sender: None, until_close: None }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let me = &mut *self;
+        let body = match &mut me.source {
+            Source::Edge(text) => return Poll::Ready(text.take().map(|t| Ok(Frame::data(t)))),
+            Source::Instance(body) => body,
+        };
+        let polled = Pin::new(body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(None) => me.ended = true,
+            Poll::Ready(Some(Err(_))) => {
+                if let Some(flight) = &mut me.flight {
+                    flight.outcome = Outcome::Cut;
+                }
+                if let Some(notes) = &me.until_close {
+                    notes.reset.store(true, Ordering::Relaxed);
+                }
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                let n = frame.data_ref().map_or(0, |d| d.len() as u64);
+                if let Some(record) = me.flight.as_mut().and_then(|f| f.record.as_mut()) {
+                    record.bytes += n;
+                }
+            }
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Edge(text) => text.is_none(),
+            Source::Instance(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Edge(text) => SizeHint::with_exact(text.as_ref().map_or(0, |t| t.len() as u64)),
+            Source::Instance(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        if let Source::Instance(body) = &self.source
+            && (self.ended || body.is_end_stream())
+        {
+            if let Some(flight) = &mut self.flight {
+                flight.outcome = Outcome::Answered;
+            }
+            if let Some((id, sender)) = self.sender.take() {
+                pool::put(id, sender);
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What a request must look like to be forwarded, and what the edge takes away and adds on both ways.
+
+use crate::tap::Notes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, StatusCode, Uri, Version, uri};
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+
+pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Why a request is not forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) reason: &'static str,
+}
+
+const fn bad(reason: &'static str) -> Refusal {
+    Refusal { status: StatusCode::BAD_REQUEST, reason }
+}
+
+/// Refuses what could be understood in two ways by the edge and an instance.
+pub(crate) fn check<B>(request: &Request<B>, notes: &Notes) -> Result<(), Refusal> {
+    let headers = request.headers();
+    if notes.ambiguous.load(Ordering::Relaxed) {
+        return Err(bad("the length of the body is ambiguous"));
+    }
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        return Err(Refusal { status: StatusCode::METHOD_NOT_ALLOWED, reason: "the method is not allowed" });
+    }
+    let lengths = headers.get_all(header::CONTENT_LENGTH).iter().count();
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    if lengths > 1 || codings.next().is_some() || (coding.is_some() && lengths > 0) {
+        return Err(bad("the length of the body is ambiguous"));
+    }
+    if coding.is_some_and(|c| !c.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(Refusal {
+            status: StatusCode::NOT_IMPLEMENTED,
+            reason: "the transfer coding is not known",
+        });
+    }
+    check_host(request)?;
+    for token in tokens(headers, header::CONNECTION) {
+        if protected(token) {
+            return Err(bad("`Connection` names a field that must be forwarded"));
+        }
+    }
+    Ok(())
+}
+
+fn check_host<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(bad("there is more than one `Host`"));
+    }
+    let Some(host) = host else {
+        return match request.version() {
+            Version::HTTP_10 if request.uri().authority().is_none() => Ok(()),
+            _ => Err(bad("there is no `Host`")),
+        };
+    };
+    let legal = |b: &u8| b.is_ascii_alphanumeric() || b".-_:[]~".contains(b);
+    if !host.as_bytes().iter().all(legal) {
+        return Err(bad("`Host` is not a host"));
+    }
+    match request.uri().authority() {
+        Some(a) if !a.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
+            Err(bad("`Host` is not the host of the request line"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Fields that a client must not have removed through `Connection`.
+fn protected(token: &str) -> bool {
+    let lower = token.to_ascii_lowercase();
+    lower.starts_with("x-forwarded-")
+        || lower.starts_with("x-kiln-")
+        || [
+            "host",
+            "x-request-id",
+            "forwarded",
+            "x-real-ip",
+            "content-length",
+            "transfer-encoding",
+            "content-type",
+        ]
+        .contains(&lower.as_str())
+        || ["authorization", "cookie", "origin"].contains(&lower.as_str())
+}
+
+fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|v| v.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|t| !t.is_empty())
+}
+
+/// Host without port in lower case, as routes name it.
+pub(crate) fn host<B>(request: &Request<B>) -> String {
+    let value = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let name = match value.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => value,
+    };
+    name.trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// The protocol that a request wants to switch to, if the edge passes it on.
+pub(crate) fn upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
+    let headers = request.headers();
+    let asked = tokens(headers, header::CONNECTION).any(|t| t.eq_ignore_ascii_case("upgrade"));
+    let to = headers.get(header::UPGRADE)?;
+    let plain = !to.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
+    let bodyless = !headers.contains_key(header::TRANSFER_ENCODING)
+        && headers.get(header::CONTENT_LENGTH).is_none_or(|l| l.as_bytes() == b"0");
+    let fits = request.version() == Version::HTTP_11 && request.method() == Method::GET;
+    (asked && plain && bodyless && fits).then(|| to.clone())
+}
+
+/// Takes away what is between two neighbours only.
+fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = tokens(headers, header::CONNECTION)
+            .filter_map(|t| HeaderName::from_bytes(t.as_bytes()).ok())
+            .collect();
+        for name in named {
+            if name != header::TE && name != header::CONTENT_LENGTH && name != header::TRANSFER_ENCODING {
+                headers.remove(name);
+            }
+        }
+        headers.remove(header::CONNECTION);
+    }
+    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &header::UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// Makes the head that the instance gets.
+pub(crate) fn outward(
+    parts: &mut http::request::Parts,
+    peer: IpAddr,
+    id: &HeaderValue,
+    upgrade: Option<HeaderValue>,
+) {
+    let headers = &mut parts.headers;
+    strip(headers);
+    let trailers = tokens(headers, header::TE).any(|t| t.eq_ignore_ascii_case("trailers"));
+    headers.remove(header::TE);
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+    headers.remove(header::FORWARDED);
+    headers.remove("x-real-ip");
+    headers.insert(REQUEST_ID.clone(), id.clone());
+    if let Ok(peer) = HeaderValue::from_str(&peer.to_canonical().to_string()) {
+        headers.insert(FORWARDED_FOR.clone(), peer);
+    }
+    headers.insert(FORWARDED_PROTO.clone(), HeaderValue::from_static("http"));
+    match headers.get(header::HOST).cloned() {
+        Some(host) => headers.insert(FORWARDED_HOST.clone(), host),
+        None => headers.remove(&FORWARDED_HOST),
+    };
+    if let Some(to) = upgrade {
+        headers.insert(header::UPGRADE, to);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    if parts.uri.authority().is_some() {
+        parts.uri = origin_form(&parts.uri);
+    }
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+}
+
+fn origin_form(uri: &Uri) -> Uri {
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+    Uri::from(path)
+}
+
+/// Makes the head that the client gets.
+pub(crate) fn inward(parts: &mut http::response::Parts, switching: bool) {
+    let to = switching.then(|| parts.headers.get(header::UPGRADE).cloned()).flatten();
+    strip(&mut parts.headers);
+    parts.headers.remove(header::TRANSFER_ENCODING);
+    if switching {
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(to) = to {
+            parts.headers.insert(header::UPGRADE, to);
+        }
+    }
+    parts.version = Version::HTTP_11;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let mut builder = Request::builder().method(method).uri(uri).version(Version::HTTP_11);
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap()
+    }
+
+    #[test]
+    fn the_gate_refuses_what_is_ambiguous() {
+        let good: [(&str, &str, &[(&str, &str)]); 5] = [
+            ("GET", "/", &[("host", "a:80")]),
+            ("GET", "http://a/x", &[("host", "A")]),
+            ("POST", "/", &[("host", "a"), ("transfer-encoding", "Chunked")]),
+            ("GET", "/", &[("host", "[::1]:80"), ("connection", "close, x-mine")]),
+            ("OPTIONS", "*", &[("host", "a")]),
+        ];
+        for (method, uri, headers) in good {
+            assert_eq!(
+                check(&request(method, uri, headers), &Notes::default()),
+                Ok(()),
+                "{method} {uri} {headers:?}"
+            );
+        }
+        let wrong: [(&str, &str, &[(&str, &str)]); 9] = [
+            ("GET", "/", &[]),
+            ("GET", "/", &[("host", "a"), ("host", "a")]),
+            ("GET", "http://b/", &[("host", "a")]),
+            ("GET", "/", &[("host", "a@b")]),
+            ("TRACE", "/", &[("host", "a")]),
+            ("POST", "/", &[("host", "a"), ("transfer-encoding", "chunked"), ("content-length", "1")]),
+            ("POST", "/", &[("host", "a"), ("transfer-encoding", "xchunked")]),
+            (
+                "POST",
+                "/",
+                &[("host", "a"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            ),
+            ("GET", "/", &[("host", "a"), ("connection", "close, X-Forwarded-For")]),
+        ];
+        for (method, uri, headers) in wrong {
+            assert!(
+                check(&request(method, uri, headers), &Notes::default()).is_err(),
+                "{method} {uri} {headers:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn neighbours_fields_go_and_the_edges_own_replace_forged_ones() {
+        let forged = request(
+            "GET",
+            "/",
+            &[
+                ("host", "Shop.test"),
+                ("connection", "close, x-mine"),
+                ("x-mine", "1"),
+                ("keep-alive", "5"),
+                ("upgrade", "h2c"),
+                ("x-forwarded-for", "6.6.6.6"),
+                ("x-forwarded-for", "7.7.7.7"),
+                ("x-request-id", "forged"),
+                ("forwarded", "for=6.6.6.6"),
+            ],
+        );
+        assert_eq!(host(&forged), "shop.test");
+        let (mut parts, ()) = forged.into_parts();
+        outward(&mut parts, "10.0.0.1".parse().unwrap(), &HeaderValue::from_static("id"), None);
+        for gone in ["connection", "x-mine", "keep-alive", "upgrade", "forwarded"] {
+            assert!(!parts.headers.contains_key(gone), "{gone}");
+        }
+        let all: Vec<_> = parts.headers.get_all("x-forwarded-for").iter().collect();
+        assert_eq!(all, ["10.0.0.1"]);
+        assert_eq!(parts.headers["x-request-id"], "id");
+        assert_eq!(parts.headers["x-forwarded-host"], "Shop.test");
+    }
+}

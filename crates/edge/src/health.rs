@@ -1,0 +1,149 @@
+//! The health of targets, looked after by one task each on the control thread: active checks, and the way back of
+//! what the data path ejected. A probe, never a client's request, finds out whether an ejected target lives again.
+
+use crate::limits::{CHECK_BODY_BYTES_MAX, CONNECT_TIMEOUT};
+use crate::shared::Shared;
+use crate::table::Compiled;
+use crate::target::TargetState;
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use kiln_model::{CheckKind, Health};
+use serde_json::json;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+/// The shortest pause between two checks of a target.
+const EVERY_MIN: Duration = Duration::from_millis(50);
+
+/// The tasks, one per target of the table.
+#[derive(Debug, Default)]
+pub(crate) struct Watchers(HashMap<u64, (Option<Health>, JoinHandle<()>)>);
+
+impl Watchers {
+    /// Makes the tasks those of `table`.
+    pub(crate) fn update(&mut self, shared: &Arc<Shared>, table: &Compiled) {
+        self.0.retain(|id, (_, task)| {
+            let keep = table.ids.contains(id);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for pool in &table.pools {
+            for target in &pool.targets {
+                match self.0.get(&target.id) {
+                    Some((health, _)) if *health == pool.health => continue,
+                    Some((_, task)) => task.abort(),
+                    None => {}
+                }
+                let task = tokio::spawn(watch(shared.clone(), target.clone(), pool.health.clone()));
+                self.0.insert(target.id, (pool.health.clone(), task));
+            }
+        }
+    }
+}
+
+async fn watch(shared: Arc<Shared>, target: Arc<TargetState>, health: Option<Health>) {
+    let (mut passed, mut failed) = (0, 0);
+    loop {
+        let out = target.ejected();
+        let every = health.as_ref().map(|h| h.every.duration().max(EVERY_MIN));
+        match (out, every) {
+            (true, every) => {
+                let pause = target.probe_pause();
+                tokio::time::sleep(every.map_or(pause, |e| e.min(pause))).await;
+            }
+            (false, Some(every)) => tokio::select! {
+                () = tokio::time::sleep(every) => {}
+                () = target.ejection.notified() => {}
+            },
+            (false, None) => {
+                target.ejection.notified().await;
+                continue;
+            }
+        }
+        let result = match &health {
+            Some(health) => check(&target, health).await,
+            None => connect(target.key.address).await.map(drop),
+        };
+        (passed, failed) = if result.is_ok() { (passed + 1, 0) } else { (0, failed + 1) };
+        let instance = &target.key.instance;
+        if passed >= health.as_ref().map_or(1, |h| h.healthy_after) && target.readmit() {
+            shared.log.event("info", "readmitted", json!({ "instance": instance }));
+        }
+        if let Err(reason) = result
+            && failed >= health.as_ref().map_or(1, |h| h.unhealthy_after)
+            && target.eject(&reason)
+        {
+            shared.log.event("warn", "ejected", json!({ "instance": instance, "reason": reason }));
+        }
+    }
+}
+
+async fn check(target: &TargetState, health: &Health) -> Result<(), String> {
+    let attempt = async {
+        match &health.check.kind {
+            CheckKind::Http { port, path, status, contains, host } => {
+                let address = SocketAddr::new(target.key.address.ip(), *port);
+                http_check(address, path, *status, contains.as_deref(), host.as_deref()).await
+            }
+            CheckKind::Tcp { port } => {
+                connect(SocketAddr::new(target.key.address.ip(), *port)).await.map(drop)
+            }
+            // Control runs these: they look into the instance.
+            CheckKind::File { .. } | CheckKind::Listening { .. } | CheckKind::Command { .. } => Ok(()),
+        }
+    };
+    let timeout = health.check.timeout.duration();
+    let result = tokio::time::timeout(timeout, attempt).await;
+    result
+        .unwrap_or_else(|_| Err(format!("no answer within {}", health.check.timeout)))
+        .map_err(|reason| format!("{}: {reason}", health.check.kind))
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
+    match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(connected) => connected.map_err(|e| e.to_string()),
+        Err(_) => Err(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
+    }
+}
+
+async fn http_check(
+    address: SocketAddr,
+    path: &str,
+    status: Option<u16>,
+    contains: Option<&str>,
+    host: Option<&str>,
+) -> Result<(), String> {
+    let stream = connect(address).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get(path)
+        .header(header::HOST, host.map_or_else(|| address.to_string(), str::to_owned))
+        .header(header::CONNECTION, "close")
+        .header(header::USER_AGENT, "kiln-edge")
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| e.to_string())?;
+    let answered = async {
+        let answer = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let got = answer.status().as_u16();
+        if !status.map_or((200..400).contains(&got), |s| s == got) {
+            return Err(format!("status {got}"));
+        }
+        let Some(text) = contains else { return Ok(()) };
+        let body = Limited::new(answer.into_body(), CHECK_BODY_BYTES_MAX).collect().await;
+        let body = body.map_err(|e| e.to_string())?.to_bytes();
+        let found = text.is_empty() || body.windows(text.len()).any(|w| w == text.as_bytes());
+        if found { Ok(()) } else { Err(format!("the body does not contain `{text}`")) }
+    };
+    let result = answered.await;
+    connection.abort();
+    result
+}

@@ -1,0 +1,62 @@
+//! The named limits and times of the edge.
+
+use std::time::Duration;
+
+/// Bytes of one control message.
+pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Routes of one table, over all environments.
+pub const TABLE_ROUTES_MAX: usize = 16 * 1024;
+/// Pools of one table.
+pub const TABLE_POOLS_MAX: usize = 16 * 1024;
+/// Targets of one table.
+pub const TABLE_TARGETS_MAX: usize = 64 * 1024;
+/// Bytes of one request head; hyper answers 431 above it.
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Header fields of one request.
+pub const HEADERS_MAX: usize = 100;
+/// How long a client may take for a request head, and how long its connection may idle: the guard against slowloris.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long connecting to an instance may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an instance may take until the head of its answer; then the client gets 504.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an upstream connection may idle. Below the 5 s of common backends, so that the edge closes first.
+pub const IDLE_MAX: Duration = Duration::from_secs(4);
+/// How long a connection may have idled to carry a request that must not be sent twice.
+pub const IDLE_MAX_UNSAFE: Duration = Duration::from_secs(1);
+/// Idle upstream connections per target and thread.
+pub const IDLE_CONNECTIONS_MAX: usize = 256;
+/// Further attempts of one request.
+pub const RETRIES_MAX: u32 = 2;
+/// Retries that a thread may have saved up; every request adds a fifth of one.
+pub const RETRY_TOKENS_MAX: f64 = 50.0;
+/// What one request adds to the retry budget: 20 %.
+pub const RETRY_TOKENS_PER_REQUEST: f64 = 0.2;
+/// Consecutive resets after which a target is ejected; a refused connection ejects at once.
+pub const FAILURES_MAX: u32 = 3;
+/// First pause before an ejected target is probed; it doubles with every further ejection.
+pub const PROBE_PAUSE: Duration = Duration::from_millis(250);
+/// Doublings of [`PROBE_PAUSE`].
+pub const PROBE_DOUBLINGS_MAX: u32 = 5;
+/// Bytes of a health check's body that are searched.
+pub const CHECK_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Targets outside the table that are still reported one by one; older ones are folded into their environment.
+pub const DEPARTED_MAX: usize = 256;
+/// Bytes of a log file before it is renamed to `NAME.1`.
+pub const LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Bytes of the access log before it is renamed to `access.log.1`.
+pub const ACCESS_LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes of a thread's access log buffer.
+pub const ACCESS_BUFFER_BYTES: usize = 64 * 1024;
+/// How long control waits for every thread to take a new table.
+pub const SWITCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long answers carry `Connection: close` before idle connections are closed.
+pub const LAME_DUCK: Duration = Duration::from_secs(2);
+/// The hard end after a stop.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause of the accept loop when file descriptors are used up.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long one call of the client may take, its connection included.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a started edge may take until it answers.
+pub const START_TIMEOUT: Duration = Duration::from_secs(10);

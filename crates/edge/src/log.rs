@@ -1,0 +1,53 @@
+//! The edge's own log: JSON lines in files of bounded size. A full disk costs lines, never requests.
+
+use serde_json::{Value, json};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A file that is renamed to `NAME.1` when it is full.
+#[derive(Debug)]
+pub(crate) struct Log {
+    path: PathBuf,
+    bytes_max: u64,
+    file: Mutex<Option<(File, u64)>>,
+}
+
+impl Log {
+    pub(crate) fn new(dir: &Path, name: &str, bytes_max: u64) -> Self {
+        Self { path: dir.join(name), bytes_max, file: Mutex::new(None) }
+    }
+
+    /// Appends whole lines; what cannot be written is dropped.
+    pub(crate) fn write(&self, lines: &[u8]) {
+        let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_ref().is_some_and(|(_, length)| length + lines.len() as u64 > self.bytes_max) {
+            let _ = std::fs::rename(&self.path, self.path.with_extension("log.1"));
+            *slot = None;
+        }
+        if slot.is_none() {
+            *slot = OpenOptions::new().create(true).append(true).open(&self.path).ok().map(|file| {
+                let length = file.metadata().map_or(0, |m| m.len());
+                (file, length)
+            });
+        }
+        if let Some((file, length)) = slot.as_mut() {
+            match file.write_all(lines) {
+                Ok(()) => *length += lines.len() as u64,
+                Err(_) => *slot = None,
+            }
+        }
+    }
+
+    /// One event with its fields, an object.
+    pub(crate) fn event(&self, level: &str, message: &str, fields: Value) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let mut line = json!({ "at": at, "level": level, "message": message });
+        if let (Some(line), Value::Object(fields)) = (line.as_object_mut(), fields) {
+            line.extend(fields);
+        }
+        self.write(format!("{line}\n").as_bytes());
+    }
+}

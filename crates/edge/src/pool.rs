@@ -1,0 +1,76 @@
+//! Idle connections to instances, per thread. The key is the target's identity, which contains its release: a
+//! connection of a retired release is never used for another one, even if the address is.
+
+use crate::limits::{CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX, IDLE_MAX};
+use crate::upload::RequestBody;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+
+/// One connection to an instance.
+pub(crate) type Sender = http1::SendRequest<RequestBody>;
+
+thread_local! {
+    static IDLE: RefCell<HashMap<u64, Vec<(Sender, Instant)>>> = RefCell::default();
+}
+
+/// The most recently used connection that has idled for less than `idle_max`.
+pub(crate) fn get(id: u64, idle_max: Duration) -> Option<Sender> {
+    IDLE.with_borrow_mut(|pools| {
+        let pool = pools.get_mut(&id)?;
+        pool.retain(|(sender, _)| !sender.is_closed());
+        // One that is not ready yet still sends the body of a request that was answered early.
+        let at = pool.iter().rposition(|(sender, since)| sender.is_ready() && since.elapsed() < idle_max)?;
+        Some(pool.remove(at).0)
+    })
+}
+
+/// Keeps a connection whose answer has ended.
+pub(crate) fn put(id: u64, sender: Sender) {
+    if sender.is_closed() {
+        return;
+    }
+    // At the end of the thread the pool may be gone already; then so is the need for it.
+    let _ = IDLE.try_with(|pools| {
+        let mut pools = pools.borrow_mut();
+        let pool = pools.entry(id).or_default();
+        if pool.len() < IDLE_CONNECTIONS_MAX {
+            pool.push((sender, Instant::now()));
+        }
+    });
+}
+
+/// Closes what has idled too long.
+pub(crate) fn sweep() {
+    IDLE.with_borrow_mut(|pools| {
+        for pool in pools.values_mut() {
+            pool.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < IDLE_MAX);
+        }
+        pools.retain(|_, pool| !pool.is_empty());
+    });
+}
+
+/// Closes the connections of targets that left the table.
+pub(crate) fn keep_only(ids: &HashSet<u64>) {
+    IDLE.with_borrow_mut(|pools| pools.retain(|id, _| ids.contains(id)));
+}
+
+/// A new connection.
+pub(crate) async fn connect(address: SocketAddr) -> io::Result<Sender> {
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let stream = stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let _ = stream.set_nodelay(true);
+    let mut builder = http1::Builder::new();
+    builder.writev(false);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    tokio::spawn(async move {
+        // Its end is seen by whoever holds the sender.
+        let _ = connection.with_upgrades().await;
+    });
+    Ok(sender)
+}

@@ -1,0 +1,383 @@
+//! One request: the gate, the table, a target, the attempts, the answer.
+
+use crate::access::Record;
+use crate::choose;
+use crate::flight::{AnswerBody, Flight};
+use crate::gate;
+use crate::limits::{IDLE_MAX, IDLE_MAX_UNSAFE, RETRIES_MAX};
+use crate::pool::{self, Sender};
+use crate::shared::{Open, Phase, Shared};
+use crate::table::{Found, Upstream};
+use crate::tap::Notes;
+use crate::target::{Outcome, TargetState};
+use crate::upload::{Progress, RequestBody};
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+static RELEASE: HeaderName = HeaderName::from_static("x-kiln-release");
+static INSTANCE: HeaderName = HeaderName::from_static("x-kiln-instance");
+static ERROR: HeaderName = HeaderName::from_static("x-kiln-error");
+/// Attempts of one request of any kind, connecting included; a bound, not a policy.
+const ATTEMPTS_MAX: u32 = 8;
+
+/// One client connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) thread: usize,
+    pub(crate) peer: IpAddr,
+    pub(crate) notes: Arc<Notes>,
+}
+
+/// Why no instance answered.
+#[derive(Debug)]
+struct Failure {
+    status: StatusCode,
+    code: &'static str,
+    reason: String,
+}
+
+/// What came of an exchange with one instance.
+enum Exchange {
+    Answer(Response<Incoming>, Sender),
+    /// Nothing was written: anybody may have it.
+    Unsent(Box<Request<RequestBody>>),
+    /// It broke after something was written.
+    Broken(String),
+    Timeout,
+}
+
+/// A request on its way: what of it is needed for another attempt.
+struct Message {
+    request: Option<Request<RequestBody>>,
+    /// Head of a request that may be sent twice.
+    spare: Option<(Method, Uri, HeaderMap)>,
+    progress: Arc<Progress>,
+    idempotent: bool,
+    upgrade: Option<OnUpgrade>,
+}
+
+impl Client {
+    /// Answers one request. Never fails: what goes wrong is an answer.
+    pub(crate) async fn handle(self, request: Request<Incoming>) -> Response<AnswerBody> {
+        let id = request_id();
+        let mut answer = self.route(request, &id).await;
+        if self.shared.phase() != Phase::Open && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer.headers_mut().insert(gate::REQUEST_ID.clone(), id);
+        answer
+    }
+
+    async fn route(&self, request: Request<Incoming>, id: &HeaderValue) -> Response<AnswerBody> {
+        let mut flight = Flight::new(self.thread, self.shared.unrouted.clone());
+        let host = gate::host(&request);
+        if let Some(log) = &self.shared.access {
+            flight.record = Some(Box::new(Record {
+                log: log.clone(),
+                id: id.to_str().unwrap_or_default().to_owned(),
+                method: request.method().to_string(),
+                host: host.clone(),
+                path: request.uri().path().to_owned(),
+                bytes: 0,
+            }));
+        }
+        if let Err(refusal) = gate::check(&request, &self.notes) {
+            let failure = Failure {
+                status: refusal.status,
+                code: "refused",
+                reason: format!("refused: {}", refusal.reason),
+            };
+            let mut answer = edge_answer(flight, failure);
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            return answer;
+        }
+        choose::earn();
+        let table = self.shared.table.load_full();
+        let pool = match table.find(&host, request.uri().path(), choose::random()) {
+            Found::Pool(pool) => pool,
+            Found::Nothing => {
+                let reason = "no route exists yet".to_owned();
+                return edge_answer(
+                    flight,
+                    Failure { status: StatusCode::SERVICE_UNAVAILABLE, code: "no-table", reason },
+                );
+            }
+            Found::NoRoute => {
+                let reason = "no route matches the host and path".to_owned();
+                return edge_answer(
+                    flight,
+                    Failure { status: StatusCode::NOT_FOUND, code: "no-route", reason },
+                );
+            }
+        };
+        flight.lost = pool.lost.clone();
+        let message = self.message(request, id);
+        self.send(pool, message, flight).await
+    }
+
+    fn message(&self, mut request: Request<Incoming>, id: &HeaderValue) -> Message {
+        let to = gate::upgrade(&request);
+        let upgrade = to.is_some().then(|| hyper::upgrade::on(&mut request));
+        let old = request.version() == Version::HTTP_10;
+        let (mut parts, body) = request.into_parts();
+        gate::outward(&mut parts, self.peer, id, to);
+        let bodyless = body.is_end_stream();
+        let safe =
+            [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(&parts.method);
+        let idempotent = safe && bodyless && upgrade.is_none();
+        let spare = idempotent.then(|| (parts.method.clone(), parts.uri.clone(), parts.headers.clone()));
+        let progress = Arc::new(Progress::new(bodyless));
+        let mut request =
+            Request::from_parts(parts, RequestBody((!bodyless).then(|| (body, progress.clone()))));
+        request.extensions_mut().insert(Old(old));
+        Message { request: Some(request), spare, progress, idempotent, upgrade }
+    }
+
+    async fn send(&self, pool: &Upstream, mut message: Message, mut flight: Flight) -> Response<AnswerBody> {
+        let old = message.request.as_ref().is_some_and(|r| r.extensions().get::<Old>().is_some_and(|o| o.0));
+        let mut tried: Vec<u64> = vec![];
+        let mut retries = 0;
+        let mut last = no_instance(pool);
+        let mut again: Option<Arc<TargetState>> = None;
+        for _ in 0..ATTEMPTS_MAX {
+            let fresh_only = again.is_some();
+            let Some(target) = again.take().or_else(|| choose::target(pool, &tried, self.thread)) else {
+                break;
+            };
+            flight.retarget(target.clone());
+            let idle_max = if message.idempotent { IDLE_MAX } else { IDLE_MAX_UNSAFE };
+            let reusable = !fresh_only && message.upgrade.is_none();
+            let idle = reusable.then(|| pool::get(target.id, idle_max)).flatten();
+            let reused = idle.is_some();
+            let sender = match idle {
+                Some(sender) => sender,
+                None => match pool::connect(target.key.address).await {
+                    Ok(sender) => sender,
+                    Err(e) => {
+                        last = self.unreachable(pool, &target, &e);
+                        tried.push(target.id);
+                        continue;
+                    }
+                },
+            };
+            let Some(mut request) = message.request.take().or_else(|| message.spare.as_ref().map(again_of))
+            else {
+                break;
+            };
+            if !request.headers().contains_key(header::HOST) {
+                let host = HeaderValue::from_str(&target.key.address.to_string());
+                request.headers_mut().extend(host.ok().map(|h| (header::HOST, h)));
+            }
+            match self.exchange(sender, request, &message.progress).await {
+                Exchange::Answer(answer, sender) => {
+                    target.success();
+                    return self.answer(answer, sender, &target, message, flight, old);
+                }
+                Exchange::Unsent(request) => {
+                    message.request = Some(*request);
+                    again = Some(target);
+                }
+                Exchange::Timeout if !message.progress.ended.load(Ordering::Relaxed) => {
+                    let reason = "the body of the request did not arrive".to_owned();
+                    return edge_answer(
+                        flight,
+                        Failure { status: StatusCode::REQUEST_TIMEOUT, code: "body-timeout", reason },
+                    );
+                }
+                Exchange::Timeout => {
+                    self.failed(&target, "it does not answer in time");
+                    let reason = format!("{} does not answer in time", name(pool, &target));
+                    return edge_answer(
+                        flight,
+                        Failure { status: StatusCode::GATEWAY_TIMEOUT, code: "timeout", reason },
+                    );
+                }
+                Exchange::Broken(_) if message.progress.failed.load(Ordering::Relaxed) => {
+                    return abandoned(flight);
+                }
+                Exchange::Broken(reason) => {
+                    // The end of an idle connection says nothing about the instance.
+                    if !reused {
+                        self.failed(&target, &reason);
+                    }
+                    let text = format!("{} closed the connection before it answered", name(pool, &target));
+                    last = Failure { status: StatusCode::BAD_GATEWAY, code: "reset", reason: text };
+                    if !message.idempotent || retries == RETRIES_MAX || !choose::spend() {
+                        break;
+                    }
+                    retries += 1;
+                    tried.push(target.id);
+                    let other = choose::target(pool, &tried, self.thread);
+                    again = other.is_none().then_some(target).filter(|_| reused);
+                }
+            }
+        }
+        edge_answer(flight, last)
+    }
+
+    /// Sends a request over a connection and waits for the head of the answer. Time counts while the body of the
+    /// request does not move.
+    async fn exchange(
+        &self,
+        mut sender: Sender,
+        request: Request<RequestBody>,
+        progress: &Progress,
+    ) -> Exchange {
+        let timeout = self.shared.answer_timeout;
+        let started = std::time::Instant::now();
+        let sending = sender.try_send_request(request);
+        tokio::pin!(sending);
+        let mut deadline = started + timeout;
+        let sent = loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => break sent,
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    let moved = progress.moved().max(started) + timeout;
+                    if moved <= deadline {
+                        return Exchange::Timeout;
+                    }
+                    deadline = moved;
+                }
+            }
+        };
+        match sent {
+            Ok(answer) => Exchange::Answer(answer, sender),
+            Err(mut e) => match e.take_message() {
+                Some(request) => Exchange::Unsent(Box::new(request)),
+                None => Exchange::Broken(e.into_error().to_string()),
+            },
+        }
+    }
+
+    fn answer(
+        &self,
+        mut answer: Response<Incoming>,
+        sender: Sender,
+        target: &Arc<TargetState>,
+        message: Message,
+        mut flight: Flight,
+        old: bool,
+    ) -> Response<AnswerBody> {
+        let switching = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+        flight.status = answer.status().as_u16();
+        let upstream = switching.then(|| hyper::upgrade::on(&mut answer));
+        let (mut parts, body) = answer.into_parts();
+        gate::inward(&mut parts, switching);
+        parts.extensions.clear();
+        parts.headers.insert(RELEASE.clone(), HeaderValue::from(target.key.release.0));
+        if let Ok(instance) = HeaderValue::from_str(target.key.instance.as_str()) {
+            parts.headers.insert(INSTANCE.clone(), instance);
+        }
+        match (upstream, message.upgrade) {
+            (Some(upstream), Some(client)) => {
+                self.notes.raw.store(true, Ordering::Relaxed);
+                tokio::spawn(tunnel(client, upstream, flight, Open::new(&self.shared)));
+                Response::from_parts(parts, AnswerBody::edge(Bytes::new(), None))
+            }
+            (Some(_), None) => {
+                let reason = format!("instance `{}` switched protocols unasked", target.key.instance);
+                edge_answer(flight, Failure { status: StatusCode::BAD_GATEWAY, code: "protocol", reason })
+            }
+            (None, _) => {
+                let until_close = (old && body.size_hint().exact().is_none()).then(|| self.notes.clone());
+                Response::from_parts(
+                    parts,
+                    AnswerBody::instance(body, flight, (target.id, sender), until_close),
+                )
+            }
+        }
+    }
+
+    fn unreachable(&self, pool: &Upstream, target: &TargetState, error: &std::io::Error) -> Failure {
+        let was_out = target.ejected();
+        let refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
+        let out =
+            if refused { target.eject("connection refused") } else { target.failure(&error.to_string()) };
+        self.log_ejection(target, out);
+        let status = if was_out { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY };
+        Failure { status, code: "connect", reason: format!("{} cannot be reached", name(pool, target)) }
+    }
+
+    fn failed(&self, target: &TargetState, reason: &str) {
+        let out = target.failure(reason);
+        self.log_ejection(target, out);
+    }
+
+    fn log_ejection(&self, target: &TargetState, out: bool) {
+        if out {
+            let fields = json!({ "instance": target.key.instance, "reason": target.report(true).reason });
+            self.shared.log.event("warn", "ejected", fields);
+        }
+    }
+}
+
+/// Marks a request that came by HTTP/1.0.
+#[derive(Debug, Clone, Copy)]
+struct Old(bool);
+
+fn name(pool: &Upstream, target: &TargetState) -> String {
+    format!("service `{}` of `{}`: instance `{}`", pool.service, pool.env, target.key.instance)
+}
+
+fn no_instance(pool: &Upstream) -> Failure {
+    let reason = format!("service `{}` of `{}`: no instance is ready", pool.service, pool.env);
+    Failure { status: StatusCode::SERVICE_UNAVAILABLE, code: "no-instance", reason }
+}
+
+fn again_of((method, uri, headers): &(Method, Uri, HeaderMap)) -> Request<RequestBody> {
+    let mut request = Request::new(RequestBody(None));
+    *request.method_mut() = method.clone();
+    *request.uri_mut() = uri.clone();
+    *request.headers_mut() = headers.clone();
+    request
+}
+
+fn edge_answer(mut flight: Flight, failure: Failure) -> Response<AnswerBody> {
+    let by_edge = [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+    flight.outcome = if by_edge.contains(&failure.status) { Outcome::Failed } else { Outcome::Answered };
+    flight.status = failure.status.as_u16();
+    let mut answer =
+        Response::new(AnswerBody::edge(Bytes::from(format!("{}\n", failure.reason)), Some(flight)));
+    *answer.status_mut() = failure.status;
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(ERROR.clone(), HeaderValue::from_static(failure.code));
+    if failure.status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    answer
+}
+
+/// The client broke off its own body; nobody reads this.
+fn abandoned(mut flight: Flight) -> Response<AnswerBody> {
+    flight.outcome = Outcome::Abandoned;
+    flight.status = StatusCode::BAD_REQUEST.as_u16();
+    let mut answer = Response::new(AnswerBody::edge(Bytes::new(), Some(flight)));
+    *answer.status_mut() = StatusCode::BAD_REQUEST;
+    answer
+}
+
+/// Carries an upgraded connection until either side ends it. It is in flight for as long.
+async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, mut flight: Flight, _open: Open) {
+    if let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) {
+        let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut upstream).await;
+        flight.outcome = Outcome::Answered;
+    }
+}
+
+/// 32 hexadecimal digits.
+fn request_id() -> HeaderValue {
+    let text = format!("{:016x}{:016x}", choose::random(), choose::random());
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}

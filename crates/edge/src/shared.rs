@@ -1,0 +1,113 @@
+//! What all threads of the edge share.
+
+use crate::log::Log;
+use crate::table::{Compiled, Registry};
+use arc_swap::ArcSwap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// How far the edge is on its way to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Serving.
+    Open,
+    /// No new connections; answers carry `Connection: close`.
+    LameDuck,
+    /// Idle connections are closed.
+    Closing,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The table in use. A request loads it once.
+    pub(crate) table: ArcSwap<Compiled>,
+    /// Not for the data path.
+    registry: Mutex<Registry>,
+    /// Counts requests that no environment is known for.
+    pub(crate) unrouted: Arc<crate::target::Cells>,
+    pub(crate) log: Log,
+    pub(crate) access: Option<Arc<Log>>,
+    pub(crate) answer_timeout: Duration,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Client connections and tunnels.
+    pub(crate) n_connections: AtomicUsize,
+    /// Bumped after every switch; each thread answers by writing it into its cell of `seen`.
+    pub(crate) switch: watch::Sender<u64>,
+    seen: Box<[AtomicU64]>,
+    seen_changed: Notify,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        n_threads: usize,
+        log: Log,
+        access: Option<Arc<Log>>,
+        answer_timeout: Duration,
+    ) -> Self {
+        let registry = Registry::new(n_threads);
+        Self {
+            table: ArcSwap::from_pointee(Compiled::default()),
+            unrouted: registry.unrouted.clone(),
+            registry: Mutex::new(registry),
+            log,
+            access,
+            answer_timeout,
+            phase: watch::Sender::new(Phase::Open),
+            n_connections: AtomicUsize::new(0),
+            switch: watch::Sender::new(0),
+            seen: (0..n_threads).map(|_| AtomicU64::new(0)).collect(),
+            seen_changed: Notify::new(),
+        }
+    }
+
+    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a table into use and returns the number of the switch.
+    pub(crate) fn switch(&self, table: Compiled) -> u64 {
+        self.table.store(Arc::new(table));
+        let mut number = 0;
+        self.switch.send_modify(|n| {
+            *n += 1;
+            number = *n;
+        });
+        number
+    }
+
+    /// Called by a data-path thread between two requests.
+    pub(crate) fn saw(&self, thread: usize, number: u64) {
+        self.seen[thread].store(number, Ordering::Release);
+        self.seen_changed.notify_one();
+    }
+
+    /// Waits until every thread saw switch `number`.
+    pub(crate) async fn all_saw(&self, number: u64) {
+        while self.seen.iter().any(|s| s.load(Ordering::Acquire) < number) {
+            self.seen_changed.notified().await;
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+}
+
+/// Counts a connection for as long as it lives.
+pub(crate) struct Open(Arc<Shared>);
+
+impl Open {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        shared.n_connections.fetch_add(1, Ordering::AcqRel);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.n_connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,300 @@
+//! The routing structure that the data path reads: compiled once from a [`RouteTable`], immutable, swapped whole.
+
+use crate::limits::{TABLE_POOLS_MAX, TABLE_ROUTES_MAX, TABLE_TARGETS_MAX};
+use crate::target::{Cells, TargetKey, TargetState};
+use kiln_model::edge::Tally;
+use kiln_model::route::Pool;
+use kiln_model::{CommitId, Digest, EnvRef, Generation, Health, RouteTable, ServiceName};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Why a table is not usable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// Above a limit.
+    #[error("the table has {found} {what}, at most {limit} are allowed")]
+    TooLarge {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Two routes for the same requests.
+    #[error("the route `{host}{path}` is there twice")]
+    Duplicate {
+        /// Host, `*` for any.
+        host: String,
+        /// Path.
+        path: String,
+    },
+    /// A route names no pool, or one that is not there.
+    #[error("the route `{host}{path}` leads to pool {pool}, and there are {n_pools}")]
+    Dangling {
+        /// Host, `*` for any.
+        host: String,
+        /// Path.
+        path: String,
+        /// The index.
+        pool: usize,
+        /// Pools in the table.
+        n_pools: usize,
+    },
+    /// A path that does not start with `/`, or a host that is empty, has a port or upper-case letters.
+    #[error("`{text}` is not a legal {what} of a route")]
+    Text {
+        /// Host or path.
+        what: &'static str,
+        /// The text.
+        text: String,
+    },
+    /// The same instance twice in one pool.
+    #[error("the instance `{instance}` is in a pool twice")]
+    Instance {
+        /// Which.
+        instance: String,
+    },
+}
+
+/// Refuses what cannot be routed.
+pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
+    let limit = |what, found, limit| match found > limit {
+        true => Err(TableError::TooLarge { what, found, limit }),
+        false => Ok(()),
+    };
+    limit("routes", table.routes.len(), TABLE_ROUTES_MAX)?;
+    limit("pools", table.pools.len(), TABLE_POOLS_MAX)?;
+    limit("targets", table.pools.iter().map(|p| p.targets.len()).sum(), TABLE_TARGETS_MAX)?;
+    let mut seen = HashSet::new();
+    for route in &table.routes {
+        let host = || route.host.clone().unwrap_or_else(|| "*".to_owned());
+        if !route.path.starts_with('/') {
+            return Err(TableError::Text { what: "path", text: route.path.clone() });
+        }
+        let legal = |h: &String| {
+            !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase() && b != b'/')
+        };
+        if !route.host.as_ref().is_none_or(legal) {
+            return Err(TableError::Text { what: "host", text: host() });
+        }
+        if !seen.insert((&route.host, trim(&route.path))) {
+            return Err(TableError::Duplicate { host: host(), path: route.path.clone() });
+        }
+        if let Some(wrong) = route.pools.iter().find(|p| p.pool >= table.pools.len()) {
+            let (path, n_pools) = (route.path.clone(), table.pools.len());
+            return Err(TableError::Dangling { host: host(), path, pool: wrong.pool, n_pools });
+        }
+    }
+    for pool in &table.pools {
+        let mut seen = HashSet::new();
+        if let Some(twice) = pool.targets.iter().find(|t| !seen.insert(&t.instance)) {
+            return Err(TableError::Instance { instance: twice.instance.to_string() });
+        }
+    }
+    Ok(())
+}
+
+fn trim(path: &str) -> &str {
+    path.trim_end_matches('/')
+}
+
+/// A pool, ready for use.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) env: EnvRef,
+    pub(crate) service: ServiceName,
+    pub(crate) health: Option<Health>,
+    pub(crate) targets: Vec<Arc<TargetState>>,
+    /// Counts of the requests that this pool got and had no instance for; one per environment.
+    pub(crate) lost: Arc<Cells>,
+}
+
+/// Where a route leads.
+#[derive(Debug)]
+pub(crate) struct Route {
+    path: String,
+    /// Pools with the sum of the weights up to and with them; empty ones are left out while another has instances.
+    pools: Vec<(u64, usize)>,
+    first: Option<usize>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Compiled {
+    pub(crate) generation: Generation,
+    pub(crate) digest: Option<Digest>,
+    pub(crate) pools: Vec<Upstream>,
+    by_host: HashMap<String, Vec<Route>>,
+    any_host: Vec<Route>,
+    /// Identities of the targets, for the pools of connections.
+    pub(crate) ids: HashSet<u64>,
+}
+
+/// What a lookup found.
+pub(crate) enum Found<'a> {
+    /// This pool; it may be empty.
+    Pool(&'a Upstream),
+    /// There is no route at all: the edge has no table yet, or an empty one.
+    Nothing,
+    /// No route matches.
+    NoRoute,
+}
+
+impl Compiled {
+    /// The pool for a request; `random` chooses among weighted ones.
+    pub(crate) fn find(&self, host: &str, path: &str, random: u64) -> Found<'_> {
+        let exact = self.by_host.get(host).and_then(|routes| longest(routes, path));
+        let Some(route) = exact.or_else(|| longest(&self.any_host, path)) else {
+            let empty = self.by_host.is_empty() && self.any_host.is_empty();
+            return if empty { Found::Nothing } else { Found::NoRoute };
+        };
+        let total = route.pools.last().map_or(0, |(sum, _)| *sum);
+        let index = match total {
+            0 => route.first,
+            _ => route.pools.iter().find(|(sum, _)| random % total < *sum).map(|(_, index)| *index),
+        };
+        index.and_then(|n| self.pools.get(n)).map_or(Found::NoRoute, Found::Pool)
+    }
+}
+
+fn longest<'a>(routes: &'a [Route], path: &str) -> Option<&'a Route> {
+    routes.iter().find(|r| {
+        path.strip_prefix(r.path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            || (r.path.is_empty())
+    })
+}
+
+/// Everything that outlives a table: targets that were ever used, and counts of those that are gone.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    n_threads: usize,
+    next_id: u64,
+    targets: HashMap<TargetKey, Arc<TargetState>>,
+    lost: BTreeMap<EnvRef, Arc<Cells>>,
+    folded: BTreeMap<EnvRef, Tally>,
+    /// Requests that no environment is known for.
+    pub(crate) unrouted: Arc<Cells>,
+}
+
+impl Registry {
+    pub(crate) fn new(n_threads: usize) -> Self {
+        Self {
+            n_threads,
+            next_id: 0,
+            targets: HashMap::new(),
+            lost: BTreeMap::new(),
+            folded: BTreeMap::new(),
+            unrouted: Arc::new(Cells::new(n_threads)),
+        }
+    }
+
+    /// Compiles a validated table.
+    pub(crate) fn compile(
+        &mut self,
+        generation: Generation,
+        digest: Option<Digest>,
+        table: &RouteTable,
+    ) -> Compiled {
+        let pools: Vec<Upstream> = table.pools.iter().map(|pool| self.upstream(pool)).collect();
+        let mut compiled = Compiled { generation, digest, ..Compiled::default() };
+        for route in &table.routes {
+            let weighted = || route.pools.iter().filter(|p| p.weight > 0);
+            let any_full = weighted().any(|p| !pools[p.pool].targets.is_empty());
+            let mut sum = 0;
+            let cumulative = weighted().filter(|p| !any_full || !pools[p.pool].targets.is_empty()).map(|p| {
+                sum += u64::from(p.weight);
+                (sum, p.pool)
+            });
+            let (cumulative, first) = (cumulative.collect(), route.pools.first().map(|p| p.pool));
+            let ready = Route { path: trim(&route.path).to_owned(), pools: cumulative, first };
+            match &route.host {
+                Some(host) => compiled.by_host.entry(host.clone()).or_default().push(ready),
+                None => compiled.any_host.push(ready),
+            }
+        }
+        for routes in compiled.by_host.values_mut().chain([&mut compiled.any_host]) {
+            routes.sort_by(|a, b| b.path.len().cmp(&a.path.len()));
+        }
+        compiled.ids = pools.iter().flat_map(|p| &p.targets).map(|t| t.id).collect();
+        compiled.pools = pools;
+        compiled
+    }
+
+    fn upstream(&mut self, pool: &Pool) -> Upstream {
+        let n_threads = self.n_threads;
+        let lost =
+            self.lost.entry(pool.env.clone()).or_insert_with(|| Arc::new(Cells::new(n_threads))).clone();
+        let targets = pool
+            .targets
+            .iter()
+            .map(|t| {
+                let key = TargetKey {
+                    env: pool.env.clone(),
+                    service: pool.service.clone(),
+                    release: pool.release,
+                    instance: t.instance.clone(),
+                    address: SocketAddr::new(t.address, t.port),
+                };
+                self.target(key, &pool.commit)
+            })
+            .collect();
+        Upstream {
+            env: pool.env.clone(),
+            service: pool.service.clone(),
+            health: pool.health.clone(),
+            targets,
+            lost,
+        }
+    }
+
+    fn target(&mut self, key: TargetKey, commit: &CommitId) -> Arc<TargetState> {
+        if let Some(known) = self.targets.get(&key) {
+            return known.clone();
+        }
+        self.next_id += 1;
+        let new = Arc::new(TargetState::new(self.next_id, key.clone(), commit.clone(), self.n_threads));
+        self.targets.insert(key, new.clone());
+        new
+    }
+
+    /// Every target with whether it is in `table`, in order of their names.
+    pub(crate) fn targets(&self, table: &Compiled) -> Vec<(Arc<TargetState>, bool)> {
+        let mut all: Vec<_> = self.targets.values().map(|t| (t.clone(), table.ids.contains(&t.id))).collect();
+        all.sort_by(|a, b| a.0.key.cmp(&b.0.key));
+        all
+    }
+
+    /// Adds the oldest departed targets to their environment's sum, beyond `keep` of them. A target that anything
+    /// but this registry still holds is left alone: its counts may yet change.
+    pub(crate) fn fold(&mut self, table: &Compiled, keep: usize) {
+        let mut gone: Vec<&Arc<TargetState>> = self
+            .targets
+            .values()
+            .filter(|t| !table.ids.contains(&t.id) && Arc::strong_count(t) == 1)
+            .collect();
+        gone.sort_by_key(|t| t.id);
+        let surplus = gone.len().saturating_sub(keep);
+        let keys: Vec<TargetKey> = gone[..surplus].iter().map(|t| t.key.clone()).collect();
+        for key in keys {
+            if let Some(target) = self.targets.remove(&key) {
+                let sum = self.folded.entry(key.env).or_default();
+                *sum = sum.plus(target.cells.tally());
+            }
+        }
+    }
+
+    /// Counts that belong to no reported target.
+    pub(crate) fn unrouted(&self) -> Vec<(Option<EnvRef>, Tally)> {
+        let mut sums: BTreeMap<Option<EnvRef>, Tally> = BTreeMap::new();
+        sums.insert(None, self.unrouted.tally());
+        for (env, tally) in
+            self.lost.iter().map(|(e, c)| (e, c.tally())).chain(self.folded.iter().map(|(e, t)| (e, *t)))
+        {
+            let sum = sums.entry(Some(env.clone())).or_default();
+            *sum = sum.plus(tally);
+        }
+        sums.into_iter().filter(|(_, tally)| *tally != Tally::default()).collect()
+    }
+}

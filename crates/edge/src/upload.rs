@@ -1,0 +1,71 @@
+//! The body of a request on its way to an instance, and what the edge must know of it while it waits for the answer:
+//! whether it moves, and whether it failed on the client's side.
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// How far a body got.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    start: Instant,
+    moved: AtomicU64,
+    pub(crate) ended: AtomicBool,
+    pub(crate) failed: AtomicBool,
+}
+
+impl Progress {
+    pub(crate) fn new(ended: bool) -> Self {
+        let (ended, failed) = (AtomicBool::new(ended), AtomicBool::new(false));
+        Self { start: Instant::now(), moved: AtomicU64::new(0), ended, failed }
+    }
+
+    fn mark(&self) {
+        self.moved.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// When it last moved.
+    pub(crate) fn moved(&self) -> Instant {
+        self.start + Duration::from_millis(self.moved.load(Ordering::Relaxed))
+    }
+}
+
+/// See the module. Without a stream it is empty.
+#[derive(Debug)]
+pub(crate) struct RequestBody(pub(crate) Option<(Incoming, Arc<Progress>)>);
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some((body, progress)) = &mut self.0 else { return Poll::Ready(None) };
+        let polled = Pin::new(&mut *body).poll_frame(cx);
+        match &polled {
+            Poll::Pending => {}
+            Poll::Ready(Some(Err(_))) => progress.failed.store(true, Ordering::Relaxed),
+            Poll::Ready(frame) => {
+                progress.mark();
+                if frame.is_none() || body.is_end_stream() {
+                    progress.ended.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|(body, _)| body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or(SizeHint::with_exact(0), |(body, _)| body.size_hint())
+    }
+}

@@ -1,0 +1,80 @@
+//! The edge as a process, with real sockets, in a network namespace of its own. This program is also the edge that it
+//! tests: `edge --dir DIR --listen ADDR`.
+
+#[path = "edge/backend.rs"]
+mod backend;
+#[path = "edge/cases.rs"]
+mod cases;
+#[path = "edge/client.rs"]
+mod client;
+#[path = "edge/faults.rs"]
+mod faults;
+#[path = "edge/protocol.rs"]
+mod protocol;
+#[path = "edge/stage.rs"]
+mod stage;
+
+use kiln_edge::EdgeConfig;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// A named test.
+pub(crate) type Case = (&'static str, fn());
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|a| a == "edge") {
+        return edge(&args[1..]);
+    }
+    if args.first().is_some_and(|a| a == "trivial-backend") {
+        return trivial_backend(&args[1]);
+    }
+    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
+    let cases: Vec<Case> = [cases::CASES, faults::CASES, protocol::CASES].concat();
+    if args.iter().any(|a| a == "--list") {
+        cases.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    if let Err(e) = kiln_sys::namespace::enter_private_net() {
+        eprintln!("SKIPPED: the edge's suite needs root for a network namespace: {e}");
+        return ExitCode::SUCCESS;
+    }
+    let (mut n_passed, mut failed) = (0, vec![]);
+    for (name, case) in
+        cases.iter().filter(|(n, _)| filters.is_empty() || filters.iter().any(|f| n.contains(*f)))
+    {
+        let start = Instant::now();
+        let passed = std::panic::catch_unwind(case).is_ok();
+        println!("{} {name} ({} ms)", if passed { "ok  " } else { "FAIL" }, start.elapsed().as_millis());
+        if passed { n_passed += 1 } else { failed.push(name) }
+    }
+    println!("{n_passed} passed, {} failed {failed:?}", failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn edge(args: &[String]) -> ExitCode {
+    let values =
+        |name: &str| -> Vec<&String> { args.windows(2).filter(|w| w[0] == name).map(|w| &w[1]).collect() };
+    let listen = values("--listen").iter().map(|a| a.parse().expect("an address")).collect();
+    let mut config = EdgeConfig::new(values("--dir")[0], listen);
+    config.threads = Some(2);
+    config.access_log = args.iter().any(|a| a == "--access-log");
+    if let Ok(ms) = std::env::var("TEST_ANSWER_TIMEOUT_MS") {
+        config.answer_timeout = Duration::from_millis(ms.parse().expect("milliseconds"));
+    }
+    match kiln_edge::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// For measuring by hand: answers every request at once, one thread per connection.
+fn trivial_backend(address: &str) -> ExitCode {
+    let _backend = backend::Backend::at(address, "trivial", backend::echo_name);
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,254 @@
+//! Backends that die, hang, cut and recover.
+
+use crate::Case;
+use crate::backend::{Backend, answer, echo_name};
+use crate::client::{Conn, get, raw};
+use crate::stage::{Edge, pool, table};
+use kiln_model::edge::Tally;
+use kiln_model::{Check, CheckKind, Health, Millis};
+use std::collections::HashMap;
+use std::io::Write;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+pub(crate) const CASES: &[Case] = &[
+    ("the_death_of_one_of_two_fails_no_get_and_repeats_no_post", death),
+    ("a_dead_target_comes_back_after_a_probe", comes_back),
+    ("active_checks_eject_with_hysteresis_and_all_ejected_fails_open", active),
+    ("an_answer_cut_by_the_instance_is_cut_for_the_client", cut),
+    ("a_client_that_goes_away_is_counted_as_abandoned", abandoned),
+    ("a_silent_instance_is_a_504_and_not_asked_again", silent),
+    ("idle_connections_closed_by_the_instance_repeat_no_post", idle_close),
+    ("retries_stay_within_their_budget", budget),
+];
+
+fn death() {
+    let (a, b) = (Backend::new("a"), Backend::new("b"));
+    let edge = Edge::with(pool(1, &[(1, &a), (2, &b)]));
+    let (address, done) = (edge.address, AtomicBool::new(false));
+    let (gets, posts, failed_posts) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (done, gets, posts, failed_posts) = (&done, &gets, &posts, &failed_posts);
+            scope.spawn(move || {
+                let mut conn = Conn::new(address);
+                while !done.load(SeqCst) {
+                    if thread % 2 == 0 {
+                        assert_eq!(conn.get("/").expect("an answer").status, 200);
+                        gets.fetch_add(1, SeqCst);
+                    } else {
+                        let n = posts.fetch_add(1, SeqCst);
+                        let got = conn.post(&format!("/{n}"), b"once").expect("an answer");
+                        failed_posts.fetch_add(u64::from(got.status != 200), SeqCst);
+                    }
+                }
+            });
+        }
+        let more = |n: u64| {
+            let (g, p) = (gets.load(SeqCst) + n, posts.load(SeqCst) + n);
+            while gets.load(SeqCst) < g || posts.load(SeqCst) < p {
+                std::thread::yield_now();
+            }
+        };
+        more(200);
+        a.kill();
+        more(300);
+        done.store(true, SeqCst);
+    });
+    let mut seen = HashMap::new();
+    for asked in
+        a.asked.lock().unwrap().iter().chain(b.asked.lock().unwrap().iter()).filter(|a| a.method == "POST")
+    {
+        *seen.entry(asked.path.clone()).or_insert(0) += 1;
+    }
+    assert!(seen.values().all(|n| *n == 1), "a POST was sent twice");
+    // At most those that were in flight at the death: one per POST client.
+    let n_failed = failed_posts.load(SeqCst);
+    assert!(n_failed <= 2, "{n_failed} POSTs failed");
+    assert_eq!(
+        edge.tally(),
+        Tally { requests: gets.load(SeqCst) + posts.load(SeqCst), failed: n_failed, ..Tally::default() }
+    );
+    assert!(edge.target(1).ejected);
+}
+
+fn comes_back() {
+    let (a, b) = (Backend::new("a"), Backend::new("b"));
+    let edge = Edge::with(pool(1, &[(1, &a), (2, &b)]));
+    a.kill();
+    let address = a.address;
+    let mut conn = Conn::new(edge.address);
+    edge.wait("ejected", |s| {
+        assert_eq!(conn_get(edge.address), 200);
+        s.targets[0].ejected
+    });
+    assert_eq!(edge.target(1).reason.as_deref(), Some("connection refused"));
+    let _again = Backend::at(&address.to_string(), "again", echo_name);
+    edge.wait("readmitted", |s| !s.targets[0].ejected);
+    while conn.get("/").unwrap().text() != "again" {}
+}
+
+fn conn_get(address: std::net::SocketAddr) -> u16 {
+    get(address, "/").unwrap().status
+}
+
+fn health(port: u16) -> Option<Health> {
+    let kind = CheckKind::Http {
+        port,
+        path: "/health".into(),
+        status: Some(200),
+        contains: Some("well".into()),
+        host: None,
+    };
+    Some(Health {
+        check: Check { kind, timeout: Millis(2000) },
+        every: Millis(50),
+        grace: Millis(0),
+        healthy_after: 2,
+        unhealthy_after: 3,
+    })
+}
+
+fn active() {
+    let (well, checks) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+    let (w, c) = (well.clone(), checks.clone());
+    let backend = Backend::with("a", move |name, asked, stream| {
+        if asked.path != "/health" {
+            return answer(stream, 200, name.as_bytes());
+        }
+        c.fetch_add(1, SeqCst);
+        answer(stream, 200, if w.load(SeqCst) { b"all well" } else { b"ill" })
+    });
+    let mut pools = pool(1, &[(1, &backend)]);
+    pools.health = health(backend.address.port());
+    let edge = Edge::with(pools);
+    edge.wait("checked", |_| checks.load(SeqCst) >= 3);
+    assert!(!edge.target(1).ejected);
+    well.store(false, SeqCst);
+    let before = checks.load(SeqCst);
+    let status = edge.wait("ejected", |s| s.targets[0].ejected);
+    assert!(checks.load(SeqCst) >= before + 2, "ejected after one failure");
+    assert!(status.targets[0].reason.as_ref().unwrap().contains("does not contain `well`"), "{status:?}");
+    // It is the only one: it gets the requests all the same.
+    assert_eq!(get(edge.address, "/").unwrap().text(), "a");
+    well.store(true, SeqCst);
+    let before = checks.load(SeqCst);
+    edge.wait("readmitted", |s| !s.targets[0].ejected);
+    assert!(checks.load(SeqCst) > before, "readmitted without a check");
+}
+
+fn cut() {
+    let backend = Backend::with("a", |_, asked, stream| {
+        let head: &[u8] = match asked.path.as_str() {
+            "/length" => b"HTTP/1.1 200 X\r\nContent-Length: 100\r\n\r\nhalf",
+            _ => b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        };
+        stream.write_all(head).unwrap();
+        false
+    });
+    let edge = Edge::with(pool(1, &[(1, &backend)]));
+    for path in ["/length", "/chunked"] {
+        assert!(get(edge.address, path).is_err(), "{path} ended cleanly");
+    }
+    // To HTTP/1.0 the end of the connection is the end of the answer: it must be a reset.
+    assert!(raw(edge.address, "GET /chunked HTTP/1.0\r\nHost: a\r\n\r\n").is_err(), "HTTP/1.0 ended cleanly");
+    edge.wait("counted", |s| s.targets[0].tally == Tally { requests: 3, cut: 3, ..Tally::default() });
+}
+
+fn abandoned() {
+    let backend = Backend::with("a", |_, asked, stream| {
+        if asked.path == "/endless" {
+            let _ = stream.write_all(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n");
+            while stream.write_all(b"4\r\nmore\r\n").is_ok() {}
+        } else {
+            let mut byte = [0];
+            let _ = std::io::Read::read(stream, &mut byte);
+        }
+        false
+    });
+    let edge = Edge::with(pool(1, &[(1, &backend)]));
+    let mut reader = Conn::new(edge.address);
+    reader.write("GET /endless HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    reader.head().unwrap();
+    drop(reader);
+    let mut waiter = Conn::new(edge.address);
+    waiter.write("GET /never HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    edge.wait("in flight", |_| backend.count() == 2);
+    drop(waiter);
+    let mut uploader = Conn::new(edge.address);
+    uploader.write("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf").unwrap();
+    edge.wait("in flight", |s| s.targets[0].in_flight == 1);
+    uploader.stream().shutdown(Shutdown::Both).unwrap();
+    let expected = Tally { requests: 3, abandoned: 3, ..Tally::default() };
+    edge.wait("counted", |s| s.targets[0].tally == expected && s.targets[0].in_flight == 0);
+}
+
+fn silent() {
+    let backend = Backend::with("a", |_, asked, stream| match asked.path.as_str() {
+        "/" => answer(stream, 200, b""),
+        _ => {
+            let mut byte = [0];
+            let _ = std::io::Read::read(stream, &mut byte);
+            false
+        }
+    });
+    let program = std::env::current_exe().unwrap();
+    let mut edge = Edge::with(pool(1, &[(1, &backend)]));
+    edge.kill();
+    let mut command = std::process::Command::new(program);
+    command.env("TEST_ANSWER_TIMEOUT_MS", "300").arg("edge").arg("--dir").arg(edge.dir.path());
+    command.arg("--listen").arg(edge.address.to_string()).stdin(std::process::Stdio::null());
+    edge.child = Some(command.spawn().unwrap());
+    while std::net::TcpStream::connect(edge.address).is_err() {
+        std::thread::yield_now();
+    }
+    let got = get(edge.address, "/silent").unwrap();
+    assert_eq!((got.status, got.header("x-kiln-error")), (504, Some("timeout")));
+    assert_eq!(Conn::new(edge.address).post("/silent", b"x").unwrap().status, 504);
+    assert_eq!(backend.count(), 2);
+    assert_eq!(edge.tally(), Tally { requests: 2, failed: 2, ..Tally::default() });
+    // A client that stops sending is its own fault.
+    let got = raw(edge.address, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf").unwrap();
+    assert_eq!(got.status, 408);
+    assert_eq!(edge.tally(), Tally { requests: 3, failed: 2, ..Tally::default() });
+}
+
+fn idle_close() {
+    let backend = Backend::with("a", |name, _, stream| {
+        answer(stream, 200, name.as_bytes());
+        // Closes without having said so.
+        false
+    });
+    let edge = Edge::with(pool(1, &[(1, &backend)]));
+    let mut conn = Conn::new(edge.address);
+    for n in 0..200 {
+        let got = conn.post(&format!("/{n}"), b"once").unwrap();
+        assert!(got.status == 200 || got.status == 502, "{got:?}");
+        assert_eq!(conn.get("/").unwrap().status, 200);
+    }
+    let asked = backend.asked.lock().unwrap();
+    let mut posts: Vec<_> = asked.iter().filter(|a| a.method == "POST").map(|a| &a.path).collect();
+    let n = posts.len();
+    posts.sort();
+    posts.dedup();
+    assert_eq!(posts.len(), n, "a POST was sent twice");
+}
+
+fn budget() {
+    let reset = |_: &str, _: &crate::backend::Asked, _: &mut std::net::TcpStream| false;
+    let (a, b) = (Backend::with("a", reset), Backend::with("b", reset));
+    let edge = Edge::with(pool(1, &[(1, &a), (2, &b)]));
+    let mut conn = Conn::new(edge.address);
+    let n = 600;
+    for _ in 0..n {
+        let status = conn.get("/").unwrap().status;
+        assert!(status == 502 || status == 503, "{status}");
+    }
+    let attempts = (a.count() + b.count()) as f64;
+    // A fifth on top, and what a thread may have saved up.
+    let bound = f64::from(n) * 1.2 + kiln_edge::limits::RETRY_TOKENS_MAX + 1.0;
+    assert!(attempts <= bound, "{attempts} attempts for {n} requests");
+    assert_eq!(edge.tally(), Tally { requests: n as u64, failed: n as u64, ..Tally::default() });
+    let _ = table(vec![]);
+}

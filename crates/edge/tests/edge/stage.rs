@@ -1,0 +1,154 @@
+//! An edge process with its folder, and tables for it.
+
+use crate::backend::Backend;
+use kiln_edge::client::{Router, RouterError};
+use kiln_edge::{EdgeClient, control_socket, spawn_edge};
+use kiln_model::edge::{EdgeStatus, Tally, TargetStatus};
+use kiln_model::route::{Pool, TableRoute, WeightedPool};
+use kiln_model::*;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+pub(crate) struct Edge {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) address: SocketAddr,
+    pub(crate) child: Option<Child>,
+    runtime: tokio::runtime::Runtime,
+}
+
+pub(crate) fn env() -> EnvRef {
+    EnvRef::try_from("shop/production".to_owned()).unwrap()
+}
+
+pub(crate) fn fence(epoch: u64) -> Fence {
+    Fence { epoch: Epoch(epoch), ..Fence::default() }
+}
+
+pub(crate) fn instance(n: u64) -> InstanceId {
+    InstanceId::new(&ServiceName::new("web").unwrap(), n)
+}
+
+/// A pool of `release`; each target is the number of its instance and its backend.
+pub(crate) fn pool(release: u64, targets: &[(u64, &Backend)]) -> Pool {
+    let target = |(n, b): &(u64, &Backend)| Target {
+        instance: instance(*n),
+        address: b.address.ip(),
+        port: b.address.port(),
+    };
+    Pool {
+        env: env(),
+        service: ServiceName::new("web").unwrap(),
+        release: ReleaseNumber(release),
+        commit: "1".repeat(40).parse().unwrap(),
+        image: Digest::of(b"image"),
+        health: None,
+        targets: targets.iter().map(target).collect(),
+    }
+}
+
+/// One route for everything, to pools with weights.
+pub(crate) fn table(pools: Vec<(Pool, u32)>) -> RouteTable {
+    let weighted =
+        pools.iter().enumerate().map(|(pool, (_, weight))| WeightedPool { pool, weight: *weight }).collect();
+    RouteTable {
+        routes: vec![TableRoute { host: None, path: "/".into(), pools: weighted }],
+        pools: pools.into_iter().map(|(p, _)| p).collect(),
+    }
+}
+
+impl Edge {
+    /// An edge with one table, of generation 1.
+    pub(crate) fn with(pool: Pool) -> Self {
+        let edge = Self::new();
+        edge.set(1, &table(vec![(pool, 1)])).unwrap();
+        edge
+    }
+
+    pub(crate) fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut edge = Self { dir, address: "127.0.0.1:0".parse().unwrap(), child: None, runtime };
+        edge.start();
+        edge
+    }
+
+    pub(crate) fn start(&mut self) {
+        let program = std::env::current_exe().unwrap();
+        let started = self.runtime.block_on(spawn_edge(&program, self.dir.path(), &[self.address]));
+        self.child = Some(started.expect("an edge"));
+        self.address = self.status().listening[0].parse().unwrap();
+    }
+
+    pub(crate) fn spawn_error(&self, dir: &Path, address: SocketAddr) -> kiln_edge::SpawnError {
+        let program = std::env::current_exe().unwrap();
+        match self.runtime.block_on(spawn_edge(&program, dir, &[address])) {
+            Err(error) => error,
+            Ok(mut child) => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("a second edge started")
+            }
+        }
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn client(&self) -> EdgeClient {
+        EdgeClient::new(control_socket(self.dir.path()))
+    }
+
+    pub(crate) fn stop(&self) {
+        self.runtime.block_on(self.client().stop()).unwrap();
+    }
+
+    pub(crate) fn set(&self, generation: u64, table: &RouteTable) -> Result<(), RouterError> {
+        self.set_fenced(fence(1), generation, table)
+    }
+
+    pub(crate) fn set_fenced(
+        &self,
+        fence: Fence,
+        generation: u64,
+        table: &RouteTable,
+    ) -> Result<(), RouterError> {
+        self.runtime.block_on(self.client().set(fence, Generation(generation), table))
+    }
+
+    pub(crate) fn status(&self) -> EdgeStatus {
+        self.runtime.block_on(self.client().status()).unwrap()
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        self.status().tally_of(&env())
+    }
+
+    pub(crate) fn target(&self, n: u64) -> TargetStatus {
+        self.status().targets.into_iter().find(|t| t.instance == instance(n)).expect("a target")
+    }
+
+    /// Waits until the status fulfils `condition`.
+    pub(crate) fn wait(&self, what: &str, condition: impl Fn(&EdgeStatus) -> bool) -> EdgeStatus {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let status = self.status();
+            if condition(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{what}: {status:#?}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
