@@ -10,6 +10,7 @@ pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id
 static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(crate) static ERROR: HeaderName = HeaderName::from_static("x-kiln-error");
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -188,6 +189,8 @@ pub(crate) fn inward(parts: &mut http::response::Parts, switching: bool) {
     let to = switching.then(|| parts.headers.get(header::UPGRADE).cloned()).flatten();
     strip(&mut parts.headers);
     parts.headers.remove(header::TRANSFER_ENCODING);
+    // Only the edge may say that the edge failed.
+    parts.headers.remove(&ERROR);
     if switching {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         if let Some(to) = to {
@@ -201,6 +204,9 @@ pub(crate) fn inward(parts: &mut http::response::Parts, switching: bool) {
 mod tests {
     use super::*;
 
+    /// Method, target, fields.
+    type Head = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
     fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Request<()> {
         let mut builder = Request::builder().method(method).uri(uri).version(Version::HTTP_11);
         for (name, value) in headers {
@@ -211,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_gate_refuses_what_is_ambiguous() {
-        let good: [(&str, &str, &[(&str, &str)]); 5] = [
+        let good: [Head; 5] = [
             ("GET", "/", &[("host", "a:80")]),
             ("GET", "http://a/x", &[("host", "A")]),
             ("POST", "/", &[("host", "a"), ("transfer-encoding", "Chunked")]),
@@ -225,7 +231,7 @@ mod tests {
                 "{method} {uri} {headers:?}"
             );
         }
-        let wrong: [(&str, &str, &[(&str, &str)]); 9] = [
+        let wrong: [Head; 9] = [
             ("GET", "/", &[]),
             ("GET", "/", &[("host", "a"), ("host", "a")]),
             ("GET", "http://b/", &[("host", "a")]),

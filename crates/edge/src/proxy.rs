@@ -24,7 +24,6 @@ use std::sync::atomic::Ordering;
 
 static RELEASE: HeaderName = HeaderName::from_static("x-kiln-release");
 static INSTANCE: HeaderName = HeaderName::from_static("x-kiln-instance");
-static ERROR: HeaderName = HeaderName::from_static("x-kiln-error");
 /// Attempts of one request of any kind, connecting included; a bound, not a policy.
 const ATTEMPTS_MAX: u32 = 8;
 
@@ -63,6 +62,8 @@ struct Message {
     progress: Arc<Progress>,
     idempotent: bool,
     upgrade: Option<OnUpgrade>,
+    /// It came by HTTP/1.0.
+    old: bool,
 }
 
 impl Client {
@@ -104,7 +105,11 @@ impl Client {
         let table = self.shared.table.load_full();
         let pool = match table.find(&host, request.uri().path(), choose::random()) {
             Found::Pool(pool) => pool,
-            Found::Nothing => {
+            Found::Nobody(Some(pool)) => {
+                flight.lost = pool.lost.clone();
+                return edge_answer(flight, no_instance(pool));
+            }
+            Found::Nothing | Found::Nobody(None) => {
                 let reason = "no route exists yet".to_owned();
                 return edge_answer(
                     flight,
@@ -121,7 +126,13 @@ impl Client {
         };
         flight.lost = pool.lost.clone();
         let message = self.message(request, id);
-        self.send(pool, message, flight).await
+        let progress = message.progress.clone();
+        let mut answer = self.send(pool, message, flight).await;
+        if !progress.ended.load(Ordering::Relaxed) {
+            // hyper ends a connection whose request was not read to its end: the client must not send another one.
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
     }
 
     fn message(&self, mut request: Request<Incoming>, id: &HeaderValue) -> Message {
@@ -136,14 +147,11 @@ impl Client {
         let idempotent = safe && bodyless && upgrade.is_none();
         let spare = idempotent.then(|| (parts.method.clone(), parts.uri.clone(), parts.headers.clone()));
         let progress = Arc::new(Progress::new(bodyless));
-        let mut request =
-            Request::from_parts(parts, RequestBody((!bodyless).then(|| (body, progress.clone()))));
-        request.extensions_mut().insert(Old(old));
-        Message { request: Some(request), spare, progress, idempotent, upgrade }
+        let request = Request::from_parts(parts, RequestBody((!bodyless).then(|| (body, progress.clone()))));
+        Message { request: Some(request), spare, progress, idempotent, upgrade, old }
     }
 
     async fn send(&self, pool: &Upstream, mut message: Message, mut flight: Flight) -> Response<AnswerBody> {
-        let old = message.request.as_ref().is_some_and(|r| r.extensions().get::<Old>().is_some_and(|o| o.0));
         let mut tried: Vec<u64> = vec![];
         let mut retries = 0;
         let mut last = no_instance(pool);
@@ -154,20 +162,13 @@ impl Client {
                 break;
             };
             flight.retarget(target.clone());
-            let idle_max = if message.idempotent { IDLE_MAX } else { IDLE_MAX_UNSAFE };
-            let reusable = !fresh_only && message.upgrade.is_none();
-            let idle = reusable.then(|| pool::get(target.id, idle_max)).flatten();
-            let reused = idle.is_some();
-            let sender = match idle {
-                Some(sender) => sender,
-                None => match pool::connect(target.key.address).await {
-                    Ok(sender) => sender,
-                    Err(e) => {
-                        last = self.unreachable(pool, &target, &e);
-                        tried.push(target.id);
-                        continue;
-                    }
-                },
+            let (sender, reused) = match reach(&target, &message, fresh_only).await {
+                Ok(reached) => reached,
+                Err(e) => {
+                    last = self.unreachable(pool, &target, &e);
+                    tried.push(target.id);
+                    continue;
+                }
             };
             let Some(mut request) = message.request.take().or_else(|| message.spare.as_ref().map(again_of))
             else {
@@ -180,7 +181,7 @@ impl Client {
             match self.exchange(sender, request, &message.progress).await {
                 Exchange::Answer(answer, sender) => {
                     target.success();
-                    return self.answer(answer, sender, &target, message, flight, old);
+                    return self.answer(answer, sender, &target, message, flight);
                 }
                 Exchange::Unsent(request) => {
                     message.request = Some(*request);
@@ -266,7 +267,6 @@ impl Client {
         target: &Arc<TargetState>,
         message: Message,
         mut flight: Flight,
-        old: bool,
     ) -> Response<AnswerBody> {
         let switching = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         flight.status = answer.status().as_u16();
@@ -289,7 +289,8 @@ impl Client {
                 edge_answer(flight, Failure { status: StatusCode::BAD_GATEWAY, code: "protocol", reason })
             }
             (None, _) => {
-                let until_close = (old && body.size_hint().exact().is_none()).then(|| self.notes.clone());
+                let until_close =
+                    (message.old && body.size_hint().exact().is_none()).then(|| self.notes.clone());
                 Response::from_parts(
                     parts,
                     AnswerBody::instance(body, flight, (target.id, sender), until_close),
@@ -321,9 +322,16 @@ impl Client {
     }
 }
 
-/// Marks a request that came by HTTP/1.0.
-#[derive(Debug, Clone, Copy)]
-struct Old(bool);
+/// A connection for the message, and whether it has carried others. What must not be sent twice gets a fresh or
+/// recently used one: an older one may be closing at this moment.
+async fn reach(target: &TargetState, message: &Message, fresh_only: bool) -> std::io::Result<(Sender, bool)> {
+    let idle_max = if message.idempotent { IDLE_MAX } else { IDLE_MAX_UNSAFE };
+    let reusable = !fresh_only && message.upgrade.is_none();
+    match reusable.then(|| pool::get(target.id, idle_max)).flatten() {
+        Some(sender) => Ok((sender, true)),
+        None => Ok((pool::connect(target.key.address).await?, false)),
+    }
+}
 
 fn name(pool: &Upstream, target: &TargetState) -> String {
     format!("service `{}` of `{}`: instance `{}`", pool.service, pool.env, target.key.instance)
@@ -351,7 +359,7 @@ fn edge_answer(mut flight: Flight, failure: Failure) -> Response<AnswerBody> {
     *answer.status_mut() = failure.status;
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(ERROR.clone(), HeaderValue::from_static(failure.code));
+    headers.insert(gate::ERROR.clone(), HeaderValue::from_static(failure.code));
     if failure.status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }

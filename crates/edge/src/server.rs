@@ -12,6 +12,7 @@ use crate::target::Outcome;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
@@ -29,6 +30,9 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+
+/// What `accept` says when descriptors or memory of the process or the host are used up.
+const EXHAUSTED: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
 
 /// What an edge needs to run.
 #[derive(Debug, Clone)]
@@ -244,16 +248,18 @@ async fn live(
 /// Lets clients go: they are told first, idle connections are closed later, and the rest has until a hard end.
 async fn wind_down(shared: &Arc<Shared>) {
     shared.log.event("info", "stopping", json!({}));
-    let all_gone = async {
-        while shared.n_connections.load(Ordering::Acquire) > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    shared.phase.send_replace(Phase::LameDuck);
     let hard = tokio::time::Instant::now() + STOP_TIMEOUT;
-    tokio::time::sleep(LAME_DUCK).await;
-    shared.phase.send_replace(Phase::Closing);
-    let _ = tokio::time::timeout_at(hard, all_gone).await;
+    shared.phase.send_replace(Phase::LameDuck);
+    if tokio::time::timeout(LAME_DUCK, all_gone(shared)).await.is_err() {
+        shared.phase.send_replace(Phase::Closing);
+        let _ = tokio::time::timeout_at(hard, all_gone(shared)).await;
+    }
+}
+
+async fn all_gone(shared: &Shared) {
+    while shared.n_connections.load(Ordering::Acquire) > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Tells that a thread has ended, however it did.
@@ -313,6 +319,8 @@ impl Worker {
 }
 
 async fn accept(shared: Arc<Shared>, thread: usize, listener: TcpListener) {
+    // A listener counts as a connection: nobody may believe that all are gone while one can still come.
+    let _open = Open::new(&shared);
     let mut phase = shared.phase.subscribe();
     loop {
         let accepted = tokio::select! {
@@ -322,7 +330,7 @@ async fn accept(shared: Arc<Shared>, thread: usize, listener: TcpListener) {
         match accepted {
             Ok((stream, peer)) => serve_client(&shared, thread, stream, peer),
             // File descriptors or memory are used up; other errors belong to one connection.
-            Err(e) if matches!(e.raw_os_error(), Some(23 | 24 | 12 | 105)) => {
+            Err(e) if Errno::from_io_error(&e).is_some_and(|e| EXHAUSTED.contains(&e)) => {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
             Err(_) => {}

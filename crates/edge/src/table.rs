@@ -117,6 +117,7 @@ pub(crate) struct Route {
     path: String,
     /// Pools with the sum of the weights up to and with them; empty ones are left out while another has instances.
     pools: Vec<(u64, usize)>,
+    /// The first pool, whatever its weight: it tells whose the route is.
     first: Option<usize>,
 }
 
@@ -136,6 +137,8 @@ pub(crate) struct Compiled {
 pub(crate) enum Found<'a> {
     /// This pool; it may be empty.
     Pool(&'a Upstream),
+    /// The route has no pool with a weight; this is its first one, if it has any.
+    Nobody(Option<&'a Upstream>),
     /// There is no route at all: the edge has no table yet, or an empty one.
     Nothing,
     /// No route matches.
@@ -150,12 +153,11 @@ impl Compiled {
             let empty = self.by_host.is_empty() && self.any_host.is_empty();
             return if empty { Found::Nothing } else { Found::NoRoute };
         };
-        let total = route.pools.last().map_or(0, |(sum, _)| *sum);
-        let index = match total {
-            0 => route.first,
-            _ => route.pools.iter().find(|(sum, _)| random % total < *sum).map(|(_, index)| *index),
+        let Some((total, _)) = route.pools.last() else {
+            return Found::Nobody(route.first.and_then(|n| self.pools.get(n)));
         };
-        index.and_then(|n| self.pools.get(n)).map_or(Found::NoRoute, Found::Pool)
+        let chosen = route.pools.iter().find(|(sum, _)| random % total < *sum).map(|(_, index)| *index);
+        chosen.and_then(|n| self.pools.get(n)).map_or(Found::Nobody(None), Found::Pool)
     }
 }
 
@@ -215,7 +217,7 @@ impl Registry {
             }
         }
         for routes in compiled.by_host.values_mut().chain([&mut compiled.any_host]) {
-            routes.sort_by(|a, b| b.path.len().cmp(&a.path.len()));
+            routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         }
         compiled.ids = pools.iter().flat_map(|p| &p.targets).map(|t| t.id).collect();
         compiled.pools = pools;

@@ -29,7 +29,7 @@ pub(crate) const CASES: &[Case] = &[
 
 fn flip_under_load() {
     let (a, b) = (Backend::new("a"), Backend::new("b"));
-    let of = |n: u64| table(vec![(pool(n, &[(n, if n % 2 == 0 { &a } else { &b })]), 1)]);
+    let of = |n: u64| table(vec![(pool(n, &[(n, if n.is_multiple_of(2) { &a } else { &b })]), 1)]);
     let edge = Edge::new();
     edge.set(1, &of(1)).unwrap();
     let (acked, newest, done) = (AtomicU64::new(1), AtomicU64::new(1), AtomicBool::new(false));
@@ -47,7 +47,7 @@ fn flip_under_load() {
                     let got = conn.get("/").expect("an answer");
                     assert_eq!(got.status, 200);
                     assert!(got.release() >= floor, "release {} after {floor}", got.release());
-                    assert_eq!(got.text(), if got.release() % 2 == 0 { "a" } else { "b" });
+                    assert_eq!(got.text(), if got.release().is_multiple_of(2) { "a" } else { "b" });
                     newest.fetch_max(got.release(), SeqCst);
                     n += 1;
                 }
@@ -229,13 +229,17 @@ fn empty() {
         (503, Some("1"), Some("no-instance"))
     );
     assert!(got.text().contains("`web`"), "{}", got.text());
+    // A weight of zero sends nothing, not even to the only pool.
+    let backend = Backend::new("a");
+    edge.set(2, &table(vec![(pool(1, &[(1, &backend)]), 0)])).unwrap();
+    assert_eq!(get(edge.address, "/").unwrap().status, 503);
     let mut routed = table(vec![(pool(1, &[]), 1)]);
     routed.routes[0].path = "/x".into();
-    edge.set(2, &routed).unwrap();
+    edge.set(3, &routed).unwrap();
     assert_eq!(get(edge.address, "/").unwrap().status, 404);
     let status = edge.status();
-    let one_failed = Tally { requests: 1, failed: 1, ..Tally::default() };
-    assert_eq!(status.tally_of(&env()), one_failed);
+    let two_failed = Tally { requests: 2, failed: 2, ..Tally::default() };
+    assert_eq!(status.tally_of(&env()), two_failed);
     let unknown = status.unrouted.iter().find(|(e, _)| e.is_none()).unwrap().1;
     assert_eq!(unknown, Tally { requests: 2, failed: 1, ..Tally::default() });
 }

@@ -145,7 +145,7 @@ fn expect() {
 fn large() {
     let backend = Backend::with("a", |_, asked, stream| answer(stream, 200, &asked.body));
     let edge = Edge::with(pool(1, &[(1, &backend)]));
-    let body: Vec<u8> = (0..8u32 << 20).map(|n| (n * 31 >> 3) as u8).collect();
+    let body: Vec<u8> = (0..8u32 << 20).map(|n| ((n * 31) >> 3) as u8).collect();
     let mut conn = Conn::new(edge.address);
     assert!(conn.post("/", &body).unwrap().body == body);
     conn.write("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
