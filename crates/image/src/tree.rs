@@ -1,0 +1,381 @@
+//! A file tree in memory: what a layer will hold. The content of large files stays where it is until it is written.
+
+use std::collections::btree_map::{self, BTreeMap};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Files and directories of one tree.
+pub const NODES_MAX: usize = 1_000_000;
+
+/// Where the bytes of a file are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// In memory.
+    Bytes(Arc<[u8]>),
+    /// In a file of the host. Two files of one tree with the same path and the same metadata are one file with two
+    /// names (a hard link).
+    Path {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+}
+
+impl Content {
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::Path { size, .. } => *size,
+        }
+    }
+
+    /// All bytes. An error if the file has another size by now.
+    pub fn read(&self) -> std::io::Result<std::borrow::Cow<'_, [u8]>> {
+        match self {
+            Content::Bytes(bytes) => Ok((&**bytes).into()),
+            Content::Path { path, size } => {
+                let bytes = std::fs::read(path)?;
+                if bytes.len() as u64 != *size {
+                    return Err(std::io::Error::other("its size changed while it was read"));
+                }
+                Ok(bytes.into())
+            }
+        }
+    }
+}
+
+/// What a node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Dir,
+    /// A regular file.
+    File(Content),
+    /// A symbolic link with its target.
+    Symlink(Vec<u8>),
+    /// Says that the lower layers have nothing here (a character device 0:0, as overlayfs wants it).
+    Whiteout,
+}
+
+/// A file, a directory or a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Seconds since 1970.
+    pub mtime: i64,
+}
+
+impl Node {
+    /// A directory of root.
+    pub fn dir(mode: u32, mtime: i64) -> Self {
+        Self { kind: Kind::Dir, mode, uid: 0, gid: 0, mtime }
+    }
+
+    /// A file of root.
+    pub fn file(content: Content, mode: u32, mtime: i64) -> Self {
+        Self { kind: Kind::File(content), mode, uid: 0, gid: 0, mtime }
+    }
+}
+
+/// A path that cannot be in a tree, or a tree that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// The parent is missing or not a directory.
+    #[error("`/{path}` has no parent directory")]
+    Parent {
+        /// The path.
+        path: String,
+    },
+    /// A path with an empty part, `.`, `..`, a zero byte, or a name that is too long.
+    #[error("`/{path}` is not a path that an image can hold")]
+    Path {
+        /// The path.
+        path: String,
+    },
+    /// More than [`NODES_MAX`].
+    #[error("an image holds at most {NODES_MAX} files and directories")]
+    TooMany,
+    /// A file of the host could not be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A socket, a pipe or a device.
+    #[error("`{}` is neither a file, a directory nor a link", path.display())]
+    Special {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Nodes by path relative to the root, without a leading slash; the root is the empty path.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tree {
+    nodes: BTreeMap<Vec<u8>, Node>,
+}
+
+/// The path of the directory that holds `path`; none for the root.
+pub fn parent(path: &[u8]) -> Option<&[u8]> {
+    if path.is_empty() {
+        return None;
+    }
+    Some(path.iter().rposition(|b| *b == b'/').map_or(&b""[..], |at| &path[..at]))
+}
+
+/// The last part of `path`.
+pub fn name(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|b| *b == b'/').map_or(path, |at| &path[at + 1..])
+}
+
+impl Tree {
+    /// A tree without even a root.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts `node` at `path`, in place of what was there. Its parent must exist.
+    pub fn insert(&mut self, path: &[u8], node: Node) -> Result<(), TreeError> {
+        let text = || String::from_utf8_lossy(path).into_owned();
+        if let Some(parent) = parent(path) {
+            let legal =
+                |part: &[u8]| !matches!(part, b"" | b"." | b"..") && part.len() <= 255 && !part.contains(&0);
+            if !path.split(|b| *b == b'/').all(legal) {
+                return Err(TreeError::Path { path: text() });
+            }
+            if !self.nodes.get(parent).is_some_and(|p| p.kind == Kind::Dir) {
+                return Err(TreeError::Parent { path: text() });
+            }
+        }
+        if self.nodes.len() >= NODES_MAX {
+            return Err(TreeError::TooMany);
+        }
+        self.nodes.insert(path.to_vec(), node);
+        Ok(())
+    }
+
+    /// The node at `path`.
+    pub fn get(&self, path: &[u8]) -> Option<&Node> {
+        self.nodes.get(path)
+    }
+
+    /// The node at `path`, to be changed.
+    pub fn get_mut(&mut self, path: &[u8]) -> Option<&mut Node> {
+        self.nodes.get_mut(path)
+    }
+
+    /// Takes out the node at `path` with all that is below it.
+    pub fn remove(&mut self, path: &[u8]) {
+        let below = |p: &[u8]| p.len() > path.len() && p.starts_with(path) && p[path.len()] == b'/';
+        self.nodes.retain(|p, _| p.as_slice() != path && (path.is_empty() || !below(p)));
+        if path.is_empty() {
+            self.nodes.clear();
+        }
+    }
+
+    /// All nodes; a directory comes before what it holds.
+    pub fn iter(&self) -> btree_map::Iter<'_, Vec<u8>, Node> {
+        self.nodes.iter()
+    }
+
+    /// Files, directories and links.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is not even a root.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// The tree below `root`, on one file system. Owners, modes and times are taken as they are.
+    ///
+    /// # Errors
+    /// [`TreeError`] names what could not be read and what is no file, directory or link.
+    pub fn scan(root: &Path) -> Result<Self, TreeError> {
+        let mut tree = Self::new();
+        let device = std::fs::symlink_metadata(root)
+            .map_err(|source| TreeError::Read { path: root.to_owned(), source })?
+            .dev();
+        let mut links = std::collections::HashMap::new();
+        let mut queue = vec![(root.to_owned(), Vec::new())];
+        while let Some((place, path)) = queue.pop() {
+            let read = |source| TreeError::Read { path: place.clone(), source };
+            let meta = std::fs::symlink_metadata(&place).map_err(read)?;
+            let kind = if meta.is_dir() {
+                Kind::Dir
+            } else if meta.is_symlink() {
+                Kind::Symlink(std::fs::read_link(&place).map_err(read)?.as_os_str().as_bytes().to_vec())
+            } else if meta.is_file() {
+                let first = links.entry(meta.ino()).or_insert_with(|| place.clone());
+                Kind::File(Content::Path { path: first.clone(), size: meta.len() })
+            } else {
+                return Err(TreeError::Special { path: place });
+            };
+            if meta.dev() != device {
+                continue;
+            }
+            if kind == Kind::Dir {
+                let mut names = Vec::new();
+                for entry in std::fs::read_dir(&place).map_err(read)? {
+                    names.push(entry.map_err(read)?.file_name());
+                }
+                // The stack gives the first name first, so that of several links it is the first that counts.
+                names.sort_by(|a, b| b.cmp(a));
+                for name in names {
+                    let mut below = path.clone();
+                    if !below.is_empty() {
+                        below.push(b'/');
+                    }
+                    below.extend_from_slice(name.as_bytes());
+                    queue.push((place.join(&name), below));
+                }
+            }
+            let (uid, gid) = (meta.uid(), meta.gid());
+            tree.insert(&path, Node { kind, mode: meta.mode() & 0o7777, uid, gid, mtime: meta.mtime() })?;
+        }
+        Ok(tree)
+    }
+
+    /// The layer that turns `base` into `full` when it is laid over it: what is new or differs, the directories above,
+    /// and whiteouts of what is gone. Files are compared by content.
+    pub fn difference(base: &Self, full: &Self) -> Result<Self, TreeError> {
+        let mut layer = Self::new();
+        for (path, node) in &full.nodes {
+            let same = match base.get(path) {
+                Some(old) => same(old, node).map_err(|source| TreeError::Read {
+                    path: PathBuf::from(String::from_utf8_lossy(path).into_owned()),
+                    source,
+                })?,
+                None => false,
+            };
+            if !same {
+                layer.insert_with_parents(full, path, node.clone())?;
+            }
+        }
+        for (path, _) in &base.nodes {
+            let parent_stays = parent(path).is_some_and(|p| full.get(p).is_some_and(|n| n.kind == Kind::Dir));
+            if full.get(path).is_none() && parent_stays {
+                let node = Node { kind: Kind::Whiteout, mode: 0, uid: 0, gid: 0, mtime: 0 };
+                layer.insert_with_parents(full, path, node)?;
+            }
+        }
+        if layer.is_empty() {
+            layer.nodes.extend(full.nodes.get(&b""[..]).map(|root| (Vec::new(), root.clone())));
+        }
+        Ok(layer)
+    }
+
+    fn insert_with_parents(&mut self, full: &Self, path: &[u8], node: Node) -> Result<(), TreeError> {
+        let mut missing = Vec::new();
+        let mut at = path;
+        while let Some(up) = parent(at) {
+            if self.nodes.contains_key(up) {
+                break;
+            }
+            missing.push(up);
+            at = up;
+        }
+        for up in missing.into_iter().rev() {
+            if let Some(directory) = full.get(up) {
+                self.insert(up, directory.clone())?;
+            }
+        }
+        self.insert(path, node)
+    }
+}
+
+fn same(a: &Node, b: &Node) -> std::io::Result<bool> {
+    if (a.mode, a.uid, a.gid, a.mtime) != (b.mode, b.uid, b.gid, b.mtime) {
+        return Ok(false);
+    }
+    match (&a.kind, &b.kind) {
+        (Kind::File(a), Kind::File(b)) if a == b => Ok(true),
+        (Kind::File(a), Kind::File(b)) => Ok(a.size() == b.size() && a.read()? == b.read()?),
+        (a, b) => Ok(a == b),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(text: &str) -> Content {
+        Content::Bytes(text.as_bytes().into())
+    }
+
+    #[test]
+    fn paths_that_no_file_system_holds_are_refused() {
+        let mut tree = Tree::new();
+        tree.insert(b"", Node::dir(0o755, 0)).unwrap();
+        let file = || Node::file(bytes("x"), 0o644, 0);
+        tree.insert(b"a", file()).unwrap();
+        for bad in [&b"b/c"[..], b"a/c"] {
+            assert!(matches!(tree.insert(bad, file()), Err(TreeError::Parent { .. })));
+        }
+        for bad in [&b"/a"[..], b"..", b".", b"a//b", b"a\0b", b"a/", &[b'x'; 256]] {
+            assert!(matches!(tree.insert(bad, file()), Err(TreeError::Path { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_difference_holds_what_is_new_with_its_parents_and_whiteouts() {
+        let build = |rows: &[(&str, Option<&str>)]| {
+            let mut tree = Tree::new();
+            for (path, text) in rows {
+                let node = match text {
+                    Some(text) => Node::file(bytes(text), 0o644, 5),
+                    None => Node::dir(0o755, 5),
+                };
+                tree.insert(path.as_bytes(), node).unwrap();
+            }
+            tree
+        };
+        let base = build(&[
+            ("", None),
+            ("a", None),
+            ("a/gone", None),
+            ("a/gone/x", Some("1")),
+            ("a/same", Some("1")),
+            ("b", None),
+        ]);
+        let full =
+            build(&[("", None), ("a", None), ("a/same", Some("1")), ("b", None), ("b/new", Some("2"))]);
+        let layer = Tree::difference(&base, &full).unwrap();
+        let rows: Vec<_> = layer
+            .iter()
+            .map(|(p, n)| (String::from_utf8_lossy(p).into_owned(), n.kind == Kind::Whiteout))
+            .collect();
+        let expected = [("", false), ("a", false), ("a/gone", true), ("b", false), ("b/new", false)]
+            .map(|(p, w)| (p.to_owned(), w));
+        assert_eq!(rows, expected);
+        assert_eq!(Tree::difference(&full, &full).unwrap().len(), 1, "only the root");
+    }
+
+    #[test]
+    fn a_scan_sees_links_and_refuses_pipes() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "1").unwrap();
+        std::fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
+        std::os::unix::fs::symlink("a", dir.path().join("c")).unwrap();
+        let tree = Tree::scan(dir.path()).unwrap();
+        assert_eq!(tree.get(b"a").unwrap().kind, tree.get(b"b").unwrap().kind, "one file with two names");
+        assert_eq!(tree.get(b"c").unwrap().kind, Kind::Symlink(b"a".to_vec()));
+        let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
+        assert!(matches!(Tree::scan(dir.path()), Err(TreeError::Special { .. })));
+    }
+}
