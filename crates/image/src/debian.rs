@@ -5,6 +5,7 @@
 //!           index, version             mirror                   deb, rootfs, normalise
 //! ```
 
+pub mod deb;
 pub mod fill;
 pub mod index;
 pub mod lock;

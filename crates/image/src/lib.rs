@@ -7,6 +7,15 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod bake;
 pub mod debian;
 pub mod erofs;
+pub mod layers;
+pub mod objects;
+pub mod source;
 pub mod tree;
+pub mod worker;
+
+pub use bake::{BakeError, BakeJob, Baked, Provenance};
+pub use objects::{ObjectError, Objects};
+pub use source::{SourceError, Sources};

@@ -284,7 +284,7 @@ impl Mirror {
     }
 
     /// The `InRelease` and the verified, compressed index of one suite.
-    fn lists(&self, suite: &str, optional: bool) -> Result<Option<(Vec<u8>, Vec<u8>)>, MirrorError> {
+    fn lists(&self, suite: &str, optional: bool) -> Result<Option<Lists>, MirrorError> {
         let in_release = match self.read(suite, &format!("dists/{suite}/InRelease"), IN_RELEASE_BYTES_MAX) {
             Err(MirrorError::NotFound { .. }) if optional && matches!(self.place(suite), Place::Dir(_)) => {
                 return Ok(None);
@@ -299,6 +299,9 @@ impl Mirror {
         Ok(Some((in_release, packages)))
     }
 }
+
+/// An `InRelease` and the compressed index that it lists.
+type Lists = (Vec<u8>, Vec<u8>);
 
 /// Where a mirror in a directory keeps the security archive.
 const SECURITY_DIR: &str = "debian-security";

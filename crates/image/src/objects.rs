@@ -1,0 +1,218 @@
+//! The content store: files named by the sha256 of what they hold. A file is there whole and durable, or not at all.
+
+use kiln_model::Digest;
+use sha2::Digest as _;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes that are hashed at a time.
+const CHUNK: usize = 1 << 20;
+
+/// The content store could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// An object is not there.
+    #[error("the content store has no {0}")]
+    Missing(Digest),
+    /// A file or folder of it cannot be read or written.
+    #[error("cannot {step} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What was to be stored is not what it was said to be.
+    #[error("the content is {found}, not {expected}")]
+    Mismatch {
+        /// As announced.
+        expected: Digest,
+        /// As it is.
+        found: Digest,
+    },
+}
+
+fn io(step: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ObjectError {
+    let path = path.to_owned();
+    move |source| ObjectError::Io { step, path, source }
+}
+
+/// A content store in a folder.
+#[derive(Debug, Clone)]
+pub struct Objects {
+    dir: PathBuf,
+}
+
+/// An object that is being written; dropped unfinished, it leaves nothing.
+#[derive(Debug)]
+pub struct Pending {
+    dir: PathBuf,
+    path: PathBuf,
+    file: File,
+    finished: bool,
+}
+
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
+impl Objects {
+    /// The store in `dir`, which is made if it is missing.
+    pub fn open(dir: &Path) -> Result<Self, ObjectError> {
+        for dir in [dir.join("sha256"), dir.join("tmp")] {
+            fs::create_dir_all(&dir).map_err(io("make", &dir))?;
+        }
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// Removes what interrupted writers left. Only while nobody writes.
+    pub fn sweep(&self) -> Result<(), ObjectError> {
+        let tmp = self.dir.join("tmp");
+        for entry in fs::read_dir(&tmp).map_err(io("read", &tmp))? {
+            let path = entry.map_err(io("read", &tmp))?.path();
+            fs::remove_file(&path).map_err(io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Where an object lies.
+    pub fn path(&self, digest: Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.dir.join("sha256").join(&hex[..2]).join(&hex[2..])
+    }
+
+    /// Whether it is there.
+    pub fn has(&self, digest: Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
+    /// The content of a small object, verified.
+    pub fn get(&self, digest: Digest, bytes_max: u64) -> Result<Vec<u8>, ObjectError> {
+        let path = self.path(digest);
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(ObjectError::Missing(digest)),
+            other => other.map_err(io("open", &path))?,
+        };
+        let mut bytes = Vec::new();
+        file.take(bytes_max).read_to_end(&mut bytes).map_err(io("read", &path))?;
+        let found = Digest::of(&bytes);
+        if found != digest {
+            return Err(ObjectError::Mismatch { expected: digest, found });
+        }
+        Ok(bytes)
+    }
+
+    /// Stores `bytes`.
+    pub fn put(&self, bytes: &[u8]) -> Result<Digest, ObjectError> {
+        let digest = Digest::of(bytes);
+        if self.has(digest) {
+            return Ok(digest);
+        }
+        let mut pending = self.create()?;
+        pending.file.write_all(bytes).map_err(io("write", &pending.path))?;
+        Ok(pending.finish()?.0)
+    }
+
+    /// Begins an object whose digest is not known yet.
+    pub fn create(&self) -> Result<Pending, ObjectError> {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join("tmp").join(format!("{}-{serial}", std::process::id()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path);
+        Ok(Pending { dir: self.dir.clone(), file: file.map_err(io("make", &path))?, path, finished: false })
+    }
+}
+
+impl Pending {
+    /// The file to write to.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Hashes what was written, makes it durable and gives it its name; answers with the digest and the size.
+    pub fn finish(mut self) -> Result<(Digest, u64), ObjectError> {
+        let read = io("read", &self.path);
+        let (digest, size) = hash(&mut self.file).map_err(read)?;
+        let target = Objects { dir: self.dir.clone() }.path(digest);
+        let folder = target.parent().unwrap_or(&self.dir).to_owned();
+        fs::create_dir_all(&folder).map_err(io("make", &folder))?;
+        self.file.sync_all().map_err(io("write", &self.path))?;
+        fs::rename(&self.path, &target).map_err(io("rename", &self.path))?;
+        self.finished = true;
+        let synced = File::open(&folder).and_then(|f| f.sync_all());
+        synced.map_err(io("write", &folder))?;
+        Ok((digest, size))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.finished {
+            // The next sweep removes it if this does not.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn hash(file: &mut File) -> std::io::Result<(Digest, u64)> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut hasher = sha2::Sha256::new();
+    let (mut size, mut chunk) = (0, vec![0; CHUNK]);
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok((Digest::from_bytes(hasher.finalize().into()), size)),
+            n => {
+                hasher.update(&chunk[..n]);
+                size += n as u64;
+            }
+        }
+    }
+}
+
+/// Writes a small file whole and durable, or not at all.
+pub fn write_durable(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let mut part = path.as_os_str().to_owned();
+    part.push(format!(".{}-{serial}.part", std::process::id()));
+    let part = PathBuf::from(part);
+    let written = (|| {
+        let mut file = File::create(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&part, path)?;
+        File::open(folder)?.sync_all()
+    })();
+    if written.is_err() {
+        // It may not exist at all.
+        let _ = fs::remove_file(&part);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_whole_or_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Objects::open(dir.path()).unwrap();
+        let digest = objects.put(b"one").unwrap();
+        assert_eq!(objects.get(digest, 10).unwrap(), b"one");
+        assert!(matches!(objects.get(Digest::of(b"two"), 10), Err(ObjectError::Missing(_))));
+        let mut pending = objects.create().unwrap();
+        pending.file().write_all(b"half").unwrap();
+        drop(pending);
+        std::mem::forget(objects.create().unwrap());
+        assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 1, "the forgotten one");
+        objects.sweep().unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+        assert!(!objects.has(Digest::of(b"half")));
+        fs::write(objects.path(digest), "changed").unwrap();
+        assert!(matches!(objects.get(digest, 10), Err(ObjectError::Mismatch { .. })));
+    }
+}

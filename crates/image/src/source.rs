@@ -1,0 +1,427 @@
+//! The sources that the server keeps: one bare git repository per project, filled with uploaded packs, never checked out.
+//! git is the git program by argv, with hooks, configuration, filters and prompts off. Everything in a repository is
+//! hostile until it is checked.
+
+use crate::objects::write_durable;
+use kiln_model::{CommitId, ProjectName, limits};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+/// Bytes of a listing of a commit's files.
+const LISTING_BYTES_MAX: u64 = 256 << 20;
+/// Bytes that all files of one image may have together.
+pub const COPIED_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of git's own words that are kept.
+const STDERR_BYTES_MAX: u64 = 2000;
+
+/// A source could not be kept or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// git could not be started.
+    #[error("cannot start the git program")]
+    Start(#[source] std::io::Error),
+    /// The connection to it, or the upload, broke off.
+    #[error("cannot {step}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// git refused.
+    #[error("git {verb}: {text}")]
+    Git {
+        /// Which git command.
+        verb: String,
+        /// What it said.
+        text: String,
+    },
+    /// The upload is larger than it may be.
+    #[error("the source is larger than {} bytes", limits::PACK_BYTES_MAX)]
+    TooLarge,
+    /// The pack does not hold what it should.
+    #[error("the uploaded pack does not hold commit {commit} with all its files: {text}")]
+    Incomplete {
+        /// Which commit.
+        commit: CommitId,
+        /// What is missing.
+        text: String,
+    },
+    /// A file is too large to be taken into memory.
+    #[error("`{path}` has more than {limit} bytes")]
+    FileTooLarge {
+        /// Which file.
+        path: String,
+        /// The bound.
+        limit: u64,
+    },
+    /// git answered with something else than expected.
+    #[error("git answered with something unexpected: {0}")]
+    Answer(&'static str),
+}
+
+fn io(step: &'static str) -> impl FnOnce(std::io::Error) -> SourceError {
+    move |source| SourceError::Io { step, source }
+}
+
+/// A file of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Its path in the commit.
+    pub path: Vec<u8>,
+    /// git's mode: 100644, 100755, 120000 (link) or 160000 (submodule).
+    pub mode: u32,
+    /// Its object name.
+    pub id: String,
+}
+
+/// What is known of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitInfo {
+    /// Committer's time in seconds since 1970.
+    pub time: i64,
+    /// First line of the message, at most 100 characters.
+    pub subject: String,
+}
+
+/// All repositories.
+#[derive(Debug)]
+pub struct Sources {
+    dir: PathBuf,
+    accepting: Mutex<()>,
+}
+
+impl Sources {
+    /// The repositories in `dir`.
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), accepting: Mutex::new(()) }
+    }
+
+    fn repository(&self, project: &ProjectName) -> PathBuf {
+        self.dir.join(format!("{project}.git"))
+    }
+
+    /// Whether a commit is there with all its files, durable.
+    pub fn has(&self, project: &ProjectName, commit: &CommitId) -> bool {
+        self.repository(project).join("refs/kiln").join(commit.as_str()).is_file()
+    }
+
+    /// Keeps a pack that holds a commit and its files. Durable when this returns; repeating it is harmless.
+    pub fn accept(
+        &self,
+        project: &ProjectName,
+        commit: &CommitId,
+        pack: &mut dyn Read,
+    ) -> Result<(), SourceError> {
+        let _one_at_a_time = self.accepting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let repository = self.repository(project);
+        if !repository.join("HEAD").is_file() {
+            std::fs::create_dir_all(&self.dir).map_err(io("make the folder of sources"))?;
+            let format = if commit.as_str().len() == 64 { "sha256" } else { "sha1" };
+            let init = ["init", "--quiet", "--bare", "--template=", "--object-format", format];
+            run(git(&self.dir).args(init).arg(&repository), "init")?;
+        }
+        // The parents are not uploaded: git has to know that this is as far as the history goes.
+        let shallow = repository.join("shallow");
+        let known = std::fs::read_to_string(&shallow).unwrap_or_default();
+        let mut lines: BTreeSet<&str> = known.lines().collect();
+        lines.insert(commit.as_str());
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        write_durable(&shallow, text.as_bytes()).map_err(io("write to the repository"))?;
+        index_pack(&repository, pack)?;
+        let walk = ["rev-list", "--objects", "--no-walk", "--quiet", commit.as_str()];
+        let complete = run(git(&repository).args(walk), "rev-list");
+        complete.map_err(|error| SourceError::Incomplete {
+            commit: commit.clone(),
+            text: match error {
+                SourceError::Git { text, .. } => text,
+                other => other.to_string(),
+            },
+        })?;
+        let reference = repository.join("refs/kiln").join(commit.as_str());
+        write_durable(&reference, format!("{commit}\n").as_bytes()).map_err(io("write to the repository"))
+    }
+
+    /// Time and subject of a commit.
+    pub fn info(&self, project: &ProjectName, commit: &CommitId) -> Result<CommitInfo, SourceError> {
+        let show = ["show", "--no-patch", "--no-notes", "--format=%ct%n%s", commit.as_str(), "--"];
+        let text = run(git(&self.repository(project)).args(show), "show")?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let (time, subject) = text.split_once('\n').ok_or(SourceError::Answer("a commit without time"))?;
+        let time = time.parse().map_err(|_| SourceError::Answer("a commit without time"))?;
+        let subject = subject.lines().next().unwrap_or("").chars().filter(|c| !c.is_control()).take(100);
+        Ok(CommitInfo { time, subject: subject.collect() })
+    }
+
+    /// The content of a file of a commit; none if it has no such file.
+    pub fn read(
+        &self,
+        project: &ProjectName,
+        commit: &CommitId,
+        path: &str,
+        bytes_max: u64,
+    ) -> Result<Option<Vec<u8>>, SourceError> {
+        let mut found = None;
+        let repository = self.repository(project);
+        batch(&repository, &[format!("{commit}:{path}")], bytes_max, &mut |_, bytes| found = bytes)?;
+        Ok(found)
+    }
+
+    /// The files of a commit, in git's order.
+    pub fn list(&self, project: &ProjectName, commit: &CommitId) -> Result<Vec<SourceFile>, SourceError> {
+        let list = ["ls-tree", "-r", "-z", "--full-tree", commit.as_str()];
+        let bytes = run(git(&self.repository(project)).args(list), "ls-tree")?;
+        let row = |row: &[u8]| -> Option<SourceFile> {
+            let tab = row.iter().position(|b| *b == b'\t')?;
+            let head = std::str::from_utf8(&row[..tab]).ok()?;
+            let mut words = head.split(' ');
+            let mode = u32::from_str_radix(words.next()?, 8).ok()?;
+            let id = words.nth(1)?.to_owned();
+            Some(SourceFile { path: row[tab + 1..].to_vec(), mode, id })
+        };
+        let rows = bytes.split(|b| *b == 0).filter(|row| !row.is_empty());
+        rows.map(|r| row(r).ok_or(SourceError::Answer("a malformed listing"))).collect()
+    }
+
+    /// The contents of files by object name, in order.
+    pub fn contents(&self, project: &ProjectName, ids: &[String]) -> Result<Vec<Vec<u8>>, SourceError> {
+        let mut contents = Vec::with_capacity(ids.len());
+        let mut total = 0;
+        batch(&self.repository(project), ids, COPIED_BYTES_MAX, &mut |_, bytes| {
+            let bytes = bytes.unwrap_or_default();
+            total += bytes.len() as u64;
+            contents.push(if total <= COPIED_BYTES_MAX { bytes } else { vec![] });
+        })?;
+        if total > COPIED_BYTES_MAX {
+            return Err(SourceError::FileTooLarge {
+                path: "the files that are copied".into(),
+                limit: COPIED_BYTES_MAX,
+            });
+        }
+        Ok(contents)
+    }
+}
+
+/// git with everything off that a repository or a user could configure.
+fn git(repository: &Path) -> Command {
+    let mut command = Command::new("git");
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("HOME", "/nonexistent")
+        .env("LC_ALL", "C")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .env("GIT_NO_LAZY_FETCH", "1")
+        .env("GIT_NO_REPLACE_OBJECTS", "1")
+        .args(["-c", "core.hooksPath=/dev/null", "-c", "safe.directory=*", "-c", "protocol.allow=never"])
+        .args(["-c", "core.fsync=committed,loose-object,pack,pack-metadata", "-c", "core.fsmonitor=false"])
+        .args(["-c", "core.attributesFile=/dev/null", "-c", "core.mailmap=", "-c", "log.showSignature=false"])
+        .args(["-c", "gc.auto=0", "-c", "transfer.fsckObjects=true"])
+        .arg("-C")
+        .arg(repository)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Runs to the end; answers with its output.
+fn run(command: &mut Command, verb: &str) -> Result<Vec<u8>, SourceError> {
+    let mut child = command.spawn().map_err(SourceError::Start)?;
+    let stderr = child.stderr.take();
+    let words = std::thread::spawn(move || words(stderr));
+    let mut output = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(LISTING_BYTES_MAX).read_to_end(&mut output).map_err(io("read from git"))?;
+    }
+    finish(child, words, verb)?;
+    Ok(output)
+}
+
+fn words(stderr: Option<impl Read>) -> String {
+    let mut text = Vec::new();
+    if let Some(mut stderr) = stderr {
+        // What cannot be read is only missing in a message.
+        let _ = stderr.by_ref().take(STDERR_BYTES_MAX).read_to_end(&mut text);
+        let _ = std::io::copy(&mut stderr, &mut std::io::sink());
+    }
+    String::from_utf8_lossy(&text).trim().replace('\n', "; ")
+}
+
+fn finish(
+    mut child: std::process::Child,
+    words: std::thread::JoinHandle<String>,
+    verb: &str,
+) -> Result<(), SourceError> {
+    let status = child.wait().map_err(io("wait for git"))?;
+    let text = words.join().unwrap_or_default();
+    if status.success() {
+        return Ok(());
+    }
+    let text = if text.is_empty() { status.to_string() } else { text };
+    Err(SourceError::Git { verb: verb.to_owned(), text })
+}
+
+fn index_pack(repository: &Path, pack: &mut dyn Read) -> Result<(), SourceError> {
+    let mut child = git(repository)
+        .args(["index-pack", "--strict", "--stdin"])
+        .arg(format!("--max-input-size={}", limits::PACK_BYTES_MAX))
+        .stdin(Stdio::piped())
+        .spawn()
+        .map_err(SourceError::Start)?;
+    let stderr = child.stderr.take();
+    let words = std::thread::spawn(move || words(stderr));
+    let mut copied = Ok(0);
+    if let Some(mut stdin) = child.stdin.take() {
+        copied = std::io::copy(&mut pack.take(limits::PACK_BYTES_MAX + 1), &mut stdin);
+    }
+    let copied = match copied {
+        // git has refused and says why.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
+        other => other,
+    };
+    let finished = finish(child, words, "index-pack");
+    if copied.map_err(io("receive the source"))? > limits::PACK_BYTES_MAX {
+        return Err(SourceError::TooLarge);
+    }
+    finished
+}
+
+/// Asks one `git cat-file --batch` for objects, in order. `each` gets nothing for one that is not there.
+fn batch(
+    repository: &Path,
+    names: &[String],
+    bytes_max: u64,
+    each: &mut dyn FnMut(usize, Option<Vec<u8>>),
+) -> Result<(), SourceError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut child = git(repository)
+        .args(["cat-file", "--batch"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .map_err(SourceError::Start)?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let words = std::thread::spawn(move || words(stderr));
+    let (Some(mut stdin), Some(stdout)) = (stdin, stdout) else {
+        return Err(SourceError::Answer("no pipe"));
+    };
+    let read = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for name in names {
+                // If git ended early, the answers are cut off, which is noticed there.
+                if stdin.write_all(name.as_bytes()).and_then(|()| stdin.write_all(b"\n")).is_err() {
+                    return;
+                }
+            }
+        });
+        answers(&mut BufReader::new(stdout), names, bytes_max, each)
+    });
+    if read.is_err() {
+        // It may wait for somebody to read the rest.
+        let _ = child.kill();
+        let _ = child.wait();
+        return read;
+    }
+    finish(child, words, "cat-file")
+}
+
+fn answers(
+    reader: &mut impl BufRead,
+    names: &[String],
+    bytes_max: u64,
+    each: &mut dyn FnMut(usize, Option<Vec<u8>>),
+) -> Result<(), SourceError> {
+    for (n, name) in names.iter().enumerate() {
+        let mut head = String::new();
+        reader.by_ref().take(4096).read_line(&mut head).map_err(io("read from git"))?;
+        if head.trim_end().ends_with(" missing") {
+            each(n, None);
+            continue;
+        }
+        let mut end = head.trim_end().rsplit(' ');
+        let size: Option<u64> = end.next().and_then(|size| size.parse().ok());
+        let (Some(size), Some(kind)) = (size, end.next()) else {
+            return Err(SourceError::Answer("a malformed head of an object"));
+        };
+        if size > bytes_max {
+            return Err(SourceError::FileTooLarge { path: name.clone(), limit: bytes_max });
+        }
+        let mut bytes = vec![0; size as usize];
+        reader.read_exact(&mut bytes).map_err(io("read from git"))?;
+        reader.read_exact(&mut [0]).map_err(io("read from git"))?;
+        each(n, (kind == "blob").then_some(bytes));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(dir: &Path, args: &[&str]) -> String {
+        let output = git(dir)
+            .args(["-c", "user.name=t", "-c", "user.email=t@example.invalid"])
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn pack(dir: &Path, commit: &str) -> Vec<u8> {
+        let objects = user(dir, &["rev-list", "--objects", "--no-walk", commit]);
+        let mut child =
+            git(dir).args(["pack-objects", "--stdout", "-q"]).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(objects.as_bytes()).unwrap();
+        child.wait_with_output().unwrap().stdout
+    }
+
+    #[test]
+    fn a_commit_is_kept_without_its_history_and_refused_when_incomplete() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("work");
+        std::fs::create_dir_all(work.join("site")).unwrap();
+        user(&work, &["init", "-q"]);
+        std::fs::write(work.join("kiln.toml"), "name = \"x\"").unwrap();
+        user(&work, &["add", "."]);
+        user(&work, &["commit", "-q", "-m", "first"]);
+        std::fs::write(work.join("site/a"), "hello").unwrap();
+        std::os::unix::fs::symlink("a", work.join("site/b")).unwrap();
+        user(&work, &["add", "."]);
+        user(&work, &["commit", "-q", "-m", "second line\n\nbody"]);
+        let commit: CommitId = user(&work, &["rev-parse", "HEAD"]).parse().unwrap();
+
+        let sources = Sources::new(&dir.path().join("repos"));
+        let project = ProjectName::new("x").unwrap();
+        let good = pack(&work, commit.as_str());
+        assert!(sources.accept(&project, &commit, &mut &good[..good.len() - 30]).is_err());
+        assert!(!sources.has(&project, &commit));
+        sources.accept(&project, &commit, &mut &good[..]).unwrap();
+        sources.accept(&project, &commit, &mut &good[..]).unwrap();
+        assert!(sources.has(&project, &commit));
+        assert_eq!(sources.info(&project, &commit).unwrap().subject, "second line");
+        assert_eq!(sources.read(&project, &commit, "site/a", 100).unwrap().unwrap(), b"hello");
+        assert_eq!(sources.read(&project, &commit, "none", 100).unwrap(), None);
+        assert!(sources.read(&project, &commit, "site/a", 3).is_err());
+        let files = sources.list(&project, &commit).unwrap();
+        let modes: Vec<u32> = files.iter().map(|f| f.mode).collect();
+        assert_eq!(modes, [0o100_644, 0o100_644, 0o120_000]);
+        assert_eq!(sources.contents(&project, &[files[1].id.clone()]).unwrap(), [b"hello"]);
+
+        let mut lacking =
+            git(&work).args(["pack-objects", "--stdout", "-q"]).stdin(Stdio::piped()).spawn().unwrap();
+        lacking.stdin.take().unwrap().write_all(format!("{commit}\n").as_bytes()).unwrap();
+        let lacking = lacking.wait_with_output().unwrap().stdout;
+        let other = ProjectName::new("y").unwrap();
+        assert!(sources.accept(&other, &commit, &mut &lacking[..]).is_err());
+        assert!(!sources.has(&other, &commit));
+    }
+}
