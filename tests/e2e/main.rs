@@ -1,2 +1,47 @@
-//! End-to-end suites.
-fn main() {}
+//! End to end: real servers in real sandboxes behind the real edge, under real traffic, as root, in a network namespace of
+//! its own. `e2e [NAME]...` runs the cases whose names contain one of the words.
+
+mod bad_input;
+mod bakes;
+mod crashes;
+mod deploys;
+mod operations;
+mod second_project;
+mod taken_back;
+mod tiny;
+
+use kiln_tests::own_network;
+use std::time::Instant;
+
+fn main() {
+    if std::env::args().any(|argument| argument == "--list") {
+        return;
+    }
+    if !own_network() {
+        return;
+    }
+    let cases: &[(&str, fn())] = &[
+        ("bad_input", bad_input::run),
+        ("bakes_are_reproducible", bakes::run),
+        ("operations", operations::run),
+        ("taken_back", taken_back::run),
+        ("crash_points", crashes::points),
+        ("crash_moments", crashes::moments),
+        ("deploys_under_load", deploys::run),
+        ("mutant_is_seen", deploys::mutant),
+        ("second_project", second_project::run),
+    ];
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let mut n_run = 0;
+    for (name, case) in cases {
+        if words.is_empty() || words.iter().any(|word| name.contains(word.as_str())) {
+            let start = Instant::now();
+            println!("== {name}");
+            case();
+            println!("== {name}: passed in {:.1} s", start.elapsed().as_secs_f64());
+            n_run += 1;
+        }
+    }
+    assert!(n_run > 0, "no case has one of these words in its name: {words:?}");
+    println!("e2e: {n_run} passed");
+}

@@ -37,6 +37,12 @@ fn wanted() -> Option<&'static Wanted> {
     WANTED.get_or_init(parse).as_ref()
 }
 
+/// Whether the fault `name` is planted (`KILN_MUTANT=NAME`), so that a test can prove that it would see it. Never in a
+/// release build.
+pub fn planted(name: &str) -> bool {
+    cfg!(debug_assertions) && std::env::var_os("KILN_MUTANT").is_some_and(|planted| planted == name)
+}
+
 /// Passes the point `NOUN.WHEN`.
 pub fn point(noun: &str, when: &str) {
     let Some(wanted) = wanted() else { return };

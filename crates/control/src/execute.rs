@@ -89,6 +89,9 @@ pub async fn execute<P: Provider, R: Router, B: Bakery>(
             if proposed != generation || table.digest() != *digest {
                 OpOutcome::Permanent("a newer table was proposed".into())
             } else {
+                if crash::planted("stop-before-acknowledgement") {
+                    stop_early(&engines, &snapshot, fence, table).await;
+                }
                 match engines.router.set(fence, *generation, table).await {
                     Ok(()) => OpOutcome::Done,
                     Err(error @ (RouterError::Unreachable { .. } | RouterError::Stale { .. })) => {
@@ -101,6 +104,20 @@ pub async fn execute<P: Provider, R: Router, B: Bakery>(
     };
     crash::point(op.key.word(), "after");
     Ended { op, outcome, baked }
+}
+
+/// The planted fault: what the new table does not use is stopped before the edge has it.
+async fn stop_early<P: Provider, R: Router, B: Bakery>(
+    engines: &Engines<P, R, B>,
+    snapshot: &Snapshot,
+    fence: Fence,
+    table: &kiln_model::RouteTable,
+) {
+    let used = |id: &InstanceId| table.pools.iter().any(|p| p.targets.iter().any(|t| t.instance == *id));
+    for id in snapshot.instances.keys().filter(|id| !used(id)) {
+        // Whether it worked does not matter: it is wrong either way.
+        let _ = engines.provider.absent(fence, id).await;
+    }
 }
 
 async fn bake<P: Provider, R: Router, B: Bakery>(

@@ -3,8 +3,9 @@
 use crate::clock::Clock;
 use crate::crash;
 use crate::reconcile::Shared;
-use kiln_model::{EnvRef, Epoch, Revision, RolloutId, Snapshot};
+use kiln_model::{Boot, EnvRef, Epoch, Revision, RolloutId, Snapshot};
 use kiln_plan::explain::{Reason, explain};
+use kiln_plan::command::Decision;
 use kiln_plan::{Command, Observed, Outcome, Refusal, Request, decide};
 use kiln_store::{Store, StoreError};
 use std::sync::Arc;
@@ -58,8 +59,14 @@ impl Clone for Handle {
 
 impl Handle {
     /// A handle over the parts of a control plane.
-    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, shared: Arc<Shared>, epoch: Epoch) -> Self {
-        Self { store, clock, shared, epoch, progress: broadcast::Sender::new(1024) }
+    pub fn new(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        shared: Arc<Shared>,
+        epoch: Epoch,
+        progress: broadcast::Sender<Progress>,
+    ) -> Self {
+        Self { store, clock, shared, epoch, progress }
     }
 
     /// The newest snapshot.
@@ -96,6 +103,23 @@ impl Handle {
     pub fn stop(&self) {
         self.shared.stop.send_replace(true);
         self.shared.wake.notify_one();
+    }
+
+    /// Becomes true when the loop is asked to end.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.shared.stop.subscribe()
+    }
+
+    /// The time since boot, as deadlines count it.
+    pub fn now(&self) -> Boot {
+        self.clock.boot()
+    }
+
+    /// What a command would lead to. Nothing is recorded.
+    pub fn consider(&self, actor: &str, command: Command) -> Result<Decision, SubmitError> {
+        let snapshot = self.store.load().map_err(SubmitError::Store)?;
+        let (at, now) = (self.clock.wall(), self.clock.boot());
+        Ok(decide(&snapshot, &Request { command, actor: actor.to_owned(), at, now })?)
     }
 
     /// Decides on a command and records it. It is durable when this returns; it comes true afterwards.

@@ -9,6 +9,11 @@ pub mod clock;
 pub mod crash;
 pub mod execute;
 pub mod handle;
+pub mod keeper;
 pub mod reconcile;
+pub mod start;
+pub mod workshop;
 
 pub use handle::{Handle, Progress, SubmitError};
+pub use start::{Control, ControlConfig, StartError, take_state};
+pub use workshop::{Draft, Workshop, WorkshopError};

@@ -1,3 +1,16 @@
-//! The kiln binary: parses, composes roles, maps exit codes.
+//! The kiln binary: plays hidden parts by their names, hands everything else to the command line, and carries out the
+//! roles that need the engines.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod internal;
+mod roles;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|word| word == "internal") {
+        return internal::main(arguments.into_iter().skip(2));
+    }
+    ExitCode::from(kiln_cli::run(arguments, &roles::Engines))
+}

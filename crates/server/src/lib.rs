@@ -1,1 +1,73 @@
-//! HTTP handlers over the Unix socket.
+//! The control plane's API over its Unix socket. Handlers read snapshots and submit commands; what they answer is made by
+//! pure functions in [`views`].
+#![forbid(unsafe_code)]
+
+mod actor;
+mod failure;
+mod handlers;
+mod listen;
+mod logs;
+mod stream;
+mod upload;
+mod views;
+
+pub use listen::{ListenError, bind};
+
+use axum::Router;
+use axum::routing::{get, post};
+use kiln_api::path;
+use kiln_control::{Handle, Workshop};
+use std::sync::Arc;
+use tokio::net::UnixListener;
+
+/// What every handler works with.
+#[derive(Clone)]
+pub struct Context {
+    /// The control plane.
+    pub handle: Handle,
+    /// Sources, bakes and logs.
+    pub workshop: Arc<Workshop>,
+}
+
+/// Answers requests until the control plane stops.
+///
+/// # Errors
+/// If the socket fails for good.
+pub async fn serve(listener: UnixListener, context: Context) -> std::io::Result<()> {
+    let mut stopping = context.handle.stopping();
+    let app = router(context).into_make_service_with_connect_info::<actor::Actor>();
+    axum::serve(listener, app)
+        .with_graceful_shutdown(async move {
+            // It also ends when the control plane is gone.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        })
+        .await
+}
+
+fn router(context: Context) -> Router {
+    Router::new()
+        .route(path::SERVER, get(handlers::server))
+        .route(path::STATUS, get(handlers::status))
+        .route(path::SOURCE, get(upload::has).put(upload::put))
+        .route(path::DEPLOY, post(handlers::deploy))
+        .route(path::ROLLBACK, post(handlers::rollback))
+        .route(path::SCALE, post(handlers::scale))
+        .route(path::ABORT, post(handlers::abort))
+        .route(path::DESTROY, post(handlers::destroy))
+        .route(path::ROLLOUT, get(handlers::rollout))
+        .route(path::ROLLOUT_WATCH, get(handlers::watch_rollout))
+        .route(path::RELEASES, get(handlers::releases))
+        .route(path::RELEASE, get(handlers::release))
+        .route(path::IMAGES, get(handlers::images))
+        .route(path::IMAGE, get(handlers::image))
+        .route(path::INSTANCES, get(handlers::instances))
+        .route(path::INSTANCE, get(handlers::instance))
+        .route(path::LOGS, get(logs::logs))
+        .route(path::WHY, get(handlers::why))
+        .route(path::AUDIT, get(handlers::audit))
+        .route(path::AUDIT_VERIFY, get(handlers::verify_audit))
+        .route(path::LOCK, post(handlers::lock))
+        .route(path::BAKE, post(handlers::bake))
+        .fallback(handlers::unknown)
+        .with_state(context)
+}

@@ -61,6 +61,13 @@ impl Project {
         self.environments.get(env).unwrap_or(&self.base)
     }
 
+    /// The paths that services with that image may write to, in any environment: an image is the same in all of them.
+    pub fn writable_of(&self, image: &ImageName) -> std::collections::BTreeSet<String> {
+        let environments = std::iter::once(&self.base).chain(self.environments.values());
+        let services = environments.flat_map(|env| env.services.values());
+        services.filter(|s| s.image == *image).flat_map(|s| s.writable.iter().cloned()).collect()
+    }
+
     /// Images of Debian packages: what a lock must resolve.
     pub fn debian_images(&self) -> BTreeMap<ImageName, crate::DebianRecipe> {
         self.images.iter().filter_map(|(name, recipe)| Some((name.clone(), recipe.debian()?))).collect()

@@ -3,11 +3,20 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 fn main() {
-    if std::env::args().nth(1).as_deref() == Some("--self-test") {
-        assert_eq!(checksum(b"kiln"), 0x0431_01AF, "the checksum is broken");
-        return;
-    }
-    let port: u16 = std::env::var("PORT").ok().and_then(|p| p.parse().ok()).unwrap_or(9000);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let port: u16 = match words[..] {
+        [] => std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(9000),
+        ["--port", port] => port.parse().expect("a port is a number"),
+        ["--self-test"] => {
+            assert_eq!(checksum(b"kiln"), 0x0431_01AF, "the checksum is broken");
+            return;
+        }
+        _ => {
+            eprintln!("usage: api [--port N | --self-test], not {words:?}");
+            std::process::exit(2);
+        }
+    };
     let version = std::fs::read_to_string("/srv/version").unwrap_or_default().trim().to_owned();
     let listener = TcpListener::bind(("0.0.0.0", port)).expect("the port is free");
     println!("api {version} listens on {port}");

@@ -1,0 +1,28 @@
+//! `kiln edge`: its options. The binary carries it out.
+
+use crate::{Context, Failure};
+use clap::Args;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Options of `kiln edge`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "`kiln serve` starts one by itself if none answers in its state folder; this is for a service manager.
+
+Examples:
+  kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80")]
+pub struct EdgeArgs {
+    /// The folder of its socket, its table and its log: `edge` in the state folder of the server
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// An address that takes traffic; may be given several times
+    #[arg(long, value_name = "ADDR", required = true)]
+    pub listen: Vec<SocketAddr>,
+    /// Log every request
+    #[arg(long)]
+    pub access_log: bool,
+}
+
+pub(crate) fn run(context: &Context<'_>, arguments: EdgeArgs) -> Result<(), Failure> {
+    context.roles().edge(&arguments)
+}

@@ -1,0 +1,108 @@
+//! `kiln release`: the numbered, immutable records of an environment.
+
+use crate::commands::status::route;
+use crate::context::env_or_default;
+use crate::output::{ago, now, table, timestamp};
+use crate::{Context, Failure};
+use clap::{Args, Subcommand};
+use kiln_api::release::{ReleaseDetail, ReleaseView};
+use kiln_model::{EnvName, EnvRef, ReleaseNumber, ServiceSpec};
+
+/// What to show.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    #[command(subcommand)]
+    command: ReleaseCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ReleaseCommand {
+    /// List releases, newest first
+    #[command(after_help = "Examples:\n  kiln release list\n  kiln release list --env staging")]
+    List {
+        /// Only this environment
+        #[arg(long, value_name = "ENV")]
+        env: Option<EnvName>,
+    },
+    /// Show all that a release records
+    #[command(after_help = "Examples:\n  kiln release show 4\n  kiln release show 4 --env staging --json")]
+    Show {
+        /// Its number
+        #[arg(value_name = "N")]
+        number: ReleaseNumber,
+        /// The environment [default: production]
+        #[arg(long, value_name = "ENV")]
+        env: Option<EnvName>,
+    },
+}
+
+pub(crate) async fn run(context: &Context<'_>, arguments: ReleaseArgs) -> Result<(), Failure> {
+    let client = context.client()?;
+    match arguments.command {
+        ReleaseCommand::List { env } => {
+            let view = client.releases(&context.scope(&env)?).await?;
+            context.out().answer(&view, || list(&view.releases))
+        }
+        ReleaseCommand::Show { number, env } => {
+            let env = EnvRef { project: context.project()?, env: env_or_default(&env) };
+            let view = client.release(&env, number).await?;
+            context.out().answer(&view, || show(&view))
+        }
+    }
+}
+
+/// `serving`, else how its last rollout stands.
+fn standing(view: &ReleaseView) -> String {
+    match view.rollout {
+        _ if view.serving => "serving".to_owned(),
+        Some(phase) => phase.word().to_owned(),
+        None => "-".to_owned(),
+    }
+}
+
+fn list(releases: &[ReleaseView]) -> String {
+    let now = now();
+    let row = |r: &ReleaseView| {
+        let served = if r.served { "yes" } else { "no" };
+        vec![
+            r.env.to_string(),
+            r.release.to_string(),
+            standing(r),
+            served.to_owned(),
+            r.commit.short().to_owned(),
+            ago(r.created, now),
+            r.actor.clone(),
+            r.subject.clone(),
+        ]
+    };
+    let rows: Vec<_> = releases.iter().map(row).collect();
+    table(&["ENVIRONMENT", "RELEASE", "STATE", "SERVED", "COMMIT", "CREATED", "BY", "SUBJECT"], &rows)
+}
+
+fn show(view: &ReleaseDetail) -> String {
+    let r = &view.release;
+    let pinned = if r.pinned { "by the kiln.lock of the commit" } else { "no: the commit has no kiln.lock" };
+    let served = if r.served { "served" } else { "never served" };
+    let mut text = format!("release      {} of {}\ncommit       {}\n", r.release, r.env, r.commit);
+    text.push_str(&format!("subject      {}\ncreated      {} by {}\n", r.subject, timestamp(r.created), r.actor));
+    text.push_str(&format!("pinned       {pinned}\nstate        {}, {served}\n", standing(r)));
+    if let Some(reason) = &view.reason {
+        text.push_str(&format!("reason       {reason}\n"));
+    }
+    for (name, digest) in &r.images {
+        text.push_str(&format!("image        {name} {digest}\n"));
+    }
+    for rule in &view.routes {
+        text.push_str(&format!("route        {}\n", route(rule)));
+    }
+    for service in view.services.values() {
+        text.push_str(&format!("service      {}\n", describe(service)));
+    }
+    text
+}
+
+fn describe(service: &ServiceSpec) -> String {
+    let port = service.port.map(|port| format!(", port {port}")).unwrap_or_default();
+    let ServiceSpec { name, image, instances, .. } = service;
+    format!("{name}: {instances} × {image}{port}: {}", service.command.join(" "))
+}

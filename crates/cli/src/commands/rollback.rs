@@ -1,0 +1,32 @@
+//! `kiln rollback`: a rollout to a release that exists.
+
+use crate::commands::deploy::follow;
+use crate::{Context, Failure};
+use clap::Args;
+use kiln_api::deploy::RollbackRequest;
+use kiln_model::{EnvName, ReleaseNumber};
+
+/// Options of `kiln rollback`.
+#[derive(Debug, Args)]
+#[command(after_help = "Restores all of a release: images, configuration, routes, checks. It takes the same path as a deploy.
+
+Examples:
+  kiln rollback                       to the release that served before
+  kiln rollback --to 3                to release 3")]
+pub struct RollbackArgs {
+    /// The environment [default: production]
+    #[arg(long, value_name = "ENV")]
+    env: Option<EnvName>,
+    /// The release; without it the newest below the serving one that ever served
+    #[arg(long, value_name = "N")]
+    to: Option<ReleaseNumber>,
+}
+
+pub(crate) async fn run(context: &Context<'_>, arguments: RollbackArgs) -> Result<(), Failure> {
+    let about = context.env_request(&arguments.env)?;
+    let client = context.client()?;
+    let request = RollbackRequest { project: about.project, env: about.env, to: arguments.to };
+    // Not asked again if the connection is lost: without `--to`, a second one would go a step further back.
+    let view = client.rollback(&request).await?;
+    follow(context, &client, view).await
+}

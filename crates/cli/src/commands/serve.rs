@@ -1,0 +1,39 @@
+//! `kiln serve`: its options. The binary carries it out.
+
+use crate::{Context, Failure};
+use clap::Args;
+use kiln_api::{Address, address};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Where all that a server keeps is, unless it is told otherwise.
+pub(crate) const STATE_DEFAULT: &str = "/var/lib/kiln";
+
+/// Options of `kiln serve`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Needs root. When it ends, instances and load balancer go on; the next one takes them over. `kiln down` ends all.
+
+Examples:
+  sudo kiln serve --edge 0.0.0.0:80
+  sudo kiln serve --state /tmp/kiln --listen unix:/tmp/kiln.sock --edge 127.0.0.1:8080")]
+pub struct ServeArgs {
+    /// The folder that holds all state
+    #[arg(long, value_name = "DIR", default_value = STATE_DEFAULT)]
+    pub state: PathBuf,
+    /// The socket that the command line talks to
+    #[arg(long, value_name = "ADDR", env = "KILN_ADDR", default_value = address::DEFAULT, hide_env_values = true)]
+    pub listen: Address,
+    /// An address that takes traffic; may be given several times
+    #[arg(long, value_name = "ADDR")]
+    pub edge: Vec<SocketAddr>,
+    /// The network that instances get their addresses from
+    #[arg(long, value_name = "CIDR", default_value = "10.83.0.0/16")]
+    pub subnet: String,
+    /// Where Debian packages come from: `http://HOST/debian` or `file:DIR` [default: the apt sources of this host]
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+}
+
+pub(crate) fn run(context: &Context<'_>, arguments: ServeArgs) -> Result<(), Failure> {
+    context.roles().serve(&arguments)
+}

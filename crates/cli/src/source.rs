@@ -1,0 +1,328 @@
+//! The source of a commit: which one is meant, whether the work tree differs from it, and the pack that the server gets.
+//!
+//! git is the git program by argv. Nothing that a repository or a user could configure to run is run: no hooks, no
+//! monitors, no filters. The pack holds the commit, its tree and its files; a commit object alone names its tree, so its
+//! parents stay here.
+
+use crate::progress::Progress;
+use crate::project::{self, LOCK, SPEC};
+use crate::{Context, Failure, watch};
+use kiln_api::{Client, Code};
+use kiln_model::{CommitId, ProjectName};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+/// Files of a dirty tree that are named.
+const DIRTY_SHOWN_MAX: usize = 20;
+/// Bytes of git's own words that are kept.
+const WORDS_BYTES_MAX: u64 = 2000;
+
+/// A commit of a project on this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// The project.
+    pub project: ProjectName,
+    /// Its folder, the top of the repository.
+    pub dir: PathBuf,
+    /// The commit.
+    pub commit: CommitId,
+    /// Whether it is the one that the work tree stands on.
+    pub is_head: bool,
+}
+
+/// Which commit is meant: `reference`, else the one that the work tree stands on, from which it must not differ.
+pub(crate) fn resolve(context: &Context<'_>, reference: Option<&str>) -> Result<Source, Failure> {
+    let dir = context.project_dir()?;
+    let project = context.project()?;
+    let here = project::find(&dir)?.map(|found| found.name);
+    if here.as_ref() != Some(&project) {
+        let message = format!("`--project {project}` is not the project of `{}`", dir.display());
+        return Err(Failure::new(Code::Usage, message).hint("name its folder with `-C DIR`"));
+    }
+    let prefix = answer(git(&dir).args(["rev-parse", "--show-prefix"]))?;
+    if !prefix.is_empty() {
+        let message = format!("`{SPEC}` is in `{prefix}` of its repository");
+        let hint = format!("`{SPEC}` belongs into the top folder of a repository of its own");
+        return Err(Failure::new(Code::Git, message).hint(hint));
+    }
+    let head = commit_of(&dir, "HEAD");
+    let (commit, is_head) = match reference {
+        Some(reference) => {
+            let commit = commit_of(&dir, reference)?;
+            let is_head = head.is_ok_and(|head| head == commit);
+            (commit, is_head)
+        }
+        None => {
+            let head = head?;
+            refuse_dirty(&dir)?;
+            (head, true)
+        }
+    };
+    Ok(Source { project, dir, commit, is_head })
+}
+
+/// Makes the server have the source, durable.
+pub(crate) async fn upload(client: &Client, source: &Source, progress: &mut Progress) -> Result<(), Failure> {
+    // The first contact: a server that does not run is not waited for.
+    if client.has_source(&source.project, &source.commit).await? {
+        return Ok(());
+    }
+    progress.now(&format!("uploading commit {}", source.commit.short()));
+    let trouble = Trouble::default();
+    let sent = watch::persist("nothing was changed", async || {
+        // An error of git is no error of the connection, although it looks like one from there.
+        let pack = Pack::start(source, trouble.clone());
+        match pack {
+            Ok(pack) => client.put_source(&source.project, &source.commit, pack).await.or_else(|error| {
+                if trouble.seen().is_some() { Ok(()) } else { Err(error) }
+            }),
+            Err(words) => {
+                trouble.note(words);
+                Ok(())
+            }
+        }
+    })
+    .await;
+    match trouble.seen() {
+        Some(words) => Err(failure(words)),
+        None => sent,
+    }
+}
+
+/// Keeps the kiln.lock that the server resolved because the commit has none.
+pub(crate) fn keep_lock(context: &Context<'_>, source: &Source, lock: Option<String>) -> Result<(), Failure> {
+    let Some(lock) = lock else { return Ok(()) };
+    let path = source.dir.join(LOCK);
+    let commit = source.commit.short();
+    if !source.is_head {
+        context.out().note(&format!("commit {commit} has no {LOCK}: its packages were resolved by the server"));
+    } else if !path.exists() {
+        project::write(&path, &lock)?;
+        context.out().note(&format!("commit {commit} has no {LOCK}: wrote the one that was resolved"));
+        context.out().hint(&format!("`git add {LOCK} && git commit` pins what the project is made of"));
+    } else {
+        let used = std::fs::read_to_string(&path).is_ok_and(|text| text == lock);
+        if !used {
+            context.out().note(&format!("commit {commit} has no {LOCK}: the one in the work tree was not used"));
+        }
+        context.out().hint(&format!("`git add {LOCK} && git commit` pins what the project is made of"));
+    }
+    Ok(())
+}
+
+fn commit_of(dir: &Path, reference: &str) -> Result<CommitId, Failure> {
+    let wanted = format!("{reference}^{{commit}}");
+    let verify = ["rev-parse", "--verify", "--end-of-options", &wanted];
+    let text = answer(git(dir).args(verify)).map_err(|error| {
+        let what = match reference {
+            "HEAD" => "this repository has no commit yet".to_owned(),
+            other => format!("there is no commit `{other}`"),
+        };
+        let help = Code::Git.entry().help;
+        if is_repository(dir) { Failure::new(Code::Git, what).hint(help) } else { error }
+    })?;
+    text.parse().map_err(|_| failure(format!("git named the commit `{text}`")))
+}
+
+fn is_repository(dir: &Path) -> bool {
+    answer(git(dir).args(["rev-parse", "--git-dir"])).is_ok()
+}
+
+/// Refuses a work tree that differs from its commit, naming the files. Files that git ignores do not count, and neither
+/// does kiln.lock: the bake takes the one of the commit, if there is one.
+fn refuse_dirty(dir: &Path) -> Result<(), Failure> {
+    let arguments = ["status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all"];
+    let mut command = git(dir);
+    without_filters(dir, &mut command)?;
+    let listing = output(command.args(arguments).arg("--ignore-submodules=all"))?;
+    let files = dirty_files(&listing);
+    if files.is_empty() {
+        return Ok(());
+    }
+    let mut details: Vec<String> = files.iter().take(DIRTY_SHOWN_MAX).cloned().collect();
+    if files.len() > DIRTY_SHOWN_MAX {
+        details.push(format!("and {} more", files.len() - DIRTY_SHOWN_MAX));
+    }
+    let count = match files.len() {
+        1 => "1 file differs".to_owned(),
+        n => format!("{n} files differ"),
+    };
+    Err(Failure::new(Code::DirtyTree, format!("the work tree is not committed: {count}"))
+        .details(details)
+        .hint(Code::DirtyTree.entry().help))
+}
+
+/// What `git status --porcelain=v1 -z` names, less kiln.lock.
+fn dirty_files(listing: &[u8]) -> Vec<String> {
+    let rows = listing.split(|b| *b == 0).filter(|row| row.len() > 3);
+    let files = rows.map(|row| (&row[..2], String::from_utf8_lossy(&row[3..]).into_owned()));
+    let named = files.filter(|(_, path)| path != LOCK).map(|(state, path)| match state {
+        b"??" => format!("new       {path}"),
+        state if state.contains(&b'D') => format!("deleted   {path}"),
+        _ => format!("changed   {path}"),
+    });
+    named.collect()
+}
+
+/// Switches off every filter that the repository configures: they are programs.
+fn without_filters(dir: &Path, command: &mut Command) -> Result<(), Failure> {
+    let list = ["config", "-z", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process|required)$"];
+    // It answers with status 1 if there is none.
+    let listed = git(dir).args(list).output().map_err(no_git)?;
+    let names = listed.stdout.split(|b| *b == 0).filter(|name| !name.is_empty());
+    let mut count = 0;
+    for name in names {
+        let name = String::from_utf8_lossy(name).into_owned();
+        let value = if name.ends_with(".required") { "false" } else { "" };
+        command.env(format!("GIT_CONFIG_KEY_{count}"), name).env(format!("GIT_CONFIG_VALUE_{count}"), value);
+        count += 1;
+    }
+    command.env("GIT_CONFIG_COUNT", count.to_string());
+    Ok(())
+}
+
+/// git with everything off that could run something or change something.
+fn git(dir: &Path) -> Command {
+    let mut command = Command::new("git");
+    command.env_clear();
+    // The home is where the user's own list of ignored files is.
+    for name in ["PATH", "HOME", "XDG_CONFIG_HOME"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
+        .env("LC_ALL", "C")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .env("GIT_NO_LAZY_FETCH", "1")
+        .env("GIT_NO_REPLACE_OBJECTS", "1")
+        .args(["--no-optional-locks", "--literal-pathspecs"])
+        .args(["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "safe.directory=*"])
+        .args(["-c", "core.attributesFile=/dev/null", "-c", "protocol.allow=never"])
+        .arg("-C")
+        .arg(dir)
+        .stdin(Stdio::null());
+    command
+}
+
+fn output(command: &mut Command) -> Result<Vec<u8>, Failure> {
+    let output = command.output().map_err(no_git)?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(failure(words.lines().next().unwrap_or("git failed").trim_start_matches("fatal: ").to_owned()))
+}
+
+fn answer(command: &mut Command) -> Result<String, Failure> {
+    let bytes = output(command)?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned())
+}
+
+fn failure(words: String) -> Failure {
+    Failure::new(Code::Git, words).hint(Code::Git.entry().help)
+}
+
+fn no_git(error: std::io::Error) -> Failure {
+    Failure::new(Code::Git, format!("cannot start the git program: {error}")).hint("`apt-get install git`")
+}
+
+/// What went wrong with git while the pack was on its way.
+#[derive(Debug, Clone, Default)]
+struct Trouble(Arc<Mutex<Option<String>>>);
+
+impl Trouble {
+    fn note(&self, words: String) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(words);
+    }
+
+    fn seen(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+/// A pack on its way: `git rev-list` names the objects, `git pack-objects` writes them.
+struct Pack {
+    list: Child,
+    pack: Child,
+    stdout: ChildStdout,
+    trouble: Trouble,
+    ended: bool,
+}
+
+impl Pack {
+    fn start(source: &Source, trouble: Trouble) -> Result<Self, String> {
+        let start = |command: &mut Command| {
+            let started = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+            started.map_err(|e| format!("cannot start the git program: {e}"))
+        };
+        let walk = ["rev-list", "--objects", "--no-walk", source.commit.as_str()];
+        let mut list = start(git(&source.dir).args(walk))?;
+        let names = list.stdout.take().map_or_else(Stdio::null, Stdio::from);
+        let packing = ["pack-objects", "--stdout", "-q"];
+        let pack = start(git(&source.dir).args(packing).stdin(names));
+        let mut pack = match pack {
+            Ok(pack) => pack,
+            Err(words) => {
+                end(&mut list);
+                return Err(words);
+            }
+        };
+        match pack.stdout.take() {
+            Some(stdout) => Ok(Self { list, pack, stdout, trouble, ended: false }),
+            None => {
+                end(&mut list);
+                end(&mut pack);
+                Err("git gave no pipe".into())
+            }
+        }
+    }
+
+    /// Both programs must have ended well, or the pack is not whole.
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.ended = true;
+        for child in [&mut self.list, &mut self.pack] {
+            let mut words = String::new();
+            if let Some(stderr) = child.stderr.take() {
+                stderr.take(WORDS_BYTES_MAX).read_to_string(&mut words)?;
+            }
+            let status = child.wait()?;
+            if !status.success() {
+                let words = words.lines().next().map_or_else(|| status.to_string(), str::to_owned);
+                let words = format!("the source could not be packed: {}", words.trim_start_matches("fatal: "));
+                self.trouble.note(words.clone());
+                return Err(std::io::Error::other(words));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for Pack {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.stdout.read(buffer)?;
+        if read == 0 && !buffer.is_empty() && !self.ended {
+            self.finish()?;
+        }
+        Ok(read)
+    }
+}
+
+impl Drop for Pack {
+    fn drop(&mut self) {
+        if !self.ended {
+            end(&mut self.list);
+            end(&mut self.pack);
+        }
+    }
+}
+
+fn end(child: &mut Child) {
+    // It may have ended by itself.
+    let _ = child.kill();
+    let _ = child.wait();
+}

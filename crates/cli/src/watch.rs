@@ -1,0 +1,165 @@
+//! Waiting for what was asked for: following a rollout to its end, over restarts of the server.
+
+use crate::progress::Progress;
+use crate::{Context, Failure};
+use kiln_api::client::{Client, ClientError};
+use kiln_api::rollout::RolloutView;
+use kiln_api::{Code, Update};
+use kiln_model::{RolloutId, RolloutKind, RolloutPhase};
+use std::time::{Duration, Instant};
+
+/// How long a lost connection may stay lost: the server may be killed, or being upgraded.
+const LOST_MAX: Duration = Duration::from_secs(30);
+/// Time between attempts to connect again.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+
+/// Counts how long the server has been away.
+#[derive(Default)]
+pub(crate) struct Patience {
+    lost_since: Option<Instant>,
+    /// Whether there was a server at all.
+    answered: bool,
+}
+
+impl Patience {
+    /// The server answered.
+    pub(crate) fn reset(&mut self) {
+        (self.lost_since, self.answered) = (None, true);
+    }
+
+    /// Waits a little after `error`, or gives up: with it, if it is not about the connection.
+    pub(crate) async fn wait(&mut self, error: ClientError, what: &str) -> Result<(), Failure> {
+        self.wait_after(error.into(), what).await
+    }
+
+    /// The same after any failure. A server that was not there in the first place is told as such at once.
+    pub(crate) async fn wait_after(&mut self, failure: Failure, what: &str) -> Result<(), Failure> {
+        let is_lost = matches!(failure.code(), Code::NoServer | Code::Lost | Code::Unavailable);
+        let first = self.lost_since.is_none();
+        if !is_lost || (first && !self.answered && failure.code() == Code::NoServer) {
+            return Err(failure);
+        }
+        if self.lost_since.get_or_insert_with(Instant::now).elapsed() > LOST_MAX {
+            let message = format!("the connection was lost and did not come back within {} s; {what}", LOST_MAX.as_secs());
+            let cause = vec![failure.text().lines().next().unwrap_or_default().to_owned()];
+            return Err(Failure::new(Code::Lost, message).details(cause).hint(Code::Lost.entry().help));
+        }
+        tokio::time::sleep(RETRY_EVERY).await;
+        Ok(())
+    }
+}
+
+/// Does `request` again while the connection is lost. Only for requests that may be repeated.
+pub(crate) async fn persist<T>(
+    what: &str,
+    mut request: impl AsyncFnMut() -> Result<T, ClientError>,
+) -> Result<T, Failure> {
+    let mut patience = Patience::default();
+    loop {
+        match request().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => patience.wait(error, what).await?,
+        }
+    }
+}
+
+/// Follows a rollout to its end, whichever that is.
+pub(crate) async fn rollout(context: &Context<'_>, client: &Client, id: RolloutId) -> Result<RolloutView, Failure> {
+    let going_on = format!("rollout {id}");
+    context.goes_on(going_on.clone());
+    let what = format!("{going_on} goes on");
+    let mut progress = Progress::start();
+    let mut patience = Patience { answered: true, ..Patience::default() };
+    loop {
+        let error = match client.watch_rollout(id).await {
+            Err(error) => error,
+            Ok(mut updates) => loop {
+                match updates.next().await {
+                    Ok(Some(Update::Item(view))) => {
+                        patience.reset();
+                        if view.ended {
+                            return Ok(view);
+                        }
+                        progress.now(&step(&view));
+                    }
+                    Ok(Some(Update::Progress(text))) => progress.line(&text),
+                    Ok(Some(_)) => {}
+                    Ok(None) => {
+                        let source = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                        break ClientError::Lost { address: client.address().clone(), source: source.into() };
+                    }
+                    Err(error) => break error,
+                }
+            },
+        };
+        if error.is_lost() {
+            progress.now(&format!("{going_on}: the connection was lost, connecting again"));
+        }
+        patience.wait(error, &what).await?;
+    }
+}
+
+/// Where a rollout is, in one line.
+pub(crate) fn step(view: &RolloutView) -> String {
+    let detail = match view.phase {
+        RolloutPhase::Planned => ": waits for the rollout before it".to_owned(),
+        RolloutPhase::Launching => format!(": {} of {} instances run", view.instances_running, view.instances_wanted),
+        RolloutPhase::Validating => {
+            format!(": {} of {} instances passed their checks", view.instances_validated, view.instances_wanted)
+        }
+        RolloutPhase::Switching => ": the edge takes the new table".to_owned(),
+        RolloutPhase::Draining => ": requests in flight on the old release end".to_owned(),
+        _ => String::new(),
+    };
+    format!("rollout {} to release {}: {}{detail}", view.id, view.to, view.phase.word())
+}
+
+/// What came of a rollout that ended: text for stdout, or the failure.
+pub(crate) fn outcome(view: &RolloutView) -> Result<String, Failure> {
+    let code = match view.phase {
+        RolloutPhase::Succeeded => return Ok(success(view)),
+        RolloutPhase::Superseded => Code::Superseded,
+        RolloutPhase::Aborted => Code::Aborted,
+        RolloutPhase::FailedNoPrevious => Code::FailedNoPrevious,
+        _ => Code::TakenBack,
+    };
+    let verb = match (code, view.kind) {
+        (Code::Superseded, _) => "was superseded",
+        (Code::Aborted, _) => "was aborted",
+        (Code::FailedNoPrevious, _) => "failed, and nothing served before",
+        _ => "was taken back",
+    };
+    let reason = view.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let mut details = view.evidence.clone();
+    if let (Code::TakenBack | Code::Aborted, Some(from)) = (code, view.from) {
+        details.push(format!("release {from} serves on, untouched"));
+    }
+    let hint = match code {
+        Code::TakenBack | Code::FailedNoPrevious => {
+            format!("`kiln why --env {}` says more; `kiln logs --release {}` shows all that it printed", view.env.env, view.to)
+        }
+        other => other.entry().help.to_owned(),
+    };
+    Err(Failure::new(code, format!("release {} of `{}` {verb}{reason}", view.to, view.env)).details(details).hint(hint))
+}
+
+fn success(view: &RolloutView) -> String {
+    let verb = match view.kind {
+        RolloutKind::Deploy => "serves",
+        RolloutKind::Rollback => "serves again",
+    };
+    let mut text = format!("release {} of {} {verb} (commit {})\n", view.to, view.env, view.commit.short());
+    for (name, digest) in &view.images {
+        text.push_str(&format!("image {name}: sha256:{}\n", digest.short()));
+    }
+    if let Some(span) = view.switched_after_ms {
+        text.push_str(&format!("switched after {span}\n"));
+    }
+    let receipt = &view.receipt;
+    let total = receipt.total();
+    text.push_str(&format!(
+        "requests: {} before, {} during, {} after; failed {}; cut {}\n",
+        receipt.before.requests, receipt.during.requests, receipt.after.requests, total.failed, total.cut
+    ));
+    text
+}

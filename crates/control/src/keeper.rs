@@ -1,0 +1,84 @@
+//! Keeps an edge running: adopts the one that answers, starts one if none does, starts it again if it dies.
+
+use kiln_edge::client::Router;
+use kiln_edge::{EdgeClient, SpawnError, control_socket, spawn_edge};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Time between two looks at the edge.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Looks without an answer after which an edge counts as dead.
+const MISSES_MAX: u32 = 3;
+/// Time before the next try when an edge could not be started.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// What the keeper needs to know.
+#[derive(Debug, Clone)]
+pub struct KeeperConfig {
+    /// The kiln program, started as `PROGRAM edge`.
+    pub program: PathBuf,
+    /// The edge's folder, `STATE/edge`.
+    pub dir: PathBuf,
+    /// The addresses for traffic.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// Looks after one edge.
+pub struct Keeper {
+    config: KeeperConfig,
+    client: EdgeClient,
+    child: Option<std::process::Child>,
+}
+
+impl Keeper {
+    /// Adopts the running edge or starts one.
+    pub async fn start(config: KeeperConfig) -> Result<Self, SpawnError> {
+        let client = EdgeClient::new(control_socket(&config.dir));
+        let mut keeper = Self { config, client, child: None };
+        match keeper.client.status().await {
+            Ok(status) => keeper.compare(&status.listening),
+            Err(_) => keeper.child = Some(keeper.spawn().await?),
+        }
+        Ok(keeper)
+    }
+
+    async fn spawn(&self) -> Result<std::process::Child, SpawnError> {
+        spawn_edge(&self.config.program, &self.config.dir, &self.config.listen).await
+    }
+
+    fn compare(&self, listening: &[String]) {
+        let missing = self.config.listen.iter().filter(|a| a.port() != 0 && !listening.contains(&a.to_string()));
+        for address in missing {
+            eprintln!(
+                "kiln: warning: the running edge does not listen on {address}; it keeps its addresses until it is stopped"
+            );
+        }
+    }
+
+    /// Looks after it until `stop` says so. The edge lives on.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut misses = 0;
+        while !*stop.borrow_and_update() {
+            let pause = tokio::time::sleep(LOOK_EVERY);
+            tokio::select! { () = pause => {} _ = stop.changed() => {} }
+            let ended = self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
+            if ended {
+                self.child = None;
+            }
+            misses = if self.client.status().await.is_ok() { 0 } else { misses + 1 };
+            if misses == 0 || (misses < MISSES_MAX && !ended) {
+                continue;
+            }
+            eprintln!("kiln: warning: the edge does not answer; starting it again");
+            match self.spawn().await {
+                Ok(child) => (self.child, misses) = (Some(child), 0),
+                Err(error) => {
+                    eprintln!("kiln: error: {}", kiln_image::worker::chain(&error));
+                    tokio::select! { () = tokio::time::sleep(PAUSE) => {} _ = stop.changed() => {} }
+                }
+            }
+        }
+    }
+}

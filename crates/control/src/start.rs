@@ -1,0 +1,132 @@
+//! Puts a control plane together: state lock, store, lease, workshop, provider, edge, loop. Data flows one way from here.
+
+use crate::clock::HostClock;
+use crate::execute::Engines;
+use crate::handle::{Handle, Progress};
+use crate::keeper::{Keeper, KeeperConfig};
+use crate::reconcile::{ReconcileError, Reconciler, Shared};
+use crate::workshop::{SharedWorkshop, Workshop, WorkshopConfig};
+use kiln_edge::{EdgeClient, SpawnError, control_socket};
+use kiln_image::ObjectError;
+use kiln_provider::local::{LocalConfig, LocalProvider, OpenError, Subnet};
+use kiln_store::{LockedBy, SqliteStore, StateLock, Store, StoreError};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
+
+/// Lines about long work that a slow listener may lag behind.
+const PROGRESS_BACKLOG: usize = 1024;
+
+/// How a control plane works.
+#[derive(Debug, Clone)]
+pub struct ControlConfig {
+    /// The state folder.
+    pub state: PathBuf,
+    /// The kiln program that plays the other parts.
+    pub program: PathBuf,
+    /// Addresses of the edge for traffic.
+    pub edge: Vec<SocketAddr>,
+    /// Addresses of instances.
+    pub subnet: Subnet,
+    /// Where packages come from; none takes the host's.
+    pub mirror: Option<String>,
+}
+
+/// A control plane could not be started. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state folder cannot be used.
+    #[error("cannot use the state folder `{}`", path.display())]
+    State {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another server uses it.
+    #[error(transparent)]
+    Locked(#[from] LockedBy),
+    /// The store.
+    #[error("the state cannot be read")]
+    Store(#[from] StoreError),
+    /// The content store.
+    #[error("the content store cannot be used")]
+    Objects(#[from] ObjectError),
+    /// The host lacks something.
+    #[error(transparent)]
+    Provider(#[from] OpenError),
+    /// The edge.
+    #[error(transparent)]
+    Edge(#[from] SpawnError),
+}
+
+/// A running control plane.
+pub struct Control {
+    /// Commands, snapshots and what is known.
+    pub handle: Handle,
+    /// Sources, bakes and logs.
+    pub workshop: Arc<Workshop>,
+    /// Ends when it was asked to stop, or when the store failed.
+    pub reconciler: JoinHandle<Result<(), ReconcileError>>,
+    keeper: JoinHandle<()>,
+    _lock: StateLock,
+}
+
+impl Control {
+    /// Starts one with the lock that [`take_state`] gave. The caller is in a tokio runtime.
+    pub async fn start(config: ControlConfig, lock: StateLock) -> Result<Self, StartError> {
+        let unusable = |source| StartError::State { path: config.state.clone(), source };
+        let state = config.state.canonicalize().map_err(unusable)?;
+        let store = Arc::new(SqliteStore::open(&state.join("kiln.db"))?);
+        let clock = Arc::new(HostClock::new().map_err(unusable)?);
+        let (progress, _) = broadcast::channel::<Progress>(PROGRESS_BACKLOG);
+        let workshop = WorkshopConfig {
+            state: state.clone(),
+            program: config.program.clone(),
+            mirror: config.mirror.clone(),
+        };
+        let workshop = Arc::new(Workshop::open(workshop, progress.clone())?);
+        let local = LocalConfig {
+            subnet: config.subnet,
+            program: config.program.clone(),
+            ..LocalConfig::new(&state)
+        };
+        let provider = Arc::new(LocalProvider::open(local)?);
+        let dir = state.join("edge");
+        let keeper =
+            KeeperConfig { program: config.program, dir: dir.clone(), listen: config.edge.clone() };
+        let keeper = Keeper::start(keeper).await?;
+        // Only now: whoever could not start has not taken the lease from anybody.
+        let server = store.take_lease(&format!("pid {}", std::process::id()))?;
+        let shared = Arc::new(Shared::default());
+        let engines = Engines {
+            provider,
+            router: Arc::new(EdgeClient::new(control_socket(&dir))),
+            bakery: Arc::new(SharedWorkshop(workshop.clone())),
+        };
+        let reconciler = Reconciler::new(store.clone(), engines, clock.clone(), shared.clone(), server);
+        let keeper = tokio::spawn(keeper.run(shared.stop.subscribe()));
+        let handle = Handle::new(store, clock, shared, server.1, progress);
+        let reconciler = tokio::spawn(reconciler.run());
+        Ok(Self { handle, workshop, reconciler, keeper, _lock: lock })
+    }
+
+    /// Asks everything to end and waits. Edge and instances go on.
+    pub async fn stop(self) {
+        self.handle.stop();
+        // Both end by themselves; a panic in one was reported when it happened.
+        let _ = self.reconciler.await;
+        let _ = self.keeper.await;
+    }
+}
+
+/// Makes the state folder, for root alone because it holds the sources of every project, and takes its lock.
+pub fn take_state(path: &Path) -> Result<StateLock, StartError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| StartError::State { path: path.to_owned(), source })?;
+    Ok(StateLock::take(path)?)
+}

@@ -1,0 +1,29 @@
+//! The parts that kiln plays for itself, each in a process of its own: `kiln internal PART …`. Not for people.
+
+use kiln_image::{debian, worker};
+use kiln_provider::local;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let part = arguments.next().and_then(|part| part.into_string().ok()).unwrap_or_default();
+    let texts = |arguments: &mut dyn Iterator<Item = OsString>| -> Vec<String> {
+        arguments.map(|a| a.to_string_lossy().into_owned()).collect()
+    };
+    match part.as_str() {
+        // The parent of an instance.
+        "supervise" => local::supervise::main(arguments),
+        // A `command` check inside an instance.
+        "exec" => local::exec::main(),
+        // One bake.
+        "bake" => worker::main(),
+        // The installer of Debian packages, in its sandbox.
+        // "rootfs" => debian::rootfs::main(texts(&mut arguments)),
+        // Fills a folder that serves as `--mirror file:DIR`; used by the demo and the tests.
+        "mirror" => debian::fill::main(texts(&mut arguments)),
+        _ => {
+            eprintln!("error: `{part}` is not a part that kiln plays");
+            ExitCode::from(64)
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! `serve`, `edge` and `down`: what needs the engines.
+
+use kiln_api::Code;
+use kiln_api::error::chain;
+use kiln_cli::{DownArgs, EdgeArgs, Failure, Roles, ServeArgs};
+use kiln_control::{Control, ControlConfig, StartError, take_state};
+use kiln_edge::{EdgeClient, EdgeConfig, SpawnError, control_socket};
+use kiln_provider::local;
+use kiln_server::ListenError;
+use std::path::Path;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long `kiln down` waits for an edge to end.
+const EDGE_END_MAX: Duration = Duration::from_secs(15);
+
+/// The real engines.
+pub(crate) struct Engines;
+
+impl Roles for Engines {
+    fn serve(&self, arguments: &ServeArgs) -> Result<(), Failure> {
+        require_root("kiln serve")?;
+        runtime()?.block_on(serve(arguments))
+    }
+
+    fn edge(&self, arguments: &EdgeArgs) -> Result<(), Failure> {
+        let mut config = EdgeConfig::new(&arguments.dir, arguments.listen.clone());
+        config.access_log = arguments.access_log;
+        kiln_edge::run(config).map_err(|error| Failure::new(Code::AddressInUse, chain(&error)))
+    }
+
+    fn down(&self, arguments: &DownArgs) -> Result<Vec<String>, Failure> {
+        require_root("kiln down")?;
+        runtime()?.block_on(down(&arguments.state))
+    }
+}
+
+fn runtime() -> Result<Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::new(Code::Internal, format!("cannot start: {error}")))
+}
+
+fn require_root(what: &str) -> Result<(), Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::new(Code::NotRoot, format!("`{what}` needs root")).hint(Code::NotRoot.entry().help))
+}
+
+async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
+    let subnet = arguments.subnet.parse().map_err(|error: local::SubnetError| {
+        Failure::new(Code::Usage, chain(&error)).hint("give a private network such as 10.83.0.0/16")
+    })?;
+    let program = std::env::current_exe();
+    let program =
+        program.map_err(|error| Failure::new(Code::Internal, format!("cannot find myself: {error}")))?;
+    let lock = take_state(&arguments.state).map_err(start_failure)?;
+    let listener = kiln_server::bind(&arguments.listen).map_err(listen_failure)?;
+    let config = ControlConfig {
+        state: arguments.state.clone(),
+        program,
+        edge: arguments.edge.clone(),
+        subnet,
+        mirror: arguments.mirror.clone(),
+    };
+    let mut control = Control::start(config, lock).await.map_err(start_failure)?;
+    eprintln!("kiln: state in `{}`, listening on `{}`", arguments.state.display(), arguments.listen);
+    let context =
+        kiln_server::Context { handle: control.handle.clone(), workshop: control.workshop.clone() };
+    let server = tokio::spawn(kiln_server::serve(listener, context));
+    let fail = |error: &dyn std::error::Error| Failure::new(Code::Internal, chain(error));
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| fail(&e))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| fail(&e))?;
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = &mut control.reconciler => match ended {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Failure::new(Code::Store, chain(&error))),
+            Err(error) => Err(fail(&error)),
+        },
+    };
+    eprintln!("kiln: stopping; edge and instances go on");
+    control.stop().await;
+    // Requests in flight have been told; the rest is cut off with the process.
+    let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
+    let _ = std::fs::remove_file(arguments.listen.path());
+    result
+}
+
+fn start_failure(error: StartError) -> Failure {
+    let code = match &error {
+        StartError::State { .. } => Code::HostUnable,
+        StartError::Locked(_) => Code::StateLocked,
+        StartError::Store(_) | StartError::Objects(_) => Code::Store,
+        StartError::Provider(_) => Code::HostUnable,
+        StartError::Edge(SpawnError::InUse { .. }) => Code::AddressInUse,
+        StartError::Edge(_) => Code::HostUnable,
+    };
+    Failure::new(code, chain(&error)).hint(code.entry().help)
+}
+
+fn listen_failure(error: ListenError) -> Failure {
+    let (code, hint) = match &error {
+        ListenError::InUse(_) => (Code::AddressInUse, Code::AddressInUse.entry().help),
+        ListenError::NoSocket(_) | ListenError::Io { .. } => {
+            (Code::HostUnable, "name another socket with `--listen unix:/path/to/socket`")
+        }
+    };
+    Failure::new(code, chain(&error)).hint(hint)
+}
+
+/// Stops and removes all that a state folder owns. The folder stays: logs, images and the ledger are in it.
+async fn down(state: &Path) -> Result<Vec<String>, Failure> {
+    if !state.is_dir() {
+        return Ok(vec![format!("nothing to do: there is no `{}`", state.display())]);
+    }
+    // A running server would start everything again.
+    let _lock = take_state(state).map_err(start_failure)?;
+    let state = state.canonicalize().unwrap_or_else(|_| state.to_owned());
+    let mut lines = stop_edge(&state).await?;
+    let before = local::inventory(&state);
+    local::sweep(&state).map_err(|error| {
+        Failure::new(Code::HostUnable, chain(&error)).hint("`kiln down` can be repeated")
+    })?;
+    let removed = [
+        (before.processes, "processes"),
+        (before.mounts, "mounts"),
+        (before.links, "network interfaces"),
+        (before.cgroups, "control groups"),
+    ];
+    lines.extend(removed.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("removed {n} {what}")));
+    if lines.is_empty() {
+        lines.push("nothing was running".into());
+    }
+    Ok(lines)
+}
+
+async fn stop_edge(state: &Path) -> Result<Vec<String>, Failure> {
+    use kiln_edge::client::Router;
+    let client = EdgeClient::new(control_socket(&state.join("edge")));
+    if client.stop().await.is_err() {
+        return Ok(vec![]);
+    }
+    let deadline = tokio::time::Instant::now() + EDGE_END_MAX;
+    while client.status().await.is_ok() {
+        if tokio::time::Instant::now() > deadline {
+            return Err(Failure::new(Code::HostUnable, "the edge did not end")
+                .hint("it waits for its last requests: run `kiln down` again"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(vec!["stopped the edge".into()])
+}

@@ -1,0 +1,94 @@
+//! How a request fails: one row of the error table for each way, as JSON.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use kiln_api::{Code, ErrorBody, WireError, error::chain};
+use kiln_control::{SubmitError, WorkshopError};
+use kiln_plan::Refusal;
+use kiln_store::StoreError;
+
+/// An answer that is not a success.
+#[derive(Debug)]
+pub(crate) struct Failure(pub WireError);
+
+impl Failure {
+    /// A failure with the hint of the table.
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self(WireError::new(code, message, Some(code.entry().help.to_owned())))
+    }
+
+    fn hinted(code: Code, message: String, hint: Option<String>) -> Self {
+        Self(WireError::new(code, message, hint))
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.entry().status);
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(ErrorBody { error: self.0 })).into_response()
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::new(Code::Store, chain(&error))
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let code = match &refusal {
+            Refusal::NoEnvironment { .. } => Code::NoEnvironment,
+            Refusal::NoRelease { .. } => Code::NoRelease,
+            Refusal::NotBaked { .. } => Code::NotBaked,
+            Refusal::NothingBefore { .. } => Code::NothingBefore,
+            Refusal::NoService { .. } => Code::NoService,
+            Refusal::TooMany { .. } => Code::TooMany,
+            Refusal::RouteTaken { .. } => Code::RouteTaken,
+            Refusal::NoRollout { .. } => Code::NoRollout,
+            Refusal::AlreadySwitched { .. } => Code::AlreadySwitched,
+        };
+        Self::hinted(code, refusal.to_string(), refusal.hint())
+    }
+}
+
+impl From<SubmitError> for Failure {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Refused(refusal) => refusal.into(),
+            SubmitError::Store(_) => Self::new(Code::Store, chain(&error)),
+        }
+    }
+}
+
+impl From<WorkshopError> for Failure {
+    fn from(error: WorkshopError) -> Self {
+        if error.is_disk_full() {
+            return Self::new(Code::DiskFull, chain(&error));
+        }
+        let code = match &error {
+            WorkshopError::NoSource { .. } => Code::NoSource,
+            WorkshopError::Source { .. } => Code::SourceRefused,
+            // The text of these has its own hints.
+            WorkshopError::Spec(_) => return Self::hinted(Code::InvalidProject, error.to_string(), None),
+            WorkshopError::NoSpec { .. }
+            | WorkshopError::OtherProject { .. }
+            | WorkshopError::Lock { .. }
+            | WorkshopError::StaleLock { .. }
+            | WorkshopError::NoServices { .. } => Code::InvalidProject,
+            WorkshopError::Resolve { mirror: true, .. } => Code::Mirror,
+            WorkshopError::Resolve { .. } => Code::LockFailed,
+            WorkshopError::Bake(_) => Code::BakeFailed,
+            WorkshopError::Objects(_) | WorkshopError::State { .. } => Code::Store,
+        };
+        Self::hinted(code, chain(&error), error.hint())
+    }
+}
+
+impl From<tokio::task::JoinError> for Failure {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self::new(Code::Internal, error.to_string())
+    }
+}

@@ -1,0 +1,105 @@
+//! Bad input meets one clear error with a hint, and nothing is lost.
+
+use crate::tiny;
+use kiln_tests::{Answer, Kiln, Project, free_address, kiln_program, run as run_program};
+use std::path::Path;
+use std::process::Command;
+
+/// Asserts that a command failed as it should, in words that help.
+#[track_caller]
+fn refused(answer: Answer, code: i32, words: &[&str]) {
+    let answer = answer.expect(code);
+    for word in words.iter().chain(&["error:", "hint:"]) {
+        assert!(answer.stderr.contains(word), "no {word:?} in:\n{}", answer.stderr);
+    }
+    assert!(!answer.stderr.contains("panicked"), "{}", answer.stderr);
+    println!("{}", answer.stderr.lines().next().unwrap_or(""));
+}
+
+pub fn run() {
+    let kiln = Kiln::started(&free_address());
+    let project = tiny::project();
+    kiln.in_project(&project, &["deploy"]).expect(0);
+    let before = tiny::environment(&kiln)["serving"].clone();
+
+    project.edit("kiln.toml", "instances = 2", "instances = 2\ninstancez = 3");
+    project.commit("an unknown key");
+    refused(kiln.in_project(&project, &["deploy"]), 1, &["instancez", "kiln.toml:"]);
+    project.write("kiln.toml", &tiny::TOML.replace("bin/api\", to", "bin/none\", to"));
+    project.commit("a missing file");
+    let answer = kiln.in_project(&project, &["deploy"]).expect(1);
+    assert!(answer.stderr.contains("bin/none"), "{}", answer.stderr);
+    println!("{}", answer.stderr.lines().next().unwrap_or(""));
+    project.write("kiln.toml", tiny::TOML);
+    project.commit("good again");
+
+    refused(kiln.cli(Path::new("/"), &["deploy"]), 64, &["kiln.toml"]);
+    refused(kiln.in_project(&project, &["rollback", "--to", "77"]), 1, &["77"]);
+    second_server(&kiln);
+    port_in_use();
+    without_root();
+    full_disk(&project);
+    assert_eq!(tiny::environment(&kiln)["serving"], before, "what served was never touched");
+    kiln.down();
+}
+
+/// A second server on the state folder that another one uses.
+fn second_server(kiln: &Kiln) {
+    let other = kiln.state.path().join("other.sock");
+    let mut command = Command::new(kiln_program());
+    command.arg("serve").arg("--state").arg(kiln.state.path()).arg("--edge").arg(free_address());
+    command.arg("--listen").arg(format!("unix:{}", other.display()));
+    refused(run_program(&mut command), 1, &["in use", "pid"]);
+}
+
+fn port_in_use() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback is up");
+    let kiln = Kiln::new(&listener.local_addr().expect("bound").to_string());
+    refused(run_program(&mut kiln.serve_command()), 1, &[&kiln.edge.clone()]);
+    kiln.down();
+}
+
+fn without_root() {
+    let state = tempfile::tempdir().expect("temporary folder");
+    let program = state.path().join("kiln");
+    std::fs::copy(kiln_program(), &program).expect("a copy that others may run");
+    for path in [state.path(), &program] {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program);
+    command.arg("serve").arg("--state").arg(state.path().join("state"));
+    refused(run_program(&mut command), 1, &["root"]);
+}
+
+/// A state folder on a small file system: the bake fails in plain words, and works when there is space again.
+fn full_disk(project: &Project) {
+    let mut kiln = Kiln::new(&free_address());
+    let state = kiln.state.path().to_owned();
+    let mount = |option: &str| {
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", option, "tmpfs"]).arg(&state);
+        run_program(&mut command).expect(0);
+    };
+    mount("size=24m");
+    kiln.start(&[]);
+    kiln.in_project(project, &["deploy"]).expect(0);
+    project.write("site/big", &"x".repeat(20 << 20));
+    project.write("kiln.toml", &tiny::TOML.replace("copy = [", "copy = [{ from = \"site/big\", to = \"/srv/big\" }, "));
+    project.commit("too big");
+    let answer = kiln.in_project(project, &["deploy"]).expect(1);
+    assert!(answer.stderr.contains("full") || answer.stderr.contains("space"), "{}", answer.stderr);
+    println!("{}", answer.stderr.lines().next().unwrap_or(""));
+    mount("remount,size=128m");
+    kiln.in_project(project, &["deploy"]).expect(0);
+    kiln.in_project(project, &["audit", "verify"]).expect(0);
+    project.write("kiln.toml", tiny::TOML);
+    std::fs::remove_file(project.path("site/big")).expect("big");
+    project.commit("small again");
+    // The mount has to go before the folder can.
+    kiln.kill();
+    let mut down = Command::new(kiln_program());
+    run_program(down.arg("down").arg("--state").arg(&state)).expect(0);
+    run_program(Command::new("umount").arg("--lazy").arg(&state)).expect(0);
+}

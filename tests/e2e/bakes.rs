@@ -1,0 +1,41 @@
+//! Images are the same bytes wherever they are baked, and a changed file of the application makes a new small layer only.
+
+use kiln_tests::{Kiln, Project, free_address};
+
+pub fn run() {
+    let (first, second) = (Kiln::started(&free_address()), Kiln::started(&free_address()));
+    let project = Project::from_example("shop");
+    let lock = first.in_project(&project, &["lock"]).expect(0);
+    project.commit("locked");
+    let cold = first.in_project(&project, &["bake", "--json"]).expect(0);
+    let again = first.in_project(&project, &["bake", "--json"]).expect(0);
+    let other = second.in_project(&project, &["bake", "--json"]).expect(0);
+    assert_eq!(cold.json()["images"], again.json()["images"], "the same state folder twice");
+    assert_eq!(cold.json()["images"], other.json()["images"], "two state folders");
+    project.release(2);
+    project.commit("one file of each image");
+    let mut changed_s = vec![];
+    for n in 3..8 {
+        let changed = first.in_project(&project, &["bake", "--json"]).expect(0);
+        assert_ne!(changed.json()["images"], cold.json()["images"]);
+        changed_s.push(changed.took.as_secs_f64());
+        project.release(n);
+        project.commit("again");
+    }
+    changed_s.sort_by(f64::total_cmp);
+    println!(
+        "lock {:.2} s; cold bake of both images {:.1} s, in another folder {:.1} s, nothing changed {:.2} s, one file of each changed: median {:.2} s, worst {:.2} s; digests {}",
+        lock.took.as_secs_f64(),
+        cold.took.as_secs_f64(),
+        other.took.as_secs_f64(),
+        again.took.as_secs_f64(),
+        changed_s[2],
+        changed_s[4],
+        cold.json()["images"],
+    );
+    project.write("site/index.html", "uncommitted");
+    let dirty = first.in_project(&project, &["deploy"]).expect(1);
+    assert!(dirty.stderr.contains("site/index.html"), "{}", dirty.stderr);
+    first.down();
+    second.down();
+}

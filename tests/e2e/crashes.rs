@@ -1,0 +1,120 @@
+//! `kill -9` of `kiln serve` at every named crash point and at seeded moments, under load: after a restart it converges,
+//! no request fails, and nothing is there twice or left over.
+
+use crate::tiny::{self, all_answered, counts, environment, instances};
+use kiln_tests::{Kiln, Project, free_address, wait_until};
+use std::process::Stdio;
+use std::time::Duration;
+
+/// The crash points of `kiln_control::crash`, in the order of a deploy.
+const POINTS: &[&str] = &[
+    "submit.before-commit",
+    "submit.after-commit",
+    "plan.before-commit",
+    "plan.after-commit",
+    "bake.before",
+    "bake.after",
+    "ensure.before",
+    "ensure.after",
+    "set-route.before",
+    "set-route.after",
+    "absent.before",
+    "absent.after",
+];
+const MOMENTS: u64 = 20;
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether everything is as desired: the serving release has its instances, nothing is under way.
+fn is_settled(kiln: &Kiln) -> bool {
+    let environment = environment(kiln);
+    let serving = instances(&environment, &["serving"]).len();
+    let states = environment["instances"].as_array().map_or(0, Vec::len);
+    let kept = instances(&environment, &["validated"]).len();
+    environment["rollout"]["ended"] == true && serving == 2 && states == serving + kept && kept <= 2
+}
+
+fn settle(kiln: &Kiln) {
+    wait_until("everything is as desired", LIMIT, || is_settled(kiln));
+}
+
+/// A server with three releases deployed, so that every further deploy also destroys something.
+fn prepared() -> (Kiln, Project, [usize; 5]) {
+    let kiln = Kiln::started(&free_address());
+    let project = tiny::project();
+    for n in 1..4 {
+        tiny::deploy(&kiln, &project, n).expect(0);
+    }
+    settle(&kiln);
+    let usual = counts(&kiln);
+    (kiln, project, usual)
+}
+
+/// Begins a deploy of marker `n` as a process that outlives the server.
+fn begin_deploy(kiln: &Kiln, project: &Project, n: u64) -> std::process::Child {
+    project.release(n);
+    project.commit(&format!("release {n}"));
+    let mut command = kiln.command(project.dir.path(), &["deploy"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("kiln deploy starts")
+}
+
+/// After a crash: the deploy comes true, if need be by asking again (a crash before acceptance loses the question, which
+/// the client says), and the host looks as before.
+fn converge(kiln: &mut Kiln, project: &Project, mut client: std::process::Child, n: u64, usual: [usize; 5]) {
+    let status = client.wait().expect("the client ends");
+    if !status.success() {
+        kiln.in_project(project, &["deploy"]).expect(0);
+    }
+    wait_until("the new release serves alone", LIMIT, || {
+        let environment = environment(kiln);
+        environment["serving"]["subject"] == format!("release {n}") && is_settled(kiln)
+    });
+    let mut found = [0; 5];
+    let same = (0..200).any(|_| {
+        found = counts(kiln);
+        found == usual || { std::thread::park_timeout(Duration::from_millis(50)); false }
+    });
+    assert!(same, "processes, mounts, links, cgroups, instances: {usual:?} before, {found:?} after");
+}
+
+pub fn points() {
+    let (mut kiln, project, usual) = prepared();
+    let load = tiny::load(&kiln, 300);
+    let mut n = 4;
+    for point in POINTS {
+        kiln.terminate();
+        kiln.start(&[("KILN_CRASH_AT", &format!("{point}:1"))]);
+        let client = begin_deploy(&kiln, &project, n);
+        // Some points are passed by the restart itself; then it has died already.
+        wait_until(&format!("the server dies at {point}"), LIMIT, || kiln.exited());
+        kiln.start(&[]);
+        converge(&mut kiln, &project, client, n, usual);
+        n += 1;
+    }
+    let requests = all_answered(&load.stop());
+    println!("{} crash points, {requests} requests, 0 failed; {usual:?} processes, mounts, links, cgroups, instances before and after each", POINTS.len());
+    kiln.down();
+}
+
+pub fn moments() {
+    let (mut kiln, project, usual) = prepared();
+    let load = tiny::load(&kiln, 300);
+    let seed = std::env::var("KILN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1_u64);
+    let mut random = seed;
+    println!("seed {seed}");
+    for n in 4..4 + MOMENTS {
+        // A splitmix64 step; enough for choosing moments.
+        random = random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = random;
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let delay = (z ^ z >> 27) % 600;
+        let client = begin_deploy(&kiln, &project, n);
+        std::thread::sleep(Duration::from_millis(delay));
+        kiln.kill();
+        kiln.start(&[]);
+        converge(&mut kiln, &project, client, n, usual);
+    }
+    let requests = all_answered(&load.stop());
+    println!("{MOMENTS} seeded moments, {requests} requests, 0 failed; {usual:?} before and after each");
+    kiln.down();
+}
