@@ -89,12 +89,13 @@ fn edge_without_server(kiln: &mut Kiln) {
     kiln.start(&[]);
     let requests = tiny::all_answered(&load.stop());
     println!("{requests} requests around a dead server, 0 failed");
-    let pattern = format!("edge --dir {}", kiln.state.path().display());
-    let edges = run_program(Command::new("pgrep").args(["-f", &pattern])).expect(0).stdout;
-    let pid = edges.lines().next().expect("an edge").to_owned();
+    let state = kiln.state.path().canonicalize().expect("state");
+    let pattern = format!("edge --dir {}", state.display());
+    let edge = || run_program(Command::new("pgrep").args(["-o", "-f", &pattern])).stdout.trim().to_owned();
+    let pid = edge();
     run_program(Command::new("kill").args(["-KILL", &pid])).expect(0);
     wait_until("another edge serves", LIMIT, || {
-        std::net::TcpStream::connect(&kiln.edge).is_ok()
+        ![String::new(), pid.clone()].contains(&edge()) && std::net::TcpStream::connect(&kiln.edge).is_ok()
     });
     let load = tiny::load(kiln, 200);
     std::thread::sleep(Duration::from_millis(300));

@@ -44,10 +44,11 @@ impl<'a> Context<'a> {
     }
 
     pub(crate) fn client(&self) -> Result<Client, Failure> {
-        let address: Address = self.global.addr.parse().map_err(|error: kiln_api::address::AddressError| {
-            Failure::new(Code::Usage, error.to_string())
-                .hint("name a socket, as in `KILN_ADDR=unix:/run/kiln/kiln.sock`")
-        })?;
+        let address: Address =
+            self.global.addr.parse().map_err(|error: kiln_api::address::AddressError| {
+                Failure::new(Code::Usage, error.to_string())
+                    .hint("name a socket, as in `KILN_ADDR=unix:/run/kiln/kiln.sock`")
+            })?;
         Ok(Client::new(address))
     }
 
@@ -98,11 +99,10 @@ impl<'a> Context<'a> {
     }
 
     /// The failure of an interrupted command.
-    fn interrupted(&self) -> Failure {
+    pub(crate) fn interrupted(&self) -> Failure {
         match self.going_on.borrow().as_ref() {
-            Some(what) => {
-                Failure::new(Code::Interrupted, format!("interrupted; {what} goes on")).hint(Code::Interrupted.entry().help)
-            }
+            Some(what) => Failure::new(Code::Interrupted, format!("interrupted; {what} goes on"))
+                .hint(Code::Interrupted.entry().help),
             None => Failure::new(Code::Interrupted, "interrupted"),
         }
     }

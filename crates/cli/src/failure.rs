@@ -18,14 +18,7 @@ pub struct Failure {
 impl Failure {
     /// A failure of that kind. The message is in lower case, without a final period.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            hint: None,
-            details: vec![],
-            document: None,
-            silent: false,
-        }
+        Self { code, message: message.into(), hint: None, details: vec![], document: None, silent: false }
     }
 
     /// With what helps.

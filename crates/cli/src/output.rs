@@ -22,12 +22,17 @@ impl Out {
     }
 
     /// The answer of a command: `document` with `--json`, else the text.
-    pub(crate) fn answer(&self, document: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
+    pub(crate) fn answer(
+        &self,
+        document: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
         if !self.json {
             return self.text(&text());
         }
-        let json = serde_json::to_string_pretty(document)
-            .map_err(|e| Failure::new(Code::Internal, format!("the answer could not be written as JSON: {e}")))?;
+        let json = serde_json::to_string_pretty(document).map_err(|e| {
+            Failure::new(Code::Internal, format!("the answer could not be written as JSON: {e}"))
+        })?;
         self.text(&format!("{json}\n"))
     }
 
@@ -114,8 +119,9 @@ pub(crate) fn parse_since(text: &str, now: Wall) -> Result<Wall, String> {
     if let Some(span) = parse_span(text) {
         return Ok(Wall(now.0.saturating_sub(span.0)));
     }
-    let stamp: jiff::Timestamp =
-        text.parse().map_err(|_| format!("`{text}` is neither a span such as `10m` nor a time such as `2026-11-24T09:15:03Z`"))?;
+    let stamp: jiff::Timestamp = text.parse().map_err(|_| {
+        format!("`{text}` is neither a span such as `10m` nor a time such as `2026-11-24T09:15:03Z`")
+    })?;
     Ok(Wall(u64::try_from(stamp.as_millisecond()).unwrap_or(0)))
 }
 

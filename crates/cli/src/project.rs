@@ -47,7 +47,9 @@ fn name_of(text: &str) -> Result<ProjectName, String> {
 
 /// Reads a text file of at most `limit` bytes.
 pub(crate) fn read(path: &Path, limit: usize) -> Result<String, Failure> {
-    let fail = |problem: String| Failure::new(Code::File, format!("`{}` could not be read: {problem}", path.display()));
+    let fail = |problem: String| {
+        Failure::new(Code::File, format!("`{}` could not be read: {problem}", path.display()))
+    };
     let size = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?.len();
     if size > limit as u64 {
         return Err(fail(format!("it has {size} bytes, at most {limit} are accepted")));
@@ -57,7 +59,9 @@ pub(crate) fn read(path: &Path, limit: usize) -> Result<String, Failure> {
 
 /// Writes a text file whole or not at all.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let fail = |e: std::io::Error| Failure::new(Code::File, format!("`{}` could not be written: {e}", path.display()));
+    let fail = |e: std::io::Error| {
+        Failure::new(Code::File, format!("`{}` could not be written: {e}", path.display()))
+    };
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     std::fs::write(&part, text).map_err(fail)?;

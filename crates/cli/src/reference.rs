@@ -11,7 +11,9 @@ pub fn page() -> String {
     root.build();
     let globals: Vec<String> = root.get_arguments().filter(|a| a.is_global_set()).map(id).collect();
     let mut page = String::from("# Command line\n\n");
-    page.push_str("Made by `kiln reference` from the program itself; a test compares the two. Do not edit.\n\n");
+    page.push_str(
+        "Made by `kiln reference` from the program itself; a test compares the two. Do not edit.\n\n",
+    );
     page.push_str(&format!("{}.\n\n## Options of every command\n\n", about(&root)));
     page.push_str(&options(root.get_arguments().filter(|a| a.is_global_set())));
     page.push_str("## Commands\n\n");
@@ -88,12 +90,16 @@ fn value(argument: &Arg) -> String {
 fn options<'a>(arguments: impl Iterator<Item = &'a Arg>) -> String {
     let mut rows = String::new();
     for argument in arguments {
-        let forms = [argument.get_short().map(|c| format!("-{c}")), argument.get_long().map(|l| format!("--{l}"))];
+        let forms =
+            [argument.get_short().map(|c| format!("-{c}")), argument.get_long().map(|l| format!("--{l}"))];
         let forms = forms.into_iter().flatten().collect::<Vec<_>>().join(", ");
         let form = format!("{forms}{}", value(argument));
         let mut help = argument.get_help().map(ToString::to_string).unwrap_or_default();
         let defaults: Vec<_> = argument.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
-        if argument.get_action().takes_values() && !argument.is_hide_default_value_set() && !defaults.is_empty() {
+        if argument.get_action().takes_values()
+            && !argument.is_hide_default_value_set()
+            && !defaults.is_empty()
+        {
             help.push_str(&format!(" [default: {}]", defaults.join(" ")));
         }
         if let Some(name) = argument.get_env() {
@@ -109,7 +115,8 @@ fn after_help(help: &str) -> String {
     match help.split_once("Examples:\n") {
         None => format!("{}\n\n", help.trim_end()),
         Some((prose, examples)) => {
-            let prose = if prose.trim().is_empty() { String::new() } else { format!("{}\n\n", prose.trim_end()) };
+            let prose =
+                if prose.trim().is_empty() { String::new() } else { format!("{}\n\n", prose.trim_end()) };
             let examples: String = examples.lines().map(|line| format!("{}\n", line.trim_start())).collect();
             format!("{prose}```sh\n{examples}```\n\n")
         }
@@ -137,7 +144,9 @@ fn errors() -> String {
     };
     let rows: String = TABLE.iter().map(row).collect();
     let head = "| code | meaning | what helps | exit | may work later | whose |\n|---|---|---|---|---|---|\n";
-    format!("## Errors\n\nWith `--json` a failure is `{{\"error\": {{\"code\", \"message\", \"hint\", \"exit\", \"details\"}}}}`.\n\n{head}{rows}")
+    format!(
+        "## Errors\n\nWith `--json` a failure is `{{\"error\": {{\"code\", \"message\", \"hint\", \"exit\", \"details\"}}}}`.\n\n{head}{rows}"
+    )
 }
 
 #[cfg(test)]
@@ -148,7 +157,10 @@ mod tests {
     fn the_page_is_what_the_program_does() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/cli.md");
         let file = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(file == page(), "docs/reference/cli.md is out of date: `kiln reference > docs/reference/cli.md`");
+        assert!(
+            file == page(),
+            "docs/reference/cli.md is out of date: `kiln reference > docs/reference/cli.md`"
+        );
     }
 
     #[test]

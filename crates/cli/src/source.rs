@@ -75,9 +75,10 @@ pub(crate) async fn upload(client: &Client, source: &Source, progress: &mut Prog
         // An error of git is no error of the connection, although it looks like one from there.
         let pack = Pack::start(source, trouble.clone());
         match pack {
-            Ok(pack) => client.put_source(&source.project, &source.commit, pack).await.or_else(|error| {
-                if trouble.seen().is_some() { Ok(()) } else { Err(error) }
-            }),
+            Ok(pack) => client
+                .put_source(&source.project, &source.commit, pack)
+                .await
+                .or_else(|error| if trouble.seen().is_some() { Ok(()) } else { Err(error) }),
             Err(words) => {
                 trouble.note(words);
                 Ok(())
@@ -97,7 +98,9 @@ pub(crate) fn keep_lock(context: &Context<'_>, source: &Source, lock: Option<Str
     let path = source.dir.join(LOCK);
     let commit = source.commit.short();
     if !source.is_head {
-        context.out().note(&format!("commit {commit} has no {LOCK}: its packages were resolved by the server"));
+        context
+            .out()
+            .note(&format!("commit {commit} has no {LOCK}: its packages were resolved by the server"));
     } else if !path.exists() {
         project::write(&path, &lock)?;
         context.out().note(&format!("commit {commit} has no {LOCK}: wrote the one that was resolved"));
@@ -105,7 +108,9 @@ pub(crate) fn keep_lock(context: &Context<'_>, source: &Source, lock: Option<Str
     } else {
         let used = std::fs::read_to_string(&path).is_ok_and(|text| text == lock);
         if !used {
-            context.out().note(&format!("commit {commit} has no {LOCK}: the one in the work tree was not used"));
+            context
+                .out()
+                .note(&format!("commit {commit} has no {LOCK}: the one in the work tree was not used"));
         }
         context.out().hint(&format!("`git add {LOCK} && git commit` pins what the project is made of"));
     }
@@ -293,7 +298,8 @@ impl Pack {
             let status = child.wait()?;
             if !status.success() {
                 let words = words.lines().next().map_or_else(|| status.to_string(), str::to_owned);
-                let words = format!("the source could not be packed: {}", words.trim_start_matches("fatal: "));
+                let words =
+                    format!("the source could not be packed: {}", words.trim_start_matches("fatal: "));
                 self.trouble.note(words.clone());
                 return Err(std::io::Error::other(words));
             }

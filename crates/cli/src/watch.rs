@@ -40,7 +40,10 @@ impl Patience {
             return Err(failure);
         }
         if self.lost_since.get_or_insert_with(Instant::now).elapsed() > LOST_MAX {
-            let message = format!("the connection was lost and did not come back within {} s; {what}", LOST_MAX.as_secs());
+            let message = format!(
+                "the connection was lost and did not come back within {} s; {what}",
+                LOST_MAX.as_secs()
+            );
             let cause = vec![failure.text().lines().next().unwrap_or_default().to_owned()];
             return Err(Failure::new(Code::Lost, message).details(cause).hint(Code::Lost.entry().help));
         }
@@ -64,7 +67,11 @@ pub(crate) async fn persist<T>(
 }
 
 /// Follows a rollout to its end, whichever that is.
-pub(crate) async fn rollout(context: &Context<'_>, client: &Client, id: RolloutId) -> Result<RolloutView, Failure> {
+pub(crate) async fn rollout(
+    context: &Context<'_>,
+    client: &Client,
+    id: RolloutId,
+) -> Result<RolloutView, Failure> {
     let going_on = format!("rollout {id}");
     context.goes_on(going_on.clone());
     let what = format!("{going_on} goes on");
@@ -103,9 +110,14 @@ pub(crate) async fn rollout(context: &Context<'_>, client: &Client, id: RolloutI
 pub(crate) fn step(view: &RolloutView) -> String {
     let detail = match view.phase {
         RolloutPhase::Planned => ": waits for the rollout before it".to_owned(),
-        RolloutPhase::Launching => format!(": {} of {} instances run", view.instances_running, view.instances_wanted),
+        RolloutPhase::Launching => {
+            format!(": {} of {} instances run", view.instances_running, view.instances_wanted)
+        }
         RolloutPhase::Validating => {
-            format!(": {} of {} instances passed their checks", view.instances_validated, view.instances_wanted)
+            format!(
+                ": {} of {} instances passed their checks",
+                view.instances_validated, view.instances_wanted
+            )
         }
         RolloutPhase::Switching => ": the edge takes the new table".to_owned(),
         RolloutPhase::Draining => ": requests in flight on the old release end".to_owned(),
@@ -136,11 +148,16 @@ pub(crate) fn outcome(view: &RolloutView) -> Result<String, Failure> {
     }
     let hint = match code {
         Code::TakenBack | Code::FailedNoPrevious => {
-            format!("`kiln why --env {}` says more; `kiln logs --release {}` shows all that it printed", view.env.env, view.to)
+            format!(
+                "`kiln why --env {}` says more; `kiln logs --release {}` shows all that it printed",
+                view.env.env, view.to
+            )
         }
         other => other.entry().help.to_owned(),
     };
-    Err(Failure::new(code, format!("release {} of `{}` {verb}{reason}", view.to, view.env)).details(details).hint(hint))
+    Err(Failure::new(code, format!("release {} of `{}` {verb}{reason}", view.to, view.env))
+        .details(details)
+        .hint(hint))
 }
 
 fn success(view: &RolloutView) -> String {

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod conformance;
+pub mod fake;
 pub mod local;
 
 use async_trait::async_trait;

@@ -174,7 +174,9 @@ impl LocalProvider {
         this.adopt().map_err(failed)?;
         this.make_bridge().map_err(OpenError::Host)?;
         this.scavenge().map_err(OpenError::Host)?;
-        for id in this.books().entries.keys().cloned().collect::<Vec<_>>() {
+        // Not in the head of the loop: the guard would live as long as the loop, and `watch` takes the lock.
+        let ids: Vec<_> = this.books().entries.keys().cloned().collect();
+        for id in ids {
             this.watch(&id);
         }
         Ok(provider)

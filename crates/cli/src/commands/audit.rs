@@ -10,11 +10,13 @@ use kiln_model::EnvName;
 /// Options of `kiln audit`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
-#[command(after_help = "Every entry carries a hash of the one before it: none can be changed or left out unnoticed.
+#[command(
+    after_help = "Every entry carries a hash of the one before it: none can be changed or left out unnoticed.
 
 Examples:
   kiln audit --lines 20
-  kiln audit verify")]
+  kiln audit verify"
+)]
 pub struct AuditArgs {
     #[command(subcommand)]
     command: Option<AuditCommand>,
@@ -37,8 +39,7 @@ pub(crate) async fn run(context: &Context<'_>, arguments: AuditArgs) -> Result<(
     if let Some(AuditCommand::Verify) = arguments.command {
         return verify(context).await;
     }
-    let query =
-        AuditQuery { project: context.project_if_any()?, env: arguments.env, lines: arguments.lines };
+    let query = AuditQuery { project: context.project_if_any()?, env: arguments.env, lines: arguments.lines };
     let view = context.client()?.audit(&query).await?;
     context.out().answer(&view, || list(&view.entries))
 }

@@ -7,11 +7,13 @@ use kiln_api::bake::BakeRequest;
 
 /// Options of `kiln bake`.
 #[derive(Debug, Args)]
-#[command(after_help = "The same commit gives the same digests, everywhere. A deploy of the commit uses what was baked.
+#[command(
+    after_help = "The same commit gives the same digests, everywhere. A deploy of the commit uses what was baked.
 
 Examples:
   kiln bake                           prints one line per image: NAME sha256:DIGEST
-  kiln bake --ref main~3")]
+  kiln bake --ref main~3"
+)]
 pub struct BakeArgs {
     /// A commit, branch or tag instead of the commit that the work tree stands on
     #[arg(long = "ref", value_name = "REV")]
@@ -30,7 +32,7 @@ pub(crate) async fn run(context: &Context<'_>, arguments: BakeArgs) -> Result<()
     .await?;
     drop(progress);
     source::keep_lock(context, &source, view.lock.take())?;
-    context.out().answer(&view, || {
-        view.images.iter().map(|(name, digest)| format!("{name} {digest}\n")).collect()
-    })
+    context
+        .out()
+        .answer(&view, || view.images.iter().map(|(name, digest)| format!("{name} {digest}\n")).collect())
 }

@@ -10,13 +10,15 @@ use kiln_model::{CommitId, EnvName};
 
 /// Options of `kiln deploy`.
 #[derive(Debug, Args)]
-#[command(after_help = "The server does the work: a closed laptop changes nothing. A rollout that fails is taken back, and what
+#[command(
+    after_help = "The server does the work: a closed laptop changes nothing. A rollout that fails is taken back, and what
 served before serves on; the exit code is 1 then.
 
 Examples:
   kiln deploy                         the commit that the work tree stands on, to production
   kiln deploy --env staging           to another environment
-  kiln deploy --ref v1.4 --plan       what would happen with that tag")]
+  kiln deploy --ref v1.4 --plan       what would happen with that tag"
+)]
 pub struct DeployArgs {
     /// The environment [default: production]
     #[arg(long, value_name = "ENV")]
@@ -51,7 +53,8 @@ pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<
 }
 
 fn plan(view: &DeployView, commit: &CommitId) -> String {
-    let mut text = format!("commit {} would become release {} of {}\n", commit.short(), view.release, view.env);
+    let mut text =
+        format!("commit {} would become release {} of {}\n", commit.short(), view.release, view.env);
     for line in &view.plan {
         text.push_str(&format!("  {line}\n"));
     }
@@ -61,7 +64,9 @@ fn plan(view: &DeployView, commit: &CommitId) -> String {
 /// Follows what was accepted to its end. What serves already has reached it.
 pub(crate) async fn follow(context: &Context<'_>, client: &Client, view: DeployView) -> Result<(), Failure> {
     let Some(rollout) = view.rollout else {
-        return context.out().answer(&view, || format!("release {} of {} serves already\n", view.release, view.env));
+        return context
+            .out()
+            .answer(&view, || format!("release {} of {} serves already\n", view.release, view.env));
     };
     if view.result == Accepted::Already {
         context.out().note(&format!("release {} of {} is on its way already", view.release, view.env));

@@ -8,11 +8,13 @@ use std::io::{IsTerminal, Write};
 
 /// Options of `kiln destroy`.
 #[derive(Debug, Args)]
-#[command(after_help = "Instances and routes go; releases, images, logs and the audit record stay, and the next deploy makes a new release.
+#[command(
+    after_help = "Instances and routes go; releases, images, logs and the audit record stay, and the next deploy makes a new release.
 
 Examples:
   kiln destroy --env staging
-  kiln destroy --env staging --yes    without a question, as in scripts")]
+  kiln destroy --env staging --yes    without a question, as in scripts"
+)]
 pub struct DestroyArgs {
     /// The environment; there is no default
     #[arg(long, value_name = "ENV")]
@@ -42,6 +44,8 @@ fn confirm(env: &EnvRef) -> Result<(), Failure> {
     let read = asked.and_then(|()| std::io::stdin().read_line(&mut answer));
     match read {
         Ok(_) if answer.trim() == env.env.as_str() => Ok(()),
-        _ => Err(Failure::new(Code::Refused, format!("{env} was not touched: nobody confirmed it")).hint(help)),
+        _ => {
+            Err(Failure::new(Code::Refused, format!("{env} was not touched: nobody confirmed it")).hint(help))
+        }
     }
 }

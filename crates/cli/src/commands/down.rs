@@ -7,12 +7,14 @@ use std::path::PathBuf;
 
 /// Options of `kiln down`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Instances, load balancer, network interfaces and control groups go; the folder with releases, images and logs stays,
+#[command(
+    after_help = "Instances, load balancer, network interfaces and control groups go; the folder with releases, images and logs stays,
 and the next `kiln serve` starts everything again. Stop the server first.
 
 Examples:
   sudo kiln down
-  sudo kiln down --state /tmp/kiln")]
+  sudo kiln down --state /tmp/kiln"
+)]
 pub struct DownArgs {
     /// The folder that holds all state
     #[arg(long, value_name = "DIR", default_value = STATE_DEFAULT)]

@@ -7,10 +7,12 @@ use std::path::PathBuf;
 
 /// Options of `kiln edge`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "`kiln serve` starts one by itself if none answers in its state folder; this is for a service manager.
+#[command(
+    after_help = "`kiln serve` starts one by itself if none answers in its state folder; this is for a service manager.
 
 Examples:
-  kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80")]
+  kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80"
+)]
 pub struct EdgeArgs {
     /// The folder of its socket, its table and its log: `edge` in the state folder of the server
     #[arg(long, value_name = "DIR")]

@@ -8,11 +8,13 @@ use kiln_model::ProjectName;
 
 /// Options of `kiln init`.
 #[derive(Debug, Args)]
-#[command(after_help = "The name is that of the folder, unless `--project NAME` gives another one. An existing kiln.toml is not touched.
+#[command(
+    after_help = "The name is that of the folder, unless `--project NAME` gives another one. An existing kiln.toml is not touched.
 
 Examples:
   kiln init
-  kiln init --project shop")]
+  kiln init --project shop"
+)]
 pub struct InitArgs {}
 
 /// The file, less its name. It deploys as it is: a web server for the files of the project.
@@ -73,7 +75,9 @@ pub(crate) fn run(context: &Context<'_>, _: InitArgs) -> Result<(), Failure> {
 }
 
 fn text(name: &str) -> String {
-    format!("# What to run, and of what it is made. All of it: docs/reference, or the schema in docs/kiln.schema.json.\nname = \"{name}\"\n{TEMPLATE}")
+    format!(
+        "# What to run, and of what it is made. All of it: docs/reference, or the schema in docs/kiln.schema.json.\nname = \"{name}\"\n{TEMPLATE}"
+    )
 }
 
 /// A legal name that resembles the folder's.
@@ -104,7 +108,9 @@ mod tests {
 
     #[test]
     fn every_folder_gives_a_legal_name() {
-        for (folder, name) in [("shop", "shop"), ("My Shop_2", "my-shop-2"), ("2048-game", "game"), ("", "app")] {
+        for (folder, name) in
+            [("shop", "shop"), ("My Shop_2", "my-shop-2"), ("2048-game", "game"), ("", "app")]
+        {
             assert_eq!(guess(folder), name);
         }
         for folder in ["Über/…", "---", "7", &"a-".repeat(60), "ñandú"] {

@@ -11,12 +11,14 @@ use kiln_spec::{Project, SpecErrors};
 
 /// Options of `kiln lock`.
 #[derive(Debug, Args)]
-#[command(after_help = "What is locked stays as it is unless kiln.toml asks for something else; `--update` takes the newest versions.
+#[command(
+    after_help = "What is locked stays as it is unless kiln.toml asks for something else; `--update` takes the newest versions.
 Commit kiln.lock: a bake takes the one of the commit.
 
 Examples:
   kiln lock && git add kiln.lock && git commit -m 'Lock packages'
-  kiln lock --update --plan           which newer versions there are")]
+  kiln lock --update --plan           which newer versions there are"
+)]
 pub struct LockArgs {
     /// Take the newest versions
     #[arg(long)]

@@ -17,14 +17,16 @@ const LINES_DEFAULT: &str = "1000";
 
 /// Options of `kiln logs`.
 #[derive(Debug, Args)]
-#[command(after_help = "Filters that are given must all match. A line reads TIME INSTANCE | TEXT. With `--json` the lines are in one document;
+#[command(
+    after_help = "Filters that are given must all match. A line reads TIME INSTANCE | TEXT. With `--json` the lines are in one document;
 with `--follow` as well, each line is a document of its own.
 
 Examples:
   kiln logs web --follow
   kiln logs --release 3 --grep error
   kiln logs --since 10m --env staging
-  kiln logs --instance web-17 --lines all")]
+  kiln logs --instance web-17 --lines all"
+)]
 pub struct LogsArgs {
     /// Only this service
     #[arg(value_name = "SERVICE")]
@@ -179,7 +181,8 @@ fn followed(line: &LogLine, json: bool, terminal: bool) -> Result<String, Failur
         return Ok(text(line, terminal));
     }
     let json = serde_json::to_string(line);
-    let json = json.map_err(|e| Failure::new(Code::Internal, format!("a line could not be written as JSON: {e}")))?;
+    let json =
+        json.map_err(|e| Failure::new(Code::Internal, format!("a line could not be written as JSON: {e}")))?;
     Ok(format!("{json}\n"))
 }
 

@@ -84,7 +84,12 @@ fn show(view: &ReleaseDetail) -> String {
     let pinned = if r.pinned { "by the kiln.lock of the commit" } else { "no: the commit has no kiln.lock" };
     let served = if r.served { "served" } else { "never served" };
     let mut text = format!("release      {} of {}\ncommit       {}\n", r.release, r.env, r.commit);
-    text.push_str(&format!("subject      {}\ncreated      {} by {}\n", r.subject, timestamp(r.created), r.actor));
+    text.push_str(&format!(
+        "subject      {}\ncreated      {} by {}\n",
+        r.subject,
+        timestamp(r.created),
+        r.actor
+    ));
     text.push_str(&format!("pinned       {pinned}\nstate        {}, {served}\n", standing(r)));
     if let Some(reason) = &view.reason {
         text.push_str(&format!("reason       {reason}\n"));

@@ -8,11 +8,13 @@ use kiln_model::{EnvName, ReleaseNumber};
 
 /// Options of `kiln rollback`.
 #[derive(Debug, Args)]
-#[command(after_help = "Restores all of a release: images, configuration, routes, checks. It takes the same path as a deploy.
+#[command(
+    after_help = "Restores all of a release: images, configuration, routes, checks. It takes the same path as a deploy.
 
 Examples:
   kiln rollback                       to the release that served before
-  kiln rollback --to 3                to release 3")]
+  kiln rollback --to 3                to release 3"
+)]
 pub struct RollbackArgs {
     /// The environment [default: production]
     #[arg(long, value_name = "ENV")]

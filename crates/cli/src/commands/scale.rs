@@ -10,11 +10,13 @@ use std::str::FromStr;
 
 /// Options of `kiln scale`.
 #[derive(Debug, Args)]
-#[command(after_help = "The number belongs to the environment and holds for later releases too; `default` gives it back to kiln.toml.
+#[command(
+    after_help = "The number belongs to the environment and holds for later releases too; `default` gives it back to kiln.toml.
 
 Examples:
   kiln scale web=5
-  kiln scale web=default api=2 --env staging")]
+  kiln scale web=default api=2 --env staging"
+)]
 pub struct ScaleArgs {
     /// The environment [default: production]
     #[arg(long, value_name = "ENV")]
@@ -54,7 +56,8 @@ pub(crate) async fn run(context: &Context<'_>, arguments: ScaleArgs) -> Result<(
     let request = ScaleRequest { project: about.project, env: about.env, instances };
     let view = context.client()?.scale(&request).await?;
     context.out().answer(&view, || {
-        let line = |(service, wanted): (&ServiceName, &u32)| format!("{}: {service} wants {wanted}\n", view.env);
+        let line =
+            |(service, wanted): (&ServiceName, &u32)| format!("{}: {service} wants {wanted}\n", view.env);
         view.wanted.iter().map(line).collect()
     })
 }

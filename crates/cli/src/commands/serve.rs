@@ -11,11 +11,13 @@ pub(crate) const STATE_DEFAULT: &str = "/var/lib/kiln";
 
 /// Options of `kiln serve`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Needs root. When it ends, instances and load balancer go on; the next one takes them over. `kiln down` ends all.
+#[command(
+    after_help = "Needs root. When it ends, instances and load balancer go on; the next one takes them over. `kiln down` ends all.
 
 Examples:
   sudo kiln serve --edge 0.0.0.0:80
-  sudo kiln serve --state /tmp/kiln --listen unix:/tmp/kiln.sock --edge 127.0.0.1:8080")]
+  sudo kiln serve --state /tmp/kiln --listen unix:/tmp/kiln.sock --edge 127.0.0.1:8080"
+)]
 pub struct ServeArgs {
     /// The folder that holds all state
     #[arg(long, value_name = "DIR", default_value = STATE_DEFAULT)]

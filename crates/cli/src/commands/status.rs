@@ -45,8 +45,7 @@ fn edge(edge: Option<&EdgeView>) -> String {
     } else {
         format!("table {}, should be {}", edge.generation, edge.wanted)
     };
-    let listening =
-        if edge.listening.is_empty() { "nothing".to_owned() } else { edge.listening.join(", ") };
+    let listening = if edge.listening.is_empty() { "nothing".to_owned() } else { edge.listening.join(", ") };
     format!("edge: listens on {listening}; {table}\n")
 }
 
@@ -101,9 +100,16 @@ fn services(view: &EnvironmentView) -> String {
         return String::new();
     }
     let row = |service: &kiln_api::status::ServiceView| {
-        let wanted = if service.scaled { format!("{} (scaled)", service.wanted) } else { service.wanted.to_string() };
+        let wanted =
+            if service.scaled { format!("{} (scaled)", service.wanted) } else { service.wanted.to_string() };
         let image = service.image.map_or_else(|| "-".to_owned(), |digest| digest.short());
-        vec![service.name.to_string(), wanted, service.validated.to_string(), service.serving.to_string(), image]
+        vec![
+            service.name.to_string(),
+            wanted,
+            service.validated.to_string(),
+            service.serving.to_string(),
+            image,
+        ]
     };
     let rows: Vec<_> = view.services.iter().map(row).collect();
     indented(&table(&["SERVICE", "WANTED", "VALIDATED", "SERVING", "IMAGE"], &rows))
@@ -153,7 +159,11 @@ mod tests {
                 validated: 3,
                 serving: 2,
             }],
-            routes: vec![RouteRule { host: None, path: "/".into(), service: ServiceName::new("web").unwrap() }],
+            routes: vec![RouteRule {
+                host: None,
+                path: "/".into(),
+                service: ServiceName::new("web").unwrap(),
+            }],
             instances: vec![],
             rollout: None,
             requests: Tally { requests: 7, ..Tally::default() },
