@@ -125,3 +125,83 @@ commands! {
     #[command(hide = true)]
     Reference(commands::reference::ReferenceArgs) => acts reference;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::error::ErrorKind> {
+        Cli::try_parse_from(line.split(' ')).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn the_contract_parses() {
+        for line in [
+            "kiln deploy",
+            "kiln deploy --env staging --ref v1 --plan --json -C /tmp",
+            "kiln --project shop rollback --to 3",
+            "kiln status --json",
+            "kiln why --env staging",
+            "kiln logs web --env e --release 3 --instance web-7 --commit abcd --since 10m --grep x --follow",
+            "kiln logs --since 2026-11-24T09:15:03Z -n all",
+            "kiln scale web=5 api=default --env staging",
+            "kiln abort",
+            "kiln release list",
+            "kiln release show 3 --env staging",
+            "kiln image list",
+            "kiln image show sha256:abcd",
+            "kiln instance list --gone",
+            "kiln instance show web-7",
+            "kiln audit --lines 5",
+            "kiln audit verify --json",
+            "kiln destroy --env staging --yes",
+            "kiln init",
+            "kiln lock --update --plan",
+            "kiln bake --ref main",
+            "kiln doctor",
+            "kiln serve",
+            "kiln down --state /tmp/x",
+            "kiln completions bash",
+            "kiln version",
+            "kiln reference",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "kiln",
+            "kiln deplo",
+            "kiln deploy --env A_B",
+            "kiln deploy extra",
+            "kiln rollback --to -1",
+            "kiln scale",
+            "kiln scale web",
+            "kiln destroy",
+            "kiln logs --since yesterday",
+            "kiln logs --instance web",
+            "kiln instance show ../x",
+            "kiln release show",
+            "kiln audit verify --lines 3",
+            "kiln edge --dir /x",
+            "kiln serve --listen tcp://0.0.0.0:80",
+            "kiln serve --edge localhost",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn roles_get_their_options() {
+        let line = "kiln serve --state /s --listen unix:/s/k.sock --edge 127.0.0.1:80 --edge [::1]:80 --subnet 10.9.0.0/16 --mirror file:/m";
+        let Ok(Cli { command: Command::Serve(serve), .. }) = parse(line) else { panic!("not parsed") };
+        assert_eq!((serve.state.to_str(), serve.listen.to_string()), (Some("/s"), "unix:/s/k.sock".into()));
+        assert_eq!((serve.edge.len(), serve.subnet.as_str()), (2, "10.9.0.0/16"));
+        assert_eq!(serve.mirror.as_deref(), Some("file:/m"));
+        let line = "kiln edge --dir /e --listen 0.0.0.0:80 --listen 0.0.0.0:81 --access-log";
+        let Ok(Cli { command: Command::Edge(edge), .. }) = parse(line) else { panic!("not parsed") };
+        assert!(edge.access_log && edge.listen.len() == 2 && edge.dir.to_str() == Some("/e"));
+    }
+}

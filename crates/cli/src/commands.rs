@@ -23,14 +23,8 @@ pub(crate) mod status;
 pub(crate) mod version;
 pub(crate) mod why;
 
-use crate::args::{Cli, dispatch};
-use crate::{Context, Failure, Roles};
+use crate::{Context, Failure};
 use kiln_api::Code;
-
-/// Carries out a parsed command line.
-pub(crate) fn run(cli: Cli, roles: &dyn Roles) -> Result<(), Failure> {
-    dispatch(cli.command, &Context::new(cli.global, roles))
-}
 
 /// Waits for a command to end, or for the user to lose patience.
 pub(crate) fn wait(

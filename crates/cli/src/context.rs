@@ -86,18 +86,6 @@ impl<'a> Context<'a> {
         self.going_on.replace(Some(what));
     }
 
-    /// Waits for `work`, or for Ctrl-C.
-    pub(crate) fn wait<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| Failure::new(Code::Internal, format!("cannot start: {e}")))?;
-        runtime.block_on(async {
-            tokio::select! {
-                result = work => result,
-                _ = tokio::signal::ctrl_c() => Err(self.interrupted()),
-            }
-        })
-    }
-
     /// The failure of an interrupted command.
     pub(crate) fn interrupted(&self) -> Failure {
         match self.going_on.borrow().as_ref() {

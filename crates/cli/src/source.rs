@@ -332,3 +332,166 @@ fn end(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Global;
+    use crate::{DownArgs, EdgeArgs, Roles, ServeArgs};
+    use std::io::Write;
+
+    struct NoRoles;
+
+    impl Roles for NoRoles {
+        fn serve(&self, _: &ServeArgs) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn edge(&self, _: &EdgeArgs) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn down(&self, _: &DownArgs) -> Result<Vec<String>, Failure> {
+            Ok(vec![])
+        }
+    }
+
+    fn user(dir: &Path, arguments: &[&str]) -> String {
+        let author = ["-c", "user.name=t", "-c", "user.email=t@example.invalid"];
+        answer(git(dir).args(author).args(arguments)).unwrap()
+    }
+
+    fn project() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        user(dir.path(), &["init", "-q"]);
+        std::fs::create_dir(dir.path().join("site")).unwrap();
+        std::fs::write(dir.path().join(SPEC), "name = \"shop\"").unwrap();
+        std::fs::write(dir.path().join("site/a"), "first").unwrap();
+        std::fs::write(dir.path().join(".gitignore"), "target\n").unwrap();
+        user(dir.path(), &["add", "."]);
+        user(dir.path(), &["commit", "-q", "-m", "first"]);
+        dir
+    }
+
+    fn resolved(dir: &Path, project: Option<&str>, reference: Option<&str>) -> Result<Source, Failure> {
+        let global = Global {
+            dir: dir.to_owned(),
+            project: project.map(str::to_owned),
+            json: false,
+            addr: "unix:/nonexistent/kiln.sock".into(),
+        };
+        resolve(&Context::new(global, &NoRoles), reference)
+    }
+
+    #[test]
+    fn a_dirty_tree_is_refused_but_for_the_lock_and_what_git_ignores() {
+        let dir = project();
+        let head = user(dir.path(), &["rev-parse", "HEAD"]);
+        let source = resolved(&dir.path().join("site"), None, None).unwrap();
+        assert_eq!((source.commit.as_str(), source.is_head), (head.as_str(), true));
+        std::fs::write(dir.path().join(LOCK), "x").unwrap();
+        std::fs::write(dir.path().join("target"), "x").unwrap();
+        assert_eq!(resolved(dir.path(), None, None).unwrap().commit.as_str(), head);
+        user(dir.path(), &["add", LOCK]);
+        assert!(resolved(dir.path(), None, None).is_ok(), "a staged kiln.lock");
+
+        std::fs::write(dir.path().join("site/a"), "other").unwrap();
+        std::fs::write(dir.path().join("site/new file"), "x").unwrap();
+        std::fs::write(dir.path().join("site").join(LOCK), "x").unwrap();
+        std::fs::remove_file(dir.path().join(".gitignore")).unwrap();
+        let refused = resolved(dir.path(), None, None).unwrap_err();
+        assert_eq!(refused.code(), Code::DirtyTree);
+        for words in [
+            "changed   site/a",
+            "new       site/new file",
+            "new       site/kiln.lock",
+            "deleted   .gitignore",
+        ] {
+            assert!(refused.text().contains(words), "{words}: {}", refused.text());
+        }
+        assert_eq!(resolved(dir.path(), None, Some("HEAD")).unwrap().commit.as_str(), head);
+    }
+
+    #[test]
+    fn a_reference_names_a_commit_and_nothing_else() {
+        let dir = project();
+        let first = user(dir.path(), &["rev-parse", "HEAD"]);
+        user(dir.path(), &["tag", "-a", "-m", "x", "v1"]);
+        user(dir.path(), &["commit", "-q", "--allow-empty", "-m", "second"]);
+        let source = resolved(dir.path(), None, Some("v1")).unwrap();
+        assert_eq!((source.commit.as_str(), source.is_head), (first.as_str(), false));
+        for bad in ["none", "HEAD:site", "--all", "-h", "", "HEAD:site/a"] {
+            assert_eq!(resolved(dir.path(), None, Some(bad)).unwrap_err().code(), Code::Git, "{bad}");
+        }
+        assert_eq!(resolved(dir.path(), Some("other"), None).unwrap_err().code(), Code::Usage);
+        let none = tempfile::tempdir().unwrap();
+        assert_eq!(resolved(none.path(), None, None).unwrap_err().code(), Code::NoProject);
+        std::fs::write(none.path().join(SPEC), "name = \"x\"").unwrap();
+        assert_eq!(resolved(none.path(), None, None).unwrap_err().code(), Code::Git);
+        user(none.path(), &["init", "-q"]);
+        let empty = resolved(none.path(), None, None).unwrap_err();
+        assert!(empty.text().contains("no commit yet"), "{}", empty.text());
+        let nested = dir.path().join("site");
+        std::fs::write(nested.join(SPEC), "name = \"x\"").unwrap();
+        assert!(resolved(&nested, None, Some("HEAD")).unwrap_err().text().contains("top folder"));
+    }
+
+    #[test]
+    fn what_a_repository_configures_is_not_run() {
+        let dir = project();
+        let mark = dir.path().join("target");
+        let trap = dir.path().join(".git/trap");
+        std::fs::write(&trap, format!("#!/bin/sh\ntouch '{}'\ncat\n", mark.display())).unwrap();
+        std::fs::set_permissions(&trap, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let trap = trap.display().to_string();
+        for name in ["filter.x.clean", "core.fsmonitor"] {
+            user(dir.path(), &["config", name, &trap]);
+        }
+        user(dir.path(), &["config", "filter.x.required", "true"]);
+        std::fs::write(dir.path().join(".git/info/attributes"), "* filter=x\n").unwrap();
+        // Touched, so that git has to read it again.
+        std::fs::write(dir.path().join("site/a"), "First").unwrap();
+        assert_eq!(resolved(dir.path(), None, None).unwrap_err().code(), Code::DirtyTree);
+        assert!(!mark.exists());
+    }
+
+    #[test]
+    fn the_pack_holds_the_commit_with_its_files_and_not_its_history() {
+        let dir = project();
+        std::fs::write(dir.path().join("site/a"), "second").unwrap();
+        user(dir.path(), &["commit", "-q", "-a", "-m", "second"]);
+        let source = resolved(dir.path(), None, None).unwrap();
+        let trouble = Trouble::default();
+        let mut bytes = vec![];
+        Pack::start(&source, trouble.clone()).unwrap().read_to_end(&mut bytes).unwrap();
+        assert_eq!(trouble.seen(), None);
+
+        let other = tempfile::tempdir().unwrap();
+        user(other.path(), &["init", "-q"]);
+        let mut index = git(other.path())
+            .args(["index-pack", "--stdin"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        index.stdin.take().unwrap().write_all(&bytes).unwrap();
+        assert!(index.wait().unwrap().success());
+        let commit = source.commit.as_str();
+        assert_eq!(
+            user(other.path(), &["show", "--no-patch", "--format=%s", &format!("{commit}:site/a")]),
+            "second"
+        );
+        let listed = user(other.path(), &["cat-file", "--batch-all-objects", "--batch-check=%(objecttype)"]);
+        assert_eq!(listed.lines().filter(|kind| *kind == "commit").count(), 1);
+        assert_eq!(listed.lines().count(), 1 + 2 + 3, "one commit, two trees, three files");
+    }
+
+    #[test]
+    fn trouble_with_git_is_told_as_such() {
+        let dir = project();
+        let mut source = resolved(dir.path(), None, None).unwrap();
+        source.commit = "0123456789".repeat(4).parse().unwrap();
+        let trouble = Trouble::default();
+        let read = Pack::start(&source, trouble.clone()).unwrap().read_to_end(&mut vec![]);
+        assert!(read.is_err());
+        assert!(trouble.seen().unwrap().contains("could not be packed"));
+    }
+}

@@ -3,6 +3,7 @@
 use crate::progress::Progress;
 use crate::{Context, Failure};
 use kiln_api::client::{Client, ClientError};
+use kiln_api::error::chain;
 use kiln_api::rollout::RolloutView;
 use kiln_api::{Code, Update};
 use kiln_model::{RolloutId, RolloutKind, RolloutPhase};
@@ -17,42 +18,34 @@ const RETRY_EVERY: Duration = Duration::from_millis(200);
 #[derive(Default)]
 pub(crate) struct Patience {
     lost_since: Option<Instant>,
-    /// Whether there was a server at all.
-    answered: bool,
 }
 
 impl Patience {
     /// The server answered.
     pub(crate) fn reset(&mut self) {
-        (self.lost_since, self.answered) = (None, true);
+        self.lost_since = None;
     }
 
     /// Waits a little after `error`, or gives up: with it, if it is not about the connection.
     pub(crate) async fn wait(&mut self, error: ClientError, what: &str) -> Result<(), Failure> {
-        self.wait_after(error.into(), what).await
-    }
-
-    /// The same after any failure. A server that was not there in the first place is told as such at once.
-    pub(crate) async fn wait_after(&mut self, failure: Failure, what: &str) -> Result<(), Failure> {
-        let is_lost = matches!(failure.code(), Code::NoServer | Code::Lost | Code::Unavailable);
-        let first = self.lost_since.is_none();
-        if !is_lost || (first && !self.answered && failure.code() == Code::NoServer) {
-            return Err(failure);
+        if !error.is_lost() {
+            return Err(error.into());
         }
         if self.lost_since.get_or_insert_with(Instant::now).elapsed() > LOST_MAX {
             let message = format!(
                 "the connection was lost and did not come back within {} s; {what}",
                 LOST_MAX.as_secs()
             );
-            let cause = vec![failure.text().lines().next().unwrap_or_default().to_owned()];
-            return Err(Failure::new(Code::Lost, message).details(cause).hint(Code::Lost.entry().help));
+            let details = vec![chain(&error)];
+            return Err(Failure::new(Code::Lost, message).details(details).hint(Code::Lost.entry().help));
         }
         tokio::time::sleep(RETRY_EVERY).await;
         Ok(())
     }
 }
 
-/// Does `request` again while the connection is lost. Only for requests that may be repeated.
+/// Does `request` again while the connection is lost. Only for requests that may be repeated, and only after the
+/// server answered once: one that does not run is not waited for.
 pub(crate) async fn persist<T>(
     what: &str,
     mut request: impl AsyncFnMut() -> Result<T, ClientError>,
@@ -76,7 +69,7 @@ pub(crate) async fn rollout(
     context.goes_on(going_on.clone());
     let what = format!("{going_on} goes on");
     let mut progress = Progress::start();
-    let mut patience = Patience { answered: true, ..Patience::default() };
+    let mut patience = Patience::default();
     loop {
         let error = match client.watch_rollout(id).await {
             Err(error) => error,

@@ -43,7 +43,7 @@ pub struct DoctorArgs {}
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Level {
+enum Level {
     /// As it should be.
     Ok,
     /// kiln runs, but not at its best.
@@ -54,16 +54,16 @@ pub enum Level {
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+struct Finding {
     /// What was looked at.
-    pub name: &'static str,
+    name: &'static str,
     /// How bad it is.
-    pub level: Level,
+    level: Level,
     /// What was seen.
-    pub found: String,
+    found: String,
     /// What helps, if something is amiss.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fix: Option<String>,
+    fix: Option<String>,
 }
 
 impl Finding {
