@@ -13,7 +13,13 @@ fn refused(answer: Answer, code: i32, words: &[&str]) {
         assert!(answer.stderr.contains(word), "no {word:?} in:\n{}", answer.stderr);
     }
     assert!(!answer.stderr.contains("panicked"), "{}", answer.stderr);
-    println!("{}", answer.stderr.lines().next().unwrap_or(""));
+    tell(&answer);
+}
+
+/// Prints the error, for whoever reads the log of the test.
+fn tell(answer: &Answer) {
+    let line = answer.stderr.lines().find(|line| line.starts_with("error:"));
+    println!("{}", line.expect("an error"));
 }
 
 pub fn run() {
@@ -29,7 +35,7 @@ pub fn run() {
     project.commit("a missing file");
     let answer = kiln.in_project(&project, &["deploy"]).expect(1);
     assert!(answer.stderr.contains("bin/none"), "{}", answer.stderr);
-    println!("{}", answer.stderr.lines().next().unwrap_or(""));
+    tell(&answer);
     project.write("kiln.toml", tiny::TOML);
     project.commit("good again");
 
@@ -90,7 +96,7 @@ fn full_disk(project: &Project) {
     project.commit("too big");
     let answer = kiln.in_project(project, &["deploy"]).expect(1);
     assert!(answer.stderr.contains("full") || answer.stderr.contains("space"), "{}", answer.stderr);
-    println!("{}", answer.stderr.lines().next().unwrap_or(""));
+    tell(&answer);
     mount("remount,size=128m");
     kiln.in_project(project, &["deploy"]).expect(0);
     kiln.in_project(project, &["audit", "verify"]).expect(0);

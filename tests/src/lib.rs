@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -228,13 +229,19 @@ pub struct Kiln {
     pub state: TempDir,
     /// Where the edge listens.
     pub edge: String,
+    /// Addresses of instances; no two servers of one test have the same.
+    subnet: String,
     server: Option<Child>,
 }
 
 impl Kiln {
     /// Makes the folder; starts nothing.
     pub fn new(edge: &str) -> Self {
-        Self { state: tempfile::tempdir().expect("temporary folder"), edge: edge.to_owned(), server: None }
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let subnet = format!("10.{}.{}.0/24", 84 + n / 256, n % 256);
+        let state = tempfile::tempdir().expect("temporary folder");
+        Self { state, edge: edge.to_owned(), subnet, server: None }
     }
 
     /// Makes the folder and starts the server.
@@ -254,6 +261,7 @@ impl Kiln {
         let mut command = Command::new(kiln_program());
         command.arg("serve").arg("--state").arg(self.state.path());
         command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
+        command.args(["--subnet", &self.subnet]);
         command.arg("--edge").arg(&self.edge).arg("--mirror").arg(format!("file:{}", mirror().display()));
         command
     }

@@ -118,7 +118,7 @@ fn after_help(help: &str) -> String {
             let prose =
                 if prose.trim().is_empty() { String::new() } else { format!("{}\n\n", prose.trim_end()) };
             let examples: String = examples.lines().map(|line| format!("{}\n", line.trim_start())).collect();
-            format!("{prose}```sh\n{examples}```\n\n")
+            format!("{prose}```text\n{examples}```\n\n")
         }
     }
 }

@@ -98,7 +98,11 @@ fn start_failure(error: StartError) -> Failure {
         StartError::Edge(SpawnError::InUse { .. }) => Code::AddressInUse,
         StartError::Edge(_) => Code::HostUnable,
     };
-    Failure::new(code, chain(&error)).hint(code.entry().help)
+    let failure = Failure::new(code, chain(&error));
+    match &error {
+        StartError::Provider(error) => failure.hint(error.hint()),
+        _ => failure.hint(code.entry().help),
+    }
 }
 
 fn listen_failure(error: ListenError) -> Failure {

@@ -102,9 +102,28 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
+    /// Another network of the host has these addresses, perhaps of another state folder.
+    #[error("`{interface}` has addresses of `{subnet}` already")]
+    SubnetTaken {
+        /// The addresses that were asked for.
+        subnet: Subnet,
+        /// Who has them.
+        interface: String,
+    },
     /// The host lacks something; mostly the right to do it.
-    #[error("cannot prepare this host to run instances; hint: kiln runs them as root")]
+    #[error("cannot prepare this host to run instances")]
     Host(#[source] CallError),
+}
+
+impl OpenError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::State { .. } => "check the space and the rights of that folder",
+            Self::SubnetTaken { .. } => "name another network, as in `--subnet 10.84.0.0/16`",
+            Self::Host(_) => "`kiln doctor` says what this host lacks",
+        }
+    }
 }
 
 /// What is known of one instance.
@@ -171,6 +190,12 @@ impl LocalProvider {
         let provider = Self(Arc::new(inner));
         let this = &provider.0;
         let failed = |source| OpenError::State { path: this.root.0.display().to_string(), source };
+        // What cannot be read is not known to be taken.
+        let routes = std::fs::read_to_string("/proc/self/net/route").unwrap_or_default();
+        let subnet = this.config.subnet;
+        if let Some(interface) = subnet.taken(&routes, &this.mark.bridge()) {
+            return Err(OpenError::SubnetTaken { subnet, interface });
+        }
         this.adopt().map_err(failed)?;
         this.make_bridge().map_err(OpenError::Host)?;
         this.scavenge().map_err(OpenError::Host)?;

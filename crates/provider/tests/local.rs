@@ -1,167 +1,310 @@
 //! The local provider on a real kernel. Needs root; skips loudly otherwise. It is its own program: the provider starts
-//! it as supervisor and as exec helper.
+//! it as supervisor and as exec helper. Everything happens in a network namespace of its own.
 
-fn main() {
+#[path = "local/host.rs"]
+mod host;
+
+use host::Host;
+use kiln_model::frame::Stream;
+use kiln_model::*;
+use kiln_provider::conformance::{self, Behaviour, Subject, until, until_ready};
+use kiln_provider::local::{self, ErofsBacking, Inventory, LocalProvider, inventory};
+use kiln_provider::{Provider, ProviderError};
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
     let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
     let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
     match (word(0), word(1)) {
-        ("internal", "supervise") => exit(kiln_provider::local::supervise::main(args.into_iter().skip(2))),
-        ("internal", "exec") => exit(kiln_provider::local::exec::main()),
-        _ => suite(),
+        ("internal", "supervise") => return local::supervise::main(args.into_iter().skip(2)),
+        ("internal", "exec") => return local::exec::main(),
+        _ => {}
     }
-}
-
-/// The status of a helper role.
-fn exit(code: std::process::ExitCode) {
-    let ok = format!("{code:?}") == format!("{:?}", std::process::ExitCode::SUCCESS);
-    std::process::exit(if ok { 0 } else { 2 });
-}
-
-mod host {
-    use kiln_model::*;
-    use std::path::{Path, PathBuf};
-    use std::process::Command;
-
-    /// A state folder with one image, in a network namespace of its own.
-    pub struct Host {
-        pub state: tempfile::TempDir,
-        pub manifest: ImageManifest,
+    if args.iter().any(|a| a == "--list") {
+        return ExitCode::SUCCESS;
     }
-
-    fn run(command: &mut Command) {
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// The static test program, compiled once per content.
-    fn probe() -> PathBuf {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/local/probe.rs");
-        let digest = Digest::of(&std::fs::read(&source).unwrap());
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("probe-{}", digest.short()));
-        if !out.exists() {
-            let new = out.with_extension(std::process::id().to_string());
-            run(Command::new("rustc")
-                .args(["--edition=2024", "-O", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-o"])
-                .args([&new, &source]));
-            std::fs::rename(new, &out).unwrap();
-        }
-        out
-    }
-
-    fn layer(objects: &Path, tree: &Path, role: &str) -> LayerRef {
-        let file = objects.join(format!("{role}.new"));
-        run(Command::new("mkfs.erofs").arg("--all-root").args([&file, &tree.to_path_buf()]));
-        let bytes = std::fs::read(&file).unwrap();
-        let digest = Digest::of(&bytes);
-        let folder = objects.join("sha256").join(&digest.hex()[..2]);
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::rename(file, folder.join(&digest.hex()[2..])).unwrap();
-        LayerRef { digest, size: bytes.len() as u64, role: role.into() }
-    }
-
-    impl Host {
-        pub fn new() -> Self {
-            let state = tempfile::tempdir().unwrap();
-            let objects = state.path().join("objects");
-            let (base, app) = (state.path().join("base"), state.path().join("app"));
-            for dir in ["bin", "dev", "proc", "tmp", "run", "etc", "data"] {
-                std::fs::create_dir_all(base.join(dir)).unwrap();
-            }
-            for file in ["hosts", "hostname", "resolv.conf"] {
-                std::fs::write(base.join("etc").join(file), "").unwrap();
-            }
-            std::fs::create_dir_all(app.join("bin")).unwrap();
-            std::fs::create_dir_all(&objects).unwrap();
-            std::fs::copy(probe(), app.join("bin/probe")).unwrap();
-            std::fs::write(app.join("bin/not-executable"), "x").unwrap();
-            let layers = vec![layer(&objects, &base, "base"), layer(&objects, &app, "app")];
-            let config = ImageConfig { epoch: 0, users: [("web".to_owned(), (1000, 1000))].into() };
-            let manifest = ImageManifest { format: 1, architecture: "amd64".into(), layers, config };
-            Self { state, manifest }
-        }
-
-        pub fn config(&self) -> kiln_provider::local::LocalConfig {
-            let mut config = kiln_provider::local::LocalConfig::new(self.state.path());
-            config.program = std::env::current_exe().unwrap();
-            config
-        }
-
-        pub fn spec(&self, sequence: u64, command: &[&str]) -> InstanceSpec {
-            let service = ServiceName::new("web").unwrap();
-            InstanceSpec {
-                id: InstanceId::new(&service, sequence),
-                env: EnvRef { project: ProjectName::new("p").unwrap(), env: EnvName::new("e").unwrap() },
-                release: ReleaseNumber(1),
-                service,
-                commit: "0123456789012345678901234567890123456789".parse().unwrap(),
-                image: self.manifest.digest(),
-                manifest: self.manifest.clone(),
-                command: command.iter().map(|s| (*s).to_owned()).collect(),
-                user: "web".into(),
-                environment: [("A".to_owned(), "b".to_owned())].into(),
-                writable: vec!["/data".into(), "/run/deep/er".into()],
-                resources: Resources { cpu_milli: 1000, memory_bytes: 64 << 20, pids: 64 },
-                port: Some(8080),
-                stop: Stop { signal: 15, timeout: Millis(2000) },
-            }
-        }
-    }
-}
-
-fn suite() {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: the local provider's tests need root");
-        return;
+        return ExitCode::SUCCESS;
     }
     kiln_sys::namespace::enter_private_net().unwrap();
-    let host = host::Host::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        use kiln_model::*;
-        use kiln_provider::Provider;
-        let p = kiln_provider::local::LocalProvider::open(host.config()).unwrap();
-        let fence = Fence::default();
-        let t = std::time::Instant::now();
-        println!("{:?}", p.ensure(fence, &host.spec(1, &["/bin/probe", "serve", "8080"])).await);
-        println!("{:?}", t.elapsed());
-        println!("{:?}", p.list().await);
-        let id = &host.spec(1, &[]).id;
-        for kind in [
-            CheckKind::Http {
-                port: 8080,
-                path: "/".into(),
-                status: None,
-                contains: Some("hello".into()),
-                host: None,
-            },
-            CheckKind::Tcp { port: 8080 },
-            CheckKind::Listening { port: 8080 },
-            CheckKind::File { path: "/etc/hosts".into(), contains: Some("web-1".into()) },
-            CheckKind::Command { argv: vec!["probe".into(), "true".into()] },
-            CheckKind::Command { argv: vec!["probe".into(), "false".into()] },
-        ] {
-            println!("{:?}", p.check(id, &Check { kind, timeout: Millis(2000) }).await);
+    runtime.block_on(all());
+    ExitCode::SUCCESS
+}
+
+async fn all() {
+    let host = Host::new();
+    conformance::suite(&mut &host).await;
+    nothing_is_left(&host).await;
+    isolation(&host).await;
+    limits(&host).await;
+    black_box(&host).await;
+    checks(&host).await;
+    refusals(&host).await;
+    half_created(&host).await;
+    strays(&host).await;
+    down(&host).await;
+    speed(&host).await;
+    down(&host).await;
+    fallbacks().await;
+}
+
+fn fence() -> Fence {
+    Fence { incarnation: Incarnation(1), epoch: Epoch(9), revision: Revision(100), op: OpId(1) }
+}
+
+async fn run(host: &Host, provider: &LocalProvider, sequence: u64, command: &[&str]) -> ExitReason {
+    let spec = host.spec(sequence, command);
+    provider.ensure(fence(), &spec).await.unwrap();
+    match until(provider, &spec.id, |state| matches!(state, SeenState::Exited(_))).await {
+        SeenState::Exited(reason) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// With a server: only the bridge and the parents of the groups.
+async fn nothing_is_left(host: &Host) {
+    let left = inventory(host.state());
+    println!("left after the suite: {left:?}");
+    assert_eq!(Inventory { cgroups: 0, links: left.links - 1, ..left }, Inventory::default());
+}
+
+async fn isolation(host: &Host) {
+    let provider = host.provider();
+    let other = Subject::spec(&host, 101, Behaviour::Serve);
+    let seen = provider.ensure(fence(), &other).await.unwrap();
+    until_ready(&provider, &other.id, &conformance::check()).await;
+    let address = format!("{}:8080", seen.address.unwrap());
+    let reason = run(host, &provider, 102, &["probe", "audit", &address]).await;
+    let id = host.spec(102, &[]).id;
+    let lines = host.printed(&id, Stream::Out);
+    lines.iter().for_each(|line| println!("audit: {line}"));
+    assert_eq!(reason, ExitReason::Status { code: 0 }, "{:?}", host.printed(&id, Stream::Err));
+    assert_eq!(lines.last().map(String::as_str), Some("audit ends"));
+    assert!(!lines.iter().any(|line| line.starts_with("BROKEN")));
+    provider.absent(fence(), &other.id).await.unwrap();
+    provider.absent(fence(), &id).await.unwrap();
+
+    let mut bare = host.spec(103, &["probe", "environment"]);
+    bare.environment = [("A".to_owned(), "b c".to_owned())].into();
+    provider.ensure(fence(), &bare).await.unwrap();
+    until(&provider, &bare.id, |state| matches!(state, SeenState::Exited(_))).await;
+    let mut lines = host.printed(&bare.id, Stream::Out);
+    lines.sort();
+    assert_eq!(lines[0], "A=b c");
+    assert!(lines.len() == 2 && lines[1].starts_with("PATH="), "{lines:?}");
+    provider.absent(fence(), &bare.id).await.unwrap();
+}
+
+async fn limits(host: &Host) {
+    let provider = host.provider();
+    assert_eq!(run(host, &provider, 110, &["probe", "eat"]).await, ExitReason::OutOfMemory);
+    assert_eq!(run(host, &provider, 111, &["probe", "forks"]).await, ExitReason::Status { code: 0 });
+    let id = host.spec(111, &[]).id;
+    let line = host.printed(&id, Stream::Out).remove(0);
+    let forks: u32 = line.strip_prefix("forks ").unwrap().parse().unwrap();
+    assert!((10..64).contains(&forks), "{line}");
+    println!("limits: memory ends it as OutOfMemory, a fork bomb gets {forks} of 64 processes");
+    for sequence in [110, 111] {
+        provider.absent(fence(), &host.spec(sequence, &[]).id).await.unwrap();
+    }
+}
+
+async fn black_box(host: &Host) {
+    let provider = host.provider();
+    let reason = run(host, &provider, 120, &["probe", "print", "20000", "5"]).await;
+    assert_eq!(reason, ExitReason::Status { code: 5 });
+    let id = host.spec(120, &[]).id;
+    let expected: Vec<String> = (0..20_000).map(|n| format!("line {n}")).collect();
+    assert!(host.printed(&id, Stream::Out) == expected);
+    assert_eq!(host.printed(&id, Stream::Err), ["no line feed"]);
+    let words = host.printed(&id, Stream::Supervisor);
+    assert_eq!(words, ["starting `web-120`: probe print 20000 5", "exited with status 5"]);
+    provider.absent(fence(), &id).await.unwrap();
+    let folder = local::instance_folder(host.state(), &id);
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["exit.json", "gone.json", "out.0", "out.1", "spec.json"]);
+    println!("black box: all 20000 lines and the last words, also after it is gone");
+}
+
+async fn checks(host: &Host) {
+    let provider = host.provider();
+    let spec = Subject::spec(&host, 130, Behaviour::Serve);
+    provider.ensure(fence(), &spec).await.unwrap();
+    until_ready(&provider, &spec.id, &conformance::check()).await;
+    let http = |status, contains: Option<&str>| CheckKind::Http {
+        port: 8080,
+        path: "/x?y".into(),
+        status,
+        contains: contains.map(str::to_owned),
+        host: None,
+    };
+    let file = |path: &str, contains: Option<&str>| CheckKind::File {
+        path: path.into(),
+        contains: contains.map(str::to_owned),
+    };
+    let command = |argv: &[&str]| CheckKind::Command { argv: argv.iter().map(|a| (*a).to_owned()).collect() };
+    let cases = [
+        (http(None, Some("ell")), true, "200 in"),
+        (http(Some(200), None), true, "200 in"),
+        (http(Some(204), None), false, "expected 204"),
+        (http(None, Some("absent")), false, "without `absent`"),
+        (CheckKind::Tcp { port: 81 }, false, "connection refused"),
+        (CheckKind::Listening { port: 8080 }, true, "listens"),
+        (CheckKind::Listening { port: 81 }, false, "nothing"),
+        (file("/bin/probe", None), true, "exists"),
+        (file("/etc/hosts", Some("web-130")), true, "contains"),
+        (file("/etc/outside", None), false, "No such file"),
+        (file("/dev/null", Some("x")), false, ""),
+        (file("/proc/self/root/etc/passwd", None), false, ""),
+        (command(&["probe", "true"]), true, "fine"),
+        (command(&["probe", "false"]), false, "status 3"),
+        (command(&["missing"]), false, "`missing` is not in the image"),
+        (command(&["probe", "sleep"]), false, "did not end"),
+        (command(&["probe", "audit", "10.83.0.1:9"]), true, "audit ends"),
+    ];
+    for (kind, passes, detail) in cases {
+        let timeout = if kind == command(&["probe", "sleep"]) { Millis(100) } else { Millis(20_000) };
+        let evidence = provider.check(&spec.id, &Check { kind, timeout }).await;
+        assert!(evidence.passed == passes && evidence.detail.contains(detail), "{evidence:?}");
+        assert!(!evidence.detail.contains("BROKEN"), "{evidence:?}");
+        println!("check: {}: {}", evidence.check, evidence.detail.lines().next().unwrap_or(""));
+    }
+    provider.absent(fence(), &spec.id).await.unwrap();
+}
+
+async fn refusals(host: &Host) {
+    let provider = host.provider();
+    let mut sequence = 140;
+    let mut permanent = async |change: &dyn Fn(&mut InstanceSpec), expected: &str| {
+        sequence += 1;
+        let mut spec = host.spec(sequence, &["probe", "sleep"]);
+        change(&mut spec);
+        let error = provider.ensure(fence(), &spec).await.unwrap_err();
+        assert!(matches!(error, ProviderError::Permanent { .. }), "{error:?}");
+        assert!(error.to_string().contains(expected), "{error}");
+        println!("refused: {error}");
+        provider.absent(fence(), &spec.id).await.unwrap();
+    };
+    permanent(&|s| s.writable.push("/var/cache/x".into()), "no directory `/var/cache/x`; hint:").await;
+    permanent(&|s| s.writable.push("/bin/probe".into()), "`/bin/probe` is no directory").await;
+    permanent(&|s| s.user = "nobody-knows".into(), "no user `nobody-knows`; hint:").await;
+    permanent(&|s| s.manifest.layers[0].digest = Digest::of(b"x"), "No such file").await;
+    permanent(&|s| s.command.clear(), "the command is empty").await;
+    let reason = run(host, &provider, 150, &["/bin/plain"]).await;
+    let text = reason.to_string();
+    assert!(
+        matches!(reason, ExitReason::NotStarted { .. }) && text.contains("may not be executed"),
+        "{text}"
+    );
+    provider.absent(fence(), &host.spec(150, &[]).id).await.unwrap();
+}
+
+/// A server that died between writing down and starting: the next one sees it as starting, and may finish it or not.
+async fn half_created(host: &Host) {
+    let provider = host.provider();
+    let spec = host.spec(160, &["probe", "sleep"]);
+    provider.ensure(fence(), &spec).await.unwrap();
+    let folder = local::instance_folder(host.state(), &spec.id);
+    let record = std::fs::read(folder.join("spec.json")).unwrap();
+    let text = String::from_utf8(record).unwrap();
+    drop(provider);
+    for (sequence, finish) in [(161, true), (162, false)] {
+        let id = host.spec(sequence, &[]).id;
+        let folder = local::instance_folder(host.state(), &id);
+        std::fs::create_dir(&folder).unwrap();
+        let number: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let (number, other) = (number["number"].as_u64().unwrap(), sequence + 40);
+        let text = text.replace("web-160", id.as_str());
+        let text = text.replace(&format!("\"number\":{number}"), &format!("\"number\":{other}"));
+        let text = text.replace(&format!("10.83.0.{number}"), &format!("10.83.0.{other}"));
+        std::fs::write(folder.join("spec.json"), text).unwrap();
+        let provider = host.provider();
+        until(&provider, &id, |state| *state == SeenState::Starting).await;
+        if finish {
+            let seen = provider.ensure(fence(), &host.spec(sequence, &["probe", "sleep"])).await.unwrap();
+            assert_eq!(seen.state, SeenState::Running);
         }
-        println!("{:?}", kiln_provider::local::inventory(host.state.path()));
-        println!("{:?}", p.ensure(fence, &host.spec(2, &["/bin/probe", "audit", "10.83.0.2:8080"])).await);
-        for _ in 0..40 {
-            if let SeenState::Exited(_) = p.list().await.unwrap()[1].state {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
-        println!("{:?}", p.list().await);
-        let out = std::fs::read(host.state.path().join("instances/web-2/out.0")).unwrap();
-        let mut rest = &out[..];
-        while let Some((f, n)) = frame::Frame::decode(rest) {
-            println!("{} {}", f.stream.word(), String::from_utf8_lossy(&f.line));
-            rest = &rest[n..];
-        }
-        println!("{:?}", p.absent(fence, id).await);
-        println!("{:?}", p.absent(fence, &host.spec(2, &[]).id).await);
-        println!("{:?}", kiln_provider::local::inventory(host.state.path()));
-        drop(p);
-        println!("{:?}", kiln_provider::local::sweep(host.state.path()));
-        println!("{:?}", kiln_provider::local::inventory(host.state.path()));
-    });
+        provider.absent(fence(), &id).await.unwrap();
+    }
+    let provider = host.provider();
+    provider.absent(fence(), &spec.id).await.unwrap();
+    nothing_is_left(host).await;
+    println!("half-created: finished by ensure, removed by absent");
+}
+
+/// Groups and interfaces with our mark that no folder owns go when a provider opens.
+async fn strays(host: &Host) {
+    let provider = host.provider();
+    let spec = host.spec(170, &["probe", "sleep"]);
+    provider.ensure(fence(), &spec).await.unwrap();
+    drop(provider);
+    let folder = local::instance_folder(host.state(), &spec.id);
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(inventory(host.state()).processes > 0);
+    drop(host.provider());
+    nothing_is_left(host).await;
+    println!("strays: an instance without a folder is removed");
+}
+
+async fn down(host: &Host) {
+    let provider = host.provider();
+    for sequence in 180..183 {
+        // Ids that are tombstoned from an earlier round are refused, which is fine.
+        let _ = provider.ensure(fence(), &host.spec(sequence, &["probe", "sleep"])).await;
+    }
+    drop(provider);
+    local::sweep(host.state()).unwrap();
+    let left = inventory(host.state());
+    println!("left after the sweep: {left:?}");
+    assert_eq!(left, Inventory::default());
+    local::sweep(host.state()).unwrap();
+    let late = host.provider().ensure(fence(), &host.spec(180, &["probe", "sleep"])).await;
+    assert!(matches!(late, Err(ProviderError::Tombstoned { .. })), "{late:?}");
+    // Opening it made its bridge again.
+    local::sweep(host.state()).unwrap();
+}
+
+/// Prints figures; asserts none.
+async fn speed(host: &Host) {
+    let provider = host.provider();
+    let (mut starts, mut stops) = (vec![], vec![]);
+    for sequence in 200..230 {
+        let spec = host.spec(sequence, &["probe", "sleep"]);
+        let begun = Instant::now();
+        assert_eq!(provider.ensure(fence(), &spec).await.unwrap().state, SeenState::Running);
+        starts.push(begun.elapsed());
+        let begun = Instant::now();
+        provider.absent(fence(), &spec.id).await.unwrap();
+        stops.push(begun.elapsed());
+    }
+    starts.sort();
+    stops.sort();
+    println!(
+        "speed: start to running {:?} median, {:?} max; stop {:?} median",
+        starts[15], starts[29], stops[15]
+    );
+}
+
+/// The ways that this kernel would not take by itself.
+async fn fallbacks() {
+    let mut host = Host::new();
+    host.flatten();
+    host.forced.cgroup_v1 = true;
+    host.forced.erofs = ErofsBacking::Loop;
+    let provider = host.provider();
+    let spec = Subject::spec(&&host, 1, Behaviour::Serve);
+    provider.ensure(fence(), &spec).await.unwrap();
+    until_ready(&provider, &spec.id, &conformance::check()).await;
+    assert_eq!(run(&host, &provider, 2, &["probe", "eat"]).await, ExitReason::OutOfMemory);
+    provider.absent(fence(), &spec.id).await.unwrap();
+    provider.absent(fence(), &host.spec(2, &[]).id).await.unwrap();
+    drop(provider);
+    local::sweep(host.state()).unwrap();
+    assert_eq!(inventory(host.state()), Inventory::default());
+    println!("fallbacks: loop device, one layer, v1 groups only");
 }

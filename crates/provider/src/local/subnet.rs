@@ -62,6 +62,20 @@ impl Subnet {
         Ipv4Addr::from(self.network + 1)
     }
 
+    /// The interface other than `own` that has a part of this subnet already, by the text of `/proc/self/net/route`
+    /// (columns: interface, destination, gateway, flags, …, mask; addresses as little-endian hexadecimal).
+    pub(crate) fn taken(self, routes: &str, own: &str) -> Option<String> {
+        let address = |hex: &str| u32::from_str_radix(hex, 16).ok().map(u32::swap_bytes);
+        routes.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (interface, to) = (fields.first()?, address(fields.get(1)?)?);
+            let mask = address(fields.get(7)?)?;
+            let both = mask & (u32::MAX << (32 - self.prefix));
+            let overlaps = mask != 0 && to & both == self.network & both;
+            (overlaps && *interface != own).then(|| (*interface).to_owned())
+        })
+    }
+
     /// The last number that an instance can have; the first is 2.
     fn last(self) -> u32 {
         ((1u32 << (32 - self.prefix)) - 2).min(NUMBER_MAX)
@@ -105,5 +119,18 @@ mod tests {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");
         }
         assert!(ids_of(u32::MAX).checked_add(IDS_EACH - 1).is_some());
+    }
+
+    #[test]
+    fn another_interface_with_the_same_addresses_is_seen() {
+        let head = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n";
+        let route = |interface: &str, to: &str, mask: &str| format!("{interface} {to} 00000000 0001 0 0 0 {mask} 0 0 0\n");
+        let routes = format!("{head}{}{}", route("eth0", "00000000", "00000000"), route("kb1", "0000530A", "0000FFFF"));
+        let subnet: Subnet = "10.83.0.0/16".parse().unwrap();
+        assert_eq!(subnet.taken(&routes, "kb2"), Some("kb1".into()));
+        assert_eq!(subnet.taken(&routes, "kb1"), None);
+        assert_eq!("10.84.0.0/16".parse::<Subnet>().unwrap().taken(&routes, "kb2"), None);
+        assert_eq!("10.0.0.0/8".parse::<Subnet>().unwrap().taken(&routes, "kb2"), Some("kb1".into()));
+        assert_eq!("10.83.7.0/24".parse::<Subnet>().unwrap().taken(&routes, "kb2"), Some("kb1".into()));
     }
 }
