@@ -11,7 +11,7 @@ use kiln_model::{CommitId, EnvName};
 /// Options of `kiln deploy`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The server does the work: a closed laptop changes nothing. A rollout that fails is taken back, and what
+    after_help = "The server does the work: a closed laptop changes nothing. A rollout that fails is taken back, and what \
 served before serves on; the exit code is 1 then.
 
 Examples:

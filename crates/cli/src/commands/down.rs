@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Options of `kiln down`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Instances, load balancer, network interfaces and control groups go; the folder with releases, images and logs stays,
+    after_help = "Instances, load balancer, network interfaces and control groups go; the folder with releases, images and logs stays, \
 and the next `kiln serve` starts everything again. Stop the server first.
 
 Examples:

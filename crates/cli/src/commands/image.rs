@@ -57,7 +57,10 @@ fn uses(view: &ImageView) -> Vec<String> {
 fn list(images: &[ImageView]) -> String {
     let row = |i: &ImageView| {
         let serving = i.used_by.iter().filter(|u| u.serving).count();
-        let uses = format!("{} releases, {serving} serving", i.used_by.len());
+        let uses = match i.used_by.len() {
+            1 => format!("1 release, {serving} serving"),
+            n => format!("{n} releases, {serving} serving"),
+        };
         vec![i.digest.short(), i.name.to_string(), i.commit.short().to_owned(), size(i), uses]
     };
     let rows: Vec<_> = images.iter().map(row).collect();

@@ -12,7 +12,7 @@ use kiln_spec::{Project, SpecErrors};
 /// Options of `kiln lock`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What is locked stays as it is unless kiln.toml asks for something else; `--update` takes the newest versions.
+    after_help = "What is locked stays as it is unless kiln.toml asks for something else; `--update` takes the newest versions. \
 Commit kiln.lock: a bake takes the one of the commit.
 
 Examples:

@@ -18,7 +18,7 @@ const LINES_DEFAULT: &str = "1000";
 /// Options of `kiln logs`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Filters that are given must all match. A line reads TIME INSTANCE | TEXT. With `--json` the lines are in one document;
+    after_help = "Filters that are given must all match. A line reads TIME INSTANCE | TEXT. With `--json` the lines are in one document; \
 with `--follow` as well, each line is a document of its own.
 
 Examples:

@@ -81,7 +81,7 @@ fn list(releases: &[ReleaseView]) -> String {
 
 fn show(view: &ReleaseDetail) -> String {
     let r = &view.release;
-    let pinned = if r.pinned { "by the kiln.lock of the commit" } else { "no: the commit has no kiln.lock" };
+    let pinned = if r.pinned { "yes" } else { "no: the commit has no kiln.lock" };
     let served = if r.served { "served" } else { "never served" };
     let mut text = format!("release      {} of {}\ncommit       {}\n", r.release, r.env, r.commit);
     text.push_str(&format!(
