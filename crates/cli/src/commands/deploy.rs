@@ -46,13 +46,16 @@ pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<
     .await?;
     drop(progress);
     source::keep_lock(context, &source, view.lock.take())?;
-    if view.result == Accepted::Planned {
+    if arguments.plan {
         return context.out().answer(&view, || plan(&view, &source.commit));
     }
     follow(context, &client, view).await
 }
 
 fn plan(view: &DeployView, commit: &CommitId) -> String {
+    if view.result == Accepted::Already {
+        return already(view);
+    }
     let mut text =
         format!("commit {} would become release {} of {}\n", commit.short(), view.release, view.env);
     for line in &view.plan {
@@ -61,15 +64,18 @@ fn plan(view: &DeployView, commit: &CommitId) -> String {
     text
 }
 
+fn already(view: &DeployView) -> String {
+    let how = if view.rollout.is_some() { "is on its way" } else { "serves" };
+    format!("release {} of {} {how} already\n", view.release, view.env)
+}
+
 /// Follows what was accepted to its end. What serves already has reached it.
 pub(crate) async fn follow(context: &Context<'_>, client: &Client, view: DeployView) -> Result<(), Failure> {
     let Some(rollout) = view.rollout else {
-        return context
-            .out()
-            .answer(&view, || format!("release {} of {} serves already\n", view.release, view.env));
+        return context.out().answer(&view, || already(&view));
     };
     if view.result == Accepted::Already {
-        context.out().note(&format!("release {} of {} is on its way already", view.release, view.env));
+        context.out().note(already(&view).trim_end());
     }
     let ended = watch::rollout(context, client, rollout).await?;
     let document = document(&view, &ended);
@@ -88,4 +94,31 @@ fn document(view: &DeployView, ended: &RolloutView) -> serde_json::Value {
     let mut both = fields(serde_json::to_value(view));
     both.extend(fields(serde_json::to_value(ended)));
     both.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_model::{ReleaseNumber, RolloutId};
+
+    #[test]
+    fn a_plan_says_what_would_happen_or_that_nothing_would() {
+        let commit: CommitId = "a".repeat(40).parse().unwrap();
+        let mut view = DeployView {
+            env: "shop/production".to_owned().try_into().unwrap(),
+            result: Accepted::Planned,
+            rollout: None,
+            release: ReleaseNumber(4),
+            lock: None,
+            plan: vec!["switch".into()],
+        };
+        assert_eq!(
+            plan(&view, &commit),
+            "commit aaaaaaaaaa would become release 4 of shop/production\n  switch\n"
+        );
+        view.result = Accepted::Already;
+        assert_eq!(plan(&view, &commit), "release 4 of shop/production serves already\n");
+        view.rollout = Some(RolloutId(7));
+        assert_eq!(plan(&view, &commit), "release 4 of shop/production is on its way already\n");
+    }
 }
