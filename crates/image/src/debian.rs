@@ -11,7 +11,9 @@ pub mod index;
 pub mod lock;
 pub mod mirror;
 pub mod resolve;
+pub mod rootfs;
 pub mod version;
 
 pub use lock::{LockError, resolve_lock};
 pub use mirror::{Mirror, MirrorError, fetch_into};
+pub use rootfs::{Installer, RootfsError};

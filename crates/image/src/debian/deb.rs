@@ -128,6 +128,11 @@ impl Deb {
         self.control_text("control").lines().find_map(|line| value(line).map(|(a, b)| line[a..b].trim()))
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.field("Package").unwrap_or_default()
+    }
+
     /// The paths of `conffiles`, relative to the root.
     pub fn conffiles(&self) -> impl Iterator<Item = &str> {
         self.control_text("conffiles").lines().filter_map(|line| line.trim().strip_prefix('/'))

@@ -1,0 +1,157 @@
+//! Puts a base layer onto the root, as it was when it was written, and keeps its tree to compare with.
+//!
+//! An EROFS file cannot be mounted inside a user namespace, and nothing of the host is there to mount it, so its
+//! entries are read one by one.
+
+use super::unpack::set_time;
+use crate::erofs::{Found, Reader};
+use crate::tree::{Content, Kind, Node, Tree, TreeError};
+use rustix::fs::MemfdFlags;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+/// Bytes of one entry of a directory, without its name; `struct erofs_dirent`.
+const DIRENT: usize = 12;
+const BLOCK: usize = 4096;
+
+/// A base layer could not be put onto the root.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BaseError {
+    #[error("cannot receive the base layer")]
+    Receive(#[source] io::Error),
+    #[error("cannot read `/{path}` of the base layer")]
+    Read {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot write `/{path}` of the base layer")]
+    Write {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the base layer is malformed")]
+    Tree(#[source] TreeError),
+}
+
+/// Receives the `size` bytes of a layer from `source` and writes its files below `/`.
+pub(super) fn restore(size: u64, source: &mut impl Read) -> Result<Tree, BaseError> {
+    let file = rustix::fs::memfd_create("base", MemfdFlags::CLOEXEC);
+    let mut file = File::from(file.map_err(|e| BaseError::Receive(e.into()))?);
+    match io::copy(&mut source.take(size), &mut file) {
+        Ok(n) if n == size => {}
+        Ok(_) => return Err(BaseError::Receive(io::ErrorKind::UnexpectedEof.into())),
+        Err(error) => return Err(BaseError::Receive(error)),
+    }
+    let reader = Reader::open(file).map_err(BaseError::Receive)?;
+    let mut base = Base { reader, tree: Tree::new(), names: HashMap::new() };
+    let root = base.get(b"")?;
+    base.directory(b"", &root)?;
+    Ok(base.tree)
+}
+
+struct Base {
+    reader: Reader,
+    tree: Tree,
+    /// The first name of each file, by inode number.
+    names: HashMap<u64, PathBuf>,
+}
+
+impl Base {
+    fn get(&self, path: &[u8]) -> Result<Found, BaseError> {
+        let found = self.reader.get(path).and_then(|found| found.ok_or(io::ErrorKind::NotFound.into()));
+        found.map_err(|source| BaseError::Read { path: text(path), source })
+    }
+
+    fn read(&self, path: &[u8], found: &Found) -> Result<Vec<u8>, BaseError> {
+        self.reader.read(found).map_err(|source| BaseError::Read { path: text(path), source })
+    }
+
+    fn insert(&mut self, path: &[u8], found: &Found, kind: Kind) -> Result<(), BaseError> {
+        let mode = found.mode & 0o7777;
+        let node = Node { kind, mode, uid: found.uid, gid: found.gid, mtime: found.mtime };
+        self.tree.insert(path, node).map_err(BaseError::Tree)
+    }
+
+    fn directory(&mut self, path: &[u8], found: &Found) -> Result<(), BaseError> {
+        let write = |source| BaseError::Write { path: text(path), source };
+        let place = Path::new("/").join(OsStr::from_bytes(path));
+        match fs::create_dir(&place) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(write(e)),
+            _ => {}
+        }
+        self.insert(path, found, Kind::Dir)?;
+        let entries = self.read(path, found)?;
+        for (name, number) in entries_of(&entries) {
+            let path = [path, name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(&b'/');
+            let found = self.get(&path)?;
+            if found.is_dir() {
+                self.directory(&path, &found)?;
+            } else {
+                self.file(&path, &found, number)?;
+            }
+        }
+        own(&place, found).map_err(write)
+    }
+
+    fn file(&mut self, path: &[u8], found: &Found, number: u64) -> Result<(), BaseError> {
+        let write = |source| BaseError::Write { path: text(path), source };
+        let place = Path::new("/").join(OsStr::from_bytes(path));
+        let bytes = self.read(path, found)?;
+        if found.is_symlink() {
+            symlink(OsStr::from_bytes(&bytes), &place).map_err(write)?;
+            own(&place, found).map_err(write)?;
+            return self.insert(path, found, Kind::Symlink(bytes));
+        }
+        if let Some(first) = self.names.get(&number) {
+            fs::hard_link(first, &place).map_err(write)?;
+        } else {
+            let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&place);
+            file.and_then(|mut file| file.write_all(&bytes)).map_err(write)?;
+            own(&place, found).map_err(write)?;
+            self.names.insert(number, place);
+        }
+        self.insert(path, found, Kind::File(Content::Bytes(bytes.into())))
+    }
+}
+
+fn text(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
+fn own(place: &Path, found: &Found) -> io::Result<()> {
+    lchown(place, Some(found.uid), Some(found.gid))?;
+    if !found.is_symlink() {
+        fs::set_permissions(place, Permissions::from_mode(found.mode & 0o7777))?;
+    }
+    set_time(place, found.mtime)
+}
+
+/// Names and inode numbers in the bytes of a directory: in each block first the entries, then their names.
+fn entries_of(directory: &[u8]) -> Vec<(&[u8], u64)> {
+    let mut found = Vec::new();
+    for block in directory.chunks(BLOCK) {
+        let start = |n: usize| -> Option<usize> {
+            let bytes = block.get(n * DIRENT + 8..n * DIRENT + 10)?;
+            Some(usize::from(u16::from_le_bytes(bytes.try_into().ok()?)))
+        };
+        let count = start(0).unwrap_or(0) / DIRENT;
+        for n in 0..count {
+            let end = if n + 1 < count { start(n + 1) } else { Some(block.len()) };
+            let range = start(n).zip(end).and_then(|(start, end)| block.get(start..end));
+            let number = block.get(n * DIRENT..n * DIRENT + 8).and_then(|b| b.try_into().ok());
+            let (Some(name), Some(number)) = (range, number) else { continue };
+            let name = &name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())];
+            if name != b"." && name != b".." {
+                found.push((name, u64::from_le_bytes(number)));
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,146 @@
+//! Takes out of the root what differs from run to run or does not belong into an image: logs, caches, copies of
+//! earlier states, keys that scripts made, and the times of what scripts wrote.
+
+use super::sandbox::MOUNT_POINTS;
+use super::unpack::set_time;
+use crate::tree::Tree;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A file could not be normalised.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot normalise `{}`", path.display())]
+pub(super) struct NormaliseError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, NormaliseError> {
+    result.map_err(|source| NormaliseError { path: path.to_owned(), source })
+}
+
+/// Directories whose files go; the directories stay, for daemons expect them with their owners.
+const FILES_GO: &[&str] = &["/var/log", "/var/cache/apt", "/var/lib/apt/lists"];
+/// Directories whose whole content goes.
+const CONTENT_GOES: &[&str] = &["/run", "/tmp", "/var/tmp"];
+/// Files that go.
+const GO: &[&str] = &[
+    "/etc/.pwd.lock",
+    "/var/cache/ldconfig/aux-cache",
+    "/var/lib/dbus/machine-id",
+    "/var/lib/dpkg/lock",
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/triggers/Lock",
+];
+/// Files of a directory that go by how their names end: what programs keep of the state before.
+const ENDINGS_GO: &[(&str, &str)] =
+    &[("/etc", "-"), ("/var/cache/debconf", "-old"), ("/var/lib/dpkg", "-old")];
+/// Files of a directory that go by how their names begin. A private key in an image would be no secret, so each
+/// instance has to make its own.
+const BEGINNINGS_GO: &[(&str, &str)] = &[
+    ("/etc/ssh", "ssh_host_"),
+    ("/etc/ssl/certs", "ssl-cert-snakeoil"),
+    ("/etc/ssl/private", "ssl-cert-snakeoil"),
+];
+/// Empty, so that each instance gets an identity of its own.
+const MACHINE_ID: &str = "/etc/machine-id";
+
+/// Removes what does not belong into a layer, then gives everything without a time of a package the time `epoch`.
+pub(super) fn normalise(epoch: i64, base: Option<&Tree>) -> Result<(), NormaliseError> {
+    for dir in CONTENT_GOES.iter().map(Path::new) {
+        for path in list(dir)? {
+            let is_dir = at(&path, fs::symlink_metadata(&path))?.is_dir();
+            at(&path, if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) })?;
+        }
+    }
+    for dir in FILES_GO.iter().map(Path::new) {
+        remove_files(dir)?;
+    }
+    for path in GO.iter().map(Path::new) {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return at(path, Err(e)),
+            _ => {}
+        }
+    }
+    remove_named(ENDINGS_GO, |name, end| name.ends_with(end))?;
+    remove_named(BEGINNINGS_GO, |name, start| name.starts_with(start))?;
+    for path in list(Path::new("/etc/ssl/certs"))? {
+        // The links by hash of a certificate that is gone.
+        let snakeoil = |target: PathBuf| target.to_string_lossy().contains("ssl-cert-snakeoil");
+        if fs::read_link(&path).is_ok_and(snakeoil) {
+            at(&path, fs::remove_file(&path))?;
+        }
+    }
+    let machine_id = Path::new(MACHINE_ID);
+    if fs::symlink_metadata(machine_id).is_ok_and(|m| m.len() > 0) {
+        at(machine_id, fs::write(machine_id, ""))?;
+    }
+    let root = Path::new("/");
+    let device = at(root, fs::symlink_metadata(root))?.dev();
+    times(root, device, epoch)?;
+    for name in MOUNT_POINTS {
+        // They were emptied or mounted upon, which is no change.
+        let path = root.join(name);
+        let time = base.and_then(|base| base.get(name.as_bytes())).map_or(epoch, |node| node.mtime);
+        at(&path, set_time(&path, time))?;
+    }
+    Ok(())
+}
+
+/// The paths in a directory that may be missing, sorted.
+fn list(dir: &Path) -> Result<Vec<PathBuf>, NormaliseError> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(vec![]);
+        }
+        other => at(dir, other)?,
+    };
+    let mut paths = at(dir, entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>())?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn remove_files(dir: &Path) -> Result<(), NormaliseError> {
+    for path in list(dir)? {
+        let is_dir = at(&path, fs::symlink_metadata(&path))?.is_dir();
+        if is_dir {
+            remove_files(&path)?;
+        } else {
+            at(&path, fs::remove_file(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_named(rules: &[(&str, &str)], matches: impl Fn(&str, &str) -> bool) -> Result<(), NormaliseError> {
+    for (dir, part) in rules {
+        for path in list(Path::new(dir))? {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let is_dir = at(&path, fs::symlink_metadata(&path))?.is_dir();
+            if !is_dir && matches(&name, part) {
+                at(&path, fs::remove_file(&path))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Packages and base layers have whole seconds; a time with a fraction is one that the kernel set in this run.
+fn times(path: &Path, device: u64, epoch: i64) -> Result<(), NormaliseError> {
+    let meta = at(path, fs::symlink_metadata(path))?;
+    if meta.dev() != device {
+        return Ok(());
+    }
+    if meta.is_dir() {
+        for path in list(path)? {
+            times(&path, device, epoch)?;
+        }
+    }
+    if meta.mtime_nsec() != 0 || meta.mtime() > epoch {
+        at(path, set_time(path, epoch))?;
+    }
+    Ok(())
+}
