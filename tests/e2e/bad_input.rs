@@ -92,7 +92,10 @@ fn full_disk(project: &Project) {
     kiln.start(&[]);
     kiln.in_project(project, &["deploy"]).expect(0);
     project.write("site/big", &"x".repeat(20 << 20));
-    project.write("kiln.toml", &tiny::TOML.replace("copy = [", "copy = [{ from = \"site/big\", to = \"/srv/big\" }, "));
+    project.write(
+        "kiln.toml",
+        &tiny::TOML.replace("copy = [", "copy = [{ from = \"site/big\", to = \"/srv/big\" }, "),
+    );
     project.commit("too big");
     let answer = kiln.in_project(project, &["deploy"]).expect(1);
     assert!(answer.stderr.contains("full") || answer.stderr.contains("space"), "{}", answer.stderr);

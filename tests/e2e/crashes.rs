@@ -72,7 +72,10 @@ fn converge(kiln: &mut Kiln, project: &Project, mut client: std::process::Child,
     let mut found = [0; 5];
     let same = (0..200).any(|_| {
         found = counts(kiln);
-        found == usual || { std::thread::park_timeout(Duration::from_millis(50)); false }
+        found == usual || {
+            std::thread::park_timeout(Duration::from_millis(50));
+            false
+        }
     });
     assert!(same, "processes, mounts, links, cgroups, instances: {usual:?} before, {found:?} after");
 }
@@ -92,7 +95,10 @@ pub fn points() {
         n += 1;
     }
     let requests = all_answered(&load.stop());
-    println!("{} crash points, {requests} requests, 0 failed; {usual:?} processes, mounts, links, cgroups, instances before and after each", POINTS.len());
+    println!(
+        "{} crash points, {requests} requests, 0 failed; {usual:?} processes, mounts, links, cgroups, instances before and after each",
+        POINTS.len()
+    );
     kiln.down();
 }
 

@@ -41,7 +41,10 @@ fn only_new_answers(load: &mut Load, moment_ms: u64, marker: &str) {
     });
     for (name, release) in report["releases"].as_object().expect("releases") {
         let begun = release["last_begun_ms"].as_u64().expect("last_begun_ms");
-        assert!(name == marker || begun <= moment_ms, "{name} answered a request begun {begun} > {moment_ms}");
+        assert!(
+            name == marker || begun <= moment_ms,
+            "{name} answered a request begun {begun} > {moment_ms}"
+        );
     }
 }
 

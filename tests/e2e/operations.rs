@@ -42,7 +42,9 @@ pub fn run() {
     assert_eq!(image["manifest"]["layers"][0]["role"], "app");
 
     kiln.in_project(&project, &["destroy", "--env", "production", "--yes"]).expect(0);
-    wait_until("nothing is left", LIMIT, || environment(&kiln)["instances"].as_array().map(Vec::len) == Some(0));
+    wait_until("nothing is left", LIMIT, || {
+        environment(&kiln)["instances"].as_array().map(Vec::len) == Some(0)
+    });
     let verified = kiln.in_project(&project, &["audit", "verify", "--json"]).expect(0).json();
     assert!(verified["verified"].as_u64() > Some(10), "{verified}");
     let audit = kiln.in_project(&project, &["audit"]).expect(0).stdout;
@@ -55,7 +57,8 @@ pub fn run() {
 fn heal(kiln: &Kiln) {
     let before = instances(&environment(kiln), &["serving"]);
     let victim = before.iter().next().expect("an instance").clone();
-    let process = std::fs::read_to_string(kiln.state.path().join("instances").join(&victim).join("process.json"));
+    let process =
+        std::fs::read_to_string(kiln.state.path().join("instances").join(&victim).join("process.json"));
     let process: serde_json::Value = serde_json::from_str(&process.expect("process.json")).expect("JSON");
     run_program(Command::new("kill").args(["-KILL", &process["pid"].to_string()])).expect(0);
     wait_until("it is replaced", LIMIT, || {
@@ -73,7 +76,8 @@ fn logs_of_the_gone(kiln: &Kiln, project: &kiln_tests::Project) {
     });
     let text = kiln.in_project(project, &["logs", "api", "--release", "1"]).expect(0).stdout;
     assert!(text.contains("api release-1 listens on 9000"), "{text}");
-    let none = kiln.in_project(project, &["logs", "--release", "1", "--grep", "no such text"]).expect(0).stdout;
+    let none =
+        kiln.in_project(project, &["logs", "--release", "1", "--grep", "no such text"]).expect(0).stdout;
     assert_eq!(none.trim(), "");
     let gone = kiln.in_project(project, &["instance", "list", "--gone", "--json"]);
     if gone.code == 0 {

@@ -13,8 +13,22 @@ pub fn run() {
     let first = kiln.in_project(&project, &["deploy"]).expect(0);
     let marker = "guestbook MARKER\n";
     let arguments = [
-        "--host", "guestbook.test", "--page", "/", "--version", "/version", "--echo", "/echo",
-        "--keepalive", "4", "--fresh", "2", "--rate", "150", "--version-text", marker,
+        "--host",
+        "guestbook.test",
+        "--page",
+        "/",
+        "--version",
+        "/version",
+        "--echo",
+        "/echo",
+        "--keepalive",
+        "4",
+        "--fresh",
+        "2",
+        "--rate",
+        "150",
+        "--version-text",
+        marker,
     ];
     let load = Load::start(&kiln.edge, &arguments);
     project.release(2);

@@ -43,12 +43,22 @@ pub fn run() {
         let answer = kiln.in_project(&project, &["deploy"]).expect(1);
         let why = kiln.in_project(&project, &["why"]).expect(0).stdout;
         for word in words {
-            assert!(why.contains(word), "{what}: `kiln why` does not say {word:?}:\n{why}\n{}", answer.stderr);
+            assert!(
+                why.contains(word),
+                "{what}: `kiln why` does not say {word:?}:\n{why}\n{}",
+                answer.stderr
+            );
         }
-        let id = why.split_whitespace().find(|word| word.trim_matches(|c: char| !c.is_alphanumeric() && c != '-').starts_with("api-"));
+        let id = why
+            .split_whitespace()
+            .find(|word| word.trim_matches(|c: char| !c.is_alphanumeric() && c != '-').starts_with("api-"));
         assert!(id.is_some(), "{what}: `kiln why` names no instance:\n{why}");
         assert_eq!(instances(&environment(&kiln), &["serving"]), before, "{what}: others serve now");
-        println!("{what}: taken back in {:.1} s: {}", answer.took.as_secs_f64(), why.lines().next().unwrap_or(""));
+        println!(
+            "{what}: taken back in {:.1} s: {}",
+            answer.took.as_secs_f64(),
+            why.lines().next().unwrap_or("")
+        );
         project.write("kiln.toml", tiny::TOML);
     }
     let requests = all_answered(&load.stop());

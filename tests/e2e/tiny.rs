@@ -69,13 +69,7 @@ pub fn instances(environment: &Value, states: &[&str]) -> BTreeSet<String> {
 /// What an inventory counts. Descriptions have process ids in them, so only numbers are compared.
 pub fn counts(kiln: &Kiln) -> [usize; 5] {
     let found = Inventory::take(kiln.state.path());
-    [
-        found.processes.len(),
-        found.mounts.len(),
-        found.links.len(),
-        found.cgroups.len(),
-        found.instances.len(),
-    ]
+    [found.processes.len(), found.mounts.len(), found.links.len(), found.cgroups.len(), found.instances.len()]
 }
 
 /// Asserts that a load client saw nothing wrong; answers how many requests it made.

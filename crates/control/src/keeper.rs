@@ -49,7 +49,8 @@ impl Keeper {
     }
 
     fn compare(&self, listening: &[String]) {
-        let missing = self.config.listen.iter().filter(|a| a.port() != 0 && !listening.contains(&a.to_string()));
+        let missing =
+            self.config.listen.iter().filter(|a| a.port() != 0 && !listening.contains(&a.to_string()));
         for address in missing {
             eprintln!(
                 "kiln: warning: the running edge does not listen on {address}; it keeps its addresses until it is stopped"

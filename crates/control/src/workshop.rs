@@ -251,8 +251,7 @@ impl Workshop {
         let read = |file, max| self.sources.read(project, commit, file, max as u64).map_err(unreadable);
         let text = read(SPEC_FILE, limits::SPEC_BYTES_MAX)?
             .ok_or_else(|| WorkshopError::NoSpec { commit: commit.clone() })?;
-        let spec =
-            Project::parse(&String::from_utf8_lossy(&text), SPEC_FILE).map_err(WorkshopError::Spec)?;
+        let spec = Project::parse(&String::from_utf8_lossy(&text), SPEC_FILE).map_err(WorkshopError::Spec)?;
         if spec.name != *project {
             return Err(WorkshopError::OtherProject { expected: project.clone(), found: spec.name });
         }
@@ -275,7 +274,8 @@ impl Workshop {
         progress: &mut dyn FnMut(String),
     ) -> Result<Lock, WorkshopError> {
         let _one_at_a_time = self.resolving.lock().unwrap_or_else(PoisonError::into_inner);
-        let key: String = recipes.iter().map(|(name, recipe)| format!("{name} {}\n", recipe.digest())).collect();
+        let key: String =
+            recipes.iter().map(|(name, recipe)| format!("{name} {}\n", recipe.digest())).collect();
         let file = format!("{project}-{}.lock", Digest::of(key.as_bytes()).short());
         let path = self.config.state.join("locks").join(file);
         let kept = std::fs::read_to_string(&path).ok().and_then(|text| Lock::parse(&text).ok());
@@ -367,8 +367,8 @@ fn committed(
     recipes: &BTreeMap<ImageName, DebianRecipe>,
     text: &[u8],
 ) -> Result<Lock, WorkshopError> {
-    let lock = Lock::parse(&String::from_utf8_lossy(text))
-        .map_err(|e| WorkshopError::Lock { text: chain(&e) })?;
+    let lock =
+        Lock::parse(&String::from_utf8_lossy(text)).map_err(|e| WorkshopError::Lock { text: chain(&e) })?;
     if spec.fits(&lock) {
         return Ok(lock);
     }

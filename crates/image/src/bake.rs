@@ -122,7 +122,7 @@ pub enum BakeError {
         image: String,
         /// Why.
         #[source]
-        source: LayersError,
+        source: Box<LayersError>,
     },
     /// The application layer is no tree.
     #[error("image `{image}`: the application layer is not possible")]
@@ -207,7 +207,7 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
     let source = |source| BakeError::Source { commit: job.commit.clone(), source };
     let epoch = sources.info(&job.project, &job.commit).map_err(source)?.time;
     let below = layers::below(job, &objects, progress);
-    let mut layers = below.map_err(|source| BakeError::Layers { image: image(), source })?;
+    let mut layers = below.map_err(|source| BakeError::Layers { image: image(), source: source.into() })?;
     let lower = Lower::open(&objects, &layers)?;
     let tree = application(job, &sources, &lower, epoch)?;
     let users = users(&tree, &lower)?;

@@ -267,7 +267,7 @@ impl Tree {
                 layer.insert_with_parents(full, path, node.clone())?;
             }
         }
-        for (path, _) in &base.nodes {
+        for path in base.nodes.keys() {
             let parent_stays = parent(path).is_some_and(|p| full.get(p).is_some_and(|n| n.kind == Kind::Dir));
             if full.get(path).is_none() && parent_stays {
                 let node = Node { kind: Kind::Whiteout, mode: 0, uid: 0, gid: 0, mtime: 0 };

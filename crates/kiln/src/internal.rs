@@ -18,7 +18,7 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         // One bake.
         "bake" => worker::main(),
         // The installer of Debian packages, in its sandbox.
-        // "rootfs" => debian::rootfs::main(texts(&mut arguments)),
+        "rootfs" => debian::rootfs::main(texts(&mut arguments)),
         // Fills a folder that serves as `--mirror file:DIR`; used by the demo and the tests.
         "mirror" => debian::fill::main(texts(&mut arguments)),
         _ => {

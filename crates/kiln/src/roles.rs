@@ -66,8 +66,7 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     };
     let mut control = Control::start(config, lock).await.map_err(start_failure)?;
     eprintln!("kiln: state in `{}`, listening on `{}`", arguments.state.display(), arguments.listen);
-    let context =
-        kiln_server::Context { handle: control.handle.clone(), workshop: control.workshop.clone() };
+    let context = kiln_server::Context { handle: control.handle.clone(), workshop: control.workshop.clone() };
     let server = tokio::spawn(kiln_server::serve(listener, context));
     let fail = |error: &dyn std::error::Error| Failure::new(Code::Internal, chain(error));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| fail(&e))?;
@@ -125,9 +124,8 @@ async fn down(state: &Path) -> Result<Vec<String>, Failure> {
     let state = state.canonicalize().unwrap_or_else(|_| state.to_owned());
     let mut lines = stop_edge(&state).await?;
     let before = local::inventory(&state);
-    local::sweep(&state).map_err(|error| {
-        Failure::new(Code::HostUnable, chain(&error)).hint("`kiln down` can be repeated")
-    })?;
+    local::sweep(&state)
+        .map_err(|error| Failure::new(Code::HostUnable, chain(&error)).hint("`kiln down` can be repeated"))?;
     let removed = [
         (before.processes, "processes"),
         (before.mounts, "mounts"),

@@ -109,17 +109,18 @@ fn taken_back(environment: &Environment, observed: &Observed, rollout: &Rollout)
         RolloutKind::Deploy => "deploy",
         RolloutKind::Rollback => "rollback",
     };
+    let end = match rollout.phase {
+        RolloutPhase::Aborted => "was aborted",
+        RolloutPhase::FailedNoPrevious => "failed, and nothing served before",
+        _ => "was taken back",
+    };
     let reason = rollout.reason.clone().unwrap_or_default();
     let serving = environment
         .serving
         .map_or("nothing serves".to_owned(), |n| format!("release {n} serves on, untouched"));
     Reason {
         env: rollout.env.clone(),
-        what: format!(
-            "the last {verb} (release {}) was {}: {reason}",
-            rollout.to,
-            rollout.phase.word().replace('_', " ")
-        ),
+        what: format!("the last {verb} (release {}) {end}: {reason}", rollout.to),
         since: observed.now.since(rollout.since),
         next: serving,
         deadline: None,

@@ -9,6 +9,7 @@ use axum::Json;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
 use axum::response::Response;
+use kiln_api::Code;
 use kiln_api::audit::{AuditQuery, AuditView, BrokenView, VerifyView};
 use kiln_api::bake::{BakeRequest, BakeView};
 use kiln_api::deploy::{Accepted, DeployRequest, DeployView, RollbackRequest};
@@ -23,11 +24,8 @@ use kiln_api::server::ServerView;
 use kiln_api::status::StatusView;
 use kiln_api::update::Update;
 use kiln_api::why::WhyView;
-use kiln_api::Code;
 use kiln_control::WorkshopError;
-use kiln_model::{
-    EnvName, EnvRef, InstanceId, ProjectName, ReleaseNumber, ReleaseSpec, RolloutId, Snapshot,
-};
+use kiln_model::{EnvName, EnvRef, InstanceId, ProjectName, ReleaseNumber, ReleaseSpec, RolloutId, Snapshot};
 use kiln_plan::route::replicas;
 use kiln_plan::{Command, Observed, Outcome};
 use kiln_spec::{Lock, Project};
@@ -105,10 +103,7 @@ pub(crate) async fn server(State(context): State<Context>) -> Answer<ServerView>
     Ok(Json(server_view(&*context.handle.snapshot()?)))
 }
 
-pub(crate) async fn status(
-    State(context): State<Context>,
-    Query(scope): Query<Scope>,
-) -> Answer<StatusView> {
+pub(crate) async fn status(State(context): State<Context>, Query(scope): Query<Scope>) -> Answer<StatusView> {
     let look = Look::take(&context)?;
     Ok(Json(StatusView {
         server: server_view(&look.snapshot),
@@ -303,8 +298,8 @@ pub(crate) async fn release(
     let env = EnvRef { project, env };
     let look = Look::take(&context)?;
     let release = look.snapshot.release(&env, number);
-    let release = release
-        .ok_or_else(|| Failure::new(Code::NoRelease, format!("`{env}` has no release {number}")))?;
+    let release =
+        release.ok_or_else(|| Failure::new(Code::NoRelease, format!("`{env}` has no release {number}")))?;
     Ok(Json(look.view().release_detail(release)))
 }
 
@@ -314,18 +309,12 @@ fn size_of(context: &Context, image: kiln_model::Digest) -> Option<u64> {
     Some(manifest.layers.iter().map(|layer| layer.size).sum())
 }
 
-pub(crate) async fn images(
-    State(context): State<Context>,
-    Query(scope): Query<Scope>,
-) -> Answer<ImageList> {
+pub(crate) async fn images(State(context): State<Context>, Query(scope): Query<Scope>) -> Answer<ImageList> {
     let look = Look::take(&context)?;
     Ok(Json(ImageList { images: look.view().images(&scope, &|image| size_of(&context, image)) }))
 }
 
-pub(crate) async fn image(
-    State(context): State<Context>,
-    Path(prefix): Path<String>,
-) -> Answer<ImageDetail> {
+pub(crate) async fn image(State(context): State<Context>, Path(prefix): Path<String>) -> Answer<ImageDetail> {
     let look = Look::take(&context)?;
     let all = look.view().images(&Scope::default(), &|image| size_of(&context, image));
     let mut found = all.into_iter().filter(|image| image.digest.hex().starts_with(&prefix));

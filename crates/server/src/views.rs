@@ -10,8 +10,7 @@ use kiln_api::status::{EdgeView, EnvironmentView, ServiceView, ServingView};
 use kiln_api::why::ReasonView;
 use kiln_model::edge::{EdgeStatus, TargetStatus};
 use kiln_model::{
-    Boot, Digest, EnvRef, Environment, ImageName, Instance, InstanceId, Release, Rollout,
-    SeenState, Snapshot,
+    Boot, Digest, EnvRef, Environment, ImageName, Instance, InstanceId, Release, Rollout, SeenState, Snapshot,
 };
 use kiln_plan::Observed;
 use kiln_plan::explain::Reason;
@@ -233,7 +232,6 @@ fn new_image(
 fn no_commit() -> kiln_model::CommitId {
     "0".repeat(40).parse().unwrap_or_else(|_| unreachable!("forty digits are a commit"))
 }
-
 
 /// The edge, against the generation that it should use.
 pub(crate) fn edge(status: &EdgeStatus, snapshot: &Snapshot) -> EdgeView {

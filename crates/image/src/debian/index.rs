@@ -14,8 +14,8 @@ use std::str::FromStr;
 const LINE_BYTES_MAX: u64 = 1024 * 1024;
 /// Packages in all indexes together. Debian bookworm has about 64 000.
 const PACKAGES_MAX: usize = 400_000;
-/// Bytes of one `.deb`; it is held in memory while it is unpacked.
-pub(crate) const DEB_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of one `.deb`. Debian's largest is about 1.5 GB.
+pub(crate) const DEB_BYTES_MAX: u64 = 4 << 30;
 
 /// An index or an `InRelease` could not be understood.
 #[derive(Debug, thiserror::Error)]

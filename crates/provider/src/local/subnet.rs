@@ -124,8 +124,14 @@ mod tests {
     #[test]
     fn another_interface_with_the_same_addresses_is_seen() {
         let head = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n";
-        let route = |interface: &str, to: &str, mask: &str| format!("{interface} {to} 00000000 0001 0 0 0 {mask} 0 0 0\n");
-        let routes = format!("{head}{}{}", route("eth0", "00000000", "00000000"), route("kb1", "0000530A", "0000FFFF"));
+        let route = |interface: &str, to: &str, mask: &str| {
+            format!("{interface} {to} 00000000 0001 0 0 0 {mask} 0 0 0\n")
+        };
+        let routes = format!(
+            "{head}{}{}",
+            route("eth0", "00000000", "00000000"),
+            route("kb1", "0000530A", "0000FFFF")
+        );
         let subnet: Subnet = "10.83.0.0/16".parse().unwrap();
         assert_eq!(subnet.taken(&routes, "kb2"), Some("kb1".into()));
         assert_eq!(subnet.taken(&routes, "kb1"), None);

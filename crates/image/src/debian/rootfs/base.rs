@@ -3,6 +3,8 @@
 //! An EROFS file cannot be mounted inside a user namespace, and nothing of the host is there to mount it, so its
 //! entries are read one by one.
 
+use super::sandbox::MOUNTED;
+use super::sandbox::MOUNTED;
 use super::unpack::set_time;
 use crate::erofs::{Found, Reader};
 use crate::tree::{Content, Kind, Node, Tree, TreeError};
@@ -97,7 +99,8 @@ impl Base {
                 self.file(&path, &found, number)?;
             }
         }
-        own(&place, found).map_err(write)
+        let is_mounted = MOUNTED.iter().any(|name| path == name.as_bytes());
+        if is_mounted { Ok(()) } else { own(&place, found).map_err(write) }
     }
 
     fn file(&mut self, path: &[u8], found: &Found, number: u64) -> Result<(), BaseError> {

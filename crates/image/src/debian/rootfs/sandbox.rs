@@ -33,10 +33,13 @@ const DEVICE_LINKS: &[(&str, &str)] = &[
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
 ];
-/// Directories that exist before the first package comes; what lies in them is never part of a layer.
+/// Directories that every root has; what lies in them is never part of a layer.
 pub(super) const MOUNT_POINTS: &[&str] = &["dev", "proc", "run", "sys", "tmp"];
 /// Where the new root is mounted before it becomes the root; any directory that every host has.
 const MOUNT_POINT: &str = "/tmp";
+
+/// Directories of the root that something is mounted on while packages are installed.
+pub(super) const MOUNTED: &[&str] = &["dev", "proc"];
 
 /// Moves this process (which has one thread) into new namespaces. The pid namespace holds its children only.
 pub(super) fn unshare() -> Result<(), SandboxError> {
@@ -72,7 +75,7 @@ pub(super) fn enter_root(bytes_max: u64, process_bytes_max: u64) -> Result<(), S
     let root = Path::new(MOUNT_POINT);
     tmpfs(root, &format!("mode=755,size={bytes_max}"))?;
     // All others come with the packages.
-    for dir in ["dev", "proc"] {
+    for dir in MOUNTED {
         step("make the root", std::fs::create_dir(root.join(dir)))?;
     }
     let dev = root.join("dev");
