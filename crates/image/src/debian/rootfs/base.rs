@@ -4,7 +4,6 @@
 //! entries are read one by one.
 
 use super::sandbox::MOUNTED;
-use super::sandbox::MOUNTED;
 use super::unpack::set_time;
 use crate::erofs::{Found, Reader};
 use crate::tree::{Content, Kind, Node, Tree, TreeError};
