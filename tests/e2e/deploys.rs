@@ -16,7 +16,10 @@ fn load(kiln: &Kiln, project: &Project) -> Load {
     let page = project.path("site/index.html");
     let page = page.to_str().expect("a path of text");
     let arguments = ["--keepalive", "16", "--fresh", "4", "--rate", RATE, "--expect-page", page];
-    Load::start(&kiln.edge, &arguments)
+    let mut load = Load::start(&kiln.edge, &arguments);
+    // It reads the page before it asks for anything, and the page is about to change.
+    wait_until("the client asks", Duration::from_secs(20), || load.snapshot()["requests"].as_u64() > Some(0));
+    load
 }
 
 /// The whole shop: lock, commit, first deploy.
