@@ -83,8 +83,7 @@ fn converge(kiln: &mut Kiln, project: &Project, mut client: std::process::Child,
 pub fn points() {
     let (mut kiln, project, usual) = prepared();
     let load = tiny::load(&kiln, 300);
-    let mut n = 4;
-    for point in POINTS {
+    for (n, point) in (4..).zip(POINTS) {
         kiln.terminate();
         kiln.start(&[("KILN_CRASH_AT", &format!("{point}:1"))]);
         let client = begin_deploy(&kiln, &project, n);
@@ -92,7 +91,6 @@ pub fn points() {
         wait_until(&format!("the server dies at {point}"), LIMIT, || kiln.exited());
         kiln.start(&[]);
         converge(&mut kiln, &project, client, n, usual);
-        n += 1;
     }
     let requests = all_answered(&load.stop());
     println!(

@@ -356,7 +356,7 @@ impl Found {
     }
 }
 
-/// Reads entries of an image that [`write`] made.
+/// Reads entries of an image that [`write()`] made.
 #[derive(Debug)]
 pub struct Reader {
     file: File,

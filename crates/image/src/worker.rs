@@ -1,5 +1,5 @@
 //! A bake runs in a process of its own with limits and a deadline, because it decodes what others wrote.
-//! The job comes as JSON on its stdin; it answers with one [`Message`] a line on its stdout.
+//! The job comes as JSON on its stdin; it answers with one `Message` a line on its stdout.
 
 use crate::bake::{BakeJob, Baked, bake};
 use serde::{Deserialize, Serialize};

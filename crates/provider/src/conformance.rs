@@ -204,8 +204,11 @@ async fn destroyed_stays_destroyed(provider: &impl Provider, subject: &impl Subj
     kept("a late create after the destroy is refused, for an id never seen as well");
 }
 
+/// Whether a program ended as it should.
+type IsExpected = fn(&ExitReason) -> bool;
+
 async fn exit_reasons(provider: &impl Provider, subject: &impl Subject) {
-    let cases: [(Behaviour, fn(&ExitReason) -> bool); 4] = [
+    let cases: [(Behaviour, IsExpected); 4] = [
         (Behaviour::Exit(0), |r| *r == ExitReason::Status { code: 0 }),
         (Behaviour::Exit(7), |r| *r == ExitReason::Status { code: 7 }),
         (Behaviour::Abort, |r| *r == ExitReason::Signal { signal: 6 }),

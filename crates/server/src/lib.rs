@@ -1,5 +1,5 @@
 //! The control plane's API over its Unix socket. Handlers read snapshots and submit commands; what they answer is made by
-//! pure functions in [`views`].
+//! pure functions in `views`.
 #![forbid(unsafe_code)]
 
 mod actor;
