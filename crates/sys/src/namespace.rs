@@ -12,7 +12,7 @@ use crate::{CallError, Context};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-/// Moves the calling thread into new namespaces. A new user or pid namespace is made by [`Clone`] instead.
+/// Moves the calling thread into new namespaces. A new user or pid namespace is made by [`crate::process::Clone`] instead.
 pub fn unshare(namespaces: Namespaces) -> Result<(), CallError> {
     // SAFETY: takes plain flags; no flag of `Namespaces` unshares memory or descriptors.
     check(unsafe { libc::unshare(namespaces.bits() as i32) }.into())
