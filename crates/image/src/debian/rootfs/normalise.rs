@@ -26,6 +26,9 @@ fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, NormaliseError> {
 const FILES_GO: &[&str] = &["/var/log", "/var/cache/apt", "/var/lib/apt/lists"];
 /// Directories whose whole content goes.
 const CONTENT_GOES: &[&str] = &["/run", "/tmp", "/var/tmp"];
+/// Directories whose directories are emptied, down to this depth: databases that scripts made. Each one has an identity
+/// of its own, and an instance keeps its data in a volume there.
+const DATABASES: &[(&str, u32)] = &[("/var/lib/mysql", 0), ("/var/lib/postgresql", 2)];
 /// Files that go.
 const GO: &[&str] = &[
     "/etc/.pwd.lock",
@@ -50,11 +53,11 @@ const MACHINE_ID: &str = "/etc/machine-id";
 
 /// Removes what does not belong into a layer, then gives everything without a time of a package the time `epoch`.
 pub(super) fn normalise(epoch: i64, base: Option<&Tree>) -> Result<(), NormaliseError> {
-    for dir in CONTENT_GOES.iter().map(Path::new) {
-        for path in list(dir)? {
-            let is_dir = at(&path, fs::symlink_metadata(&path))?.is_dir();
-            at(&path, if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) })?;
-        }
+    for dir in CONTENT_GOES {
+        empty(Path::new(dir), 0)?;
+    }
+    for (dir, depth) in DATABASES {
+        empty(Path::new(dir), *depth)?;
     }
     for dir in FILES_GO.iter().map(Path::new) {
         remove_files(dir)?;
@@ -101,6 +104,20 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, NormaliseError> {
     let mut paths = at(dir, entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>())?;
     paths.sort();
     Ok(paths)
+}
+
+/// Removes all that is in `dir`, or in the directories `depth` levels below it.
+fn empty(dir: &Path, depth: u32) -> Result<(), NormaliseError> {
+    for path in list(dir)? {
+        let is_dir = at(&path, fs::symlink_metadata(&path))?.is_dir();
+        match (depth, is_dir) {
+            (0, true) => at(&path, fs::remove_dir_all(&path))?,
+            (0, false) => at(&path, fs::remove_file(&path))?,
+            (_, true) => empty(&path, depth - 1)?,
+            (_, false) => {}
+        }
+    }
+    Ok(())
 }
 
 fn remove_files(dir: &Path) -> Result<(), NormaliseError> {
