@@ -10,12 +10,15 @@ use kiln_model::{
     CommitId, Digest, EnvName, EnvRef, ExitReason, InstanceId, ProjectName, ReleaseNumber, ServiceName, Wall,
 };
 use serde::Deserialize;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Bytes of a specification or an exit record.
 const RECORD_BYTES_MAX: u64 = 1 << 20;
+/// Lines that may pile up before those that are too old are let go.
+const LINES_AT_ONCE: usize = 10_000;
 /// The stream of what the supervisor and this reader say.
 const KILN: &str = "kiln";
 
@@ -133,11 +136,11 @@ impl LogFolder {
         filter: &Filter,
         seen: &mut BTreeMap<InstanceId, Position>,
     ) -> Result<Vec<Line>, LogError> {
-        let mut lines = VecDeque::new();
+        let mut lines: Vec<Line> = vec![];
         for tags in self.matching(filter)? {
             let position = seen.entry(tags.id.clone()).or_default();
-            let length = self.length(&tags.id);
-            if position.length == length {
+            let stamp = self.stamp(&tags.id);
+            if position.stamp == stamp {
                 continue;
             }
             let mut fresh = vec![];
@@ -158,17 +161,17 @@ impl LogFolder {
                 fresh.push(line(&tags, exit.at, KILN, position.next, exit.reason.to_string()));
             }
             // What grows while it is read is read again the next time.
-            position.length = length;
+            position.stamp = stamp;
             lines.extend(fresh.into_iter().filter(|line| {
                 filter.since.is_none_or(|since| line.at >= since)
                     && filter.grep.as_ref().is_none_or(|grep| line.line.contains(grep.as_str()))
             }));
+            // Only what can still be among the newest is kept in memory.
+            if filter.last.is_some_and(|last| lines.len() > 2 * last + LINES_AT_ONCE) {
+                order(&mut lines, filter.last);
+            }
         }
-        let mut lines: Vec<Line> = lines.into();
-        lines.sort_by(|a, b| (a.at, &a.instance, a.sequence).cmp(&(b.at, &b.instance, b.sequence)));
-        if let Some(last) = filter.last {
-            lines.drain(..lines.len().saturating_sub(last));
-        }
+        order(&mut lines, filter.last);
         Ok(lines)
     }
 
@@ -191,10 +194,13 @@ impl LogFolder {
         self.instances.join(id.as_str()).join(name)
     }
 
-    /// Changes whenever something was added.
-    fn length(&self, id: &InstanceId) -> (u64, u64, u64) {
-        let length = |name| std::fs::metadata(self.file(id, name)).map_or(0, |m| m.len() + 1);
-        (length("out.0"), length("out.1"), length("exit.json"))
+    /// Sizes and times of the files: another value whenever something was added.
+    fn stamp(&self, id: &InstanceId) -> Stamp {
+        let of = |name| {
+            let meta = std::fs::metadata(self.file(id, name));
+            meta.map_or((0, 0, 0), |m| (m.len() + 1, m.mtime(), m.mtime_nsec()))
+        };
+        ["out.0", "out.1", "exit.json"].map(of)
     }
 
     fn exit(&self, id: &InstanceId) -> Option<Exit> {
@@ -214,6 +220,14 @@ impl LogFolder {
         }
         frames.sort_by_key(|frame| frame.sequence);
         frames
+    }
+}
+
+/// By time, and only the newest `last`.
+fn order(lines: &mut Vec<Line>, last: Option<usize>) {
+    lines.sort_by(|a, b| (a.at, &a.instance, a.sequence).cmp(&(b.at, &b.instance, b.sequence)));
+    if let Some(last) = last {
+        lines.drain(..lines.len().saturating_sub(last));
     }
 }
 
@@ -253,10 +267,13 @@ fn line(tags: &Tags, at: Wall, stream: &str, sequence: u64, line: String) -> Lin
     }
 }
 
+/// (size and one, seconds, nanoseconds) of each file of a black box.
+type Stamp = [(u64, i64, i64); 3];
+
 /// How far one instance was read.
 #[derive(Debug, Clone, Default)]
 struct Position {
-    length: (u64, u64, u64),
+    stamp: Stamp,
     next: u64,
     dropped: u64,
     ended: bool,
@@ -278,5 +295,124 @@ impl Cursor {
     /// The matching lines that came since the last call, each once.
     pub fn next_lines(&mut self, filter: &Filter) -> Result<Vec<Line>, LogError> {
         self.folder.newest(filter, &mut self.seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_model::frame::Stream;
+    use proptest::prelude::*;
+    use std::fs;
+
+    /// Writes the folder of an instance as its server would.
+    fn instance(state: &Path, sequence: u64, service: &str, release: u64) -> PathBuf {
+        let folder = state.join("instances").join(format!("{service}-{sequence}"));
+        fs::create_dir_all(&folder).unwrap();
+        let spec = serde_json::json!({
+            "id": format!("{service}-{sequence}"), "env": "shop/production",
+            "release": release, "service": service, "commit": "ab".repeat(20),
+            "image": Digest::of(b"image"), "ignored": 1,
+        });
+        fs::write(folder.join("spec.json"), spec.to_string()).unwrap();
+        folder
+    }
+
+    fn frame(sequence: u64, dropped: u64, text: &str) -> Vec<u8> {
+        let line = text.as_bytes().to_vec();
+        let mut out = vec![];
+        Frame { at: Wall(1000 + sequence), sequence, dropped, stream: Stream::Out, line }.encode(&mut out);
+        out
+    }
+
+    fn texts(folder: &LogFolder, filter: &Filter) -> Vec<String> {
+        let mut out = vec![];
+        folder
+            .read(filter, &mut |line| {
+                out.push(format!("{}: {}", line.instance, line.line));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        out
+    }
+
+    #[test]
+    fn filters_choose_and_instances_are_merged_by_time() {
+        let state = tempfile::tempdir().unwrap();
+        let logs = LogFolder::new(state.path());
+        assert_eq!(texts(&logs, &Filter::default()), [""; 0], "a state folder without instances");
+        let web = instance(state.path(), 1, "web", 1);
+        let api = instance(state.path(), 2, "api", 2);
+        fs::write(web.join("out.0"), [frame(0, 0, "zero"), frame(2, 0, "two")].concat()).unwrap();
+        fs::write(api.join("out.0"), [frame(1, 0, "one")].concat()).unwrap();
+        fs::write(web.join("exit.json"), r#"{"at":1009,"exit":"status","code":3}"#).unwrap();
+        let all = ["web-1: zero", "api-2: one", "web-1: two", "web-1: exited with status 3"];
+        assert_eq!(texts(&logs, &Filter::default()), all);
+        let table: [(Filter, &[&str]); 9] = [
+            (Filter { service: ServiceName::new("api").ok(), ..Filter::default() }, &all[1..2]),
+            (Filter { release: Some(ReleaseNumber(2)), ..Filter::default() }, &all[1..2]),
+            (Filter { instance: "api-2".parse().ok(), ..Filter::default() }, &all[1..2]),
+            (Filter { grep: Some("two".into()), ..Filter::default() }, &all[2..3]),
+            (Filter { since: Some(Wall(1002)), ..Filter::default() }, &all[2..]),
+            (Filter { last: Some(2), ..Filter::default() }, &all[2..]),
+            (Filter { commit: Some("abab".into()), ..Filter::default() }, &all),
+            (Filter { commit: Some("ff".into()), ..Filter::default() }, &[]),
+            (Filter { project: ProjectName::new("other").ok(), ..Filter::default() }, &[]),
+        ];
+        for (filter, expected) in table {
+            assert_eq!(texts(&logs, &filter), expected, "{filter:?}");
+        }
+        assert_eq!(logs.tail_of(&"web-1".parse().unwrap(), 1), ["two"]);
+        assert_eq!(logs.tail_of(&"web-9".parse().unwrap(), 5), [""; 0]);
+    }
+
+    #[test]
+    fn following_shows_each_line_once_also_when_the_files_take_turns() {
+        let state = tempfile::tempdir().unwrap();
+        let web = instance(state.path(), 1, "web", 1);
+        let mut cursor = Cursor::new(LogFolder::new(state.path()));
+        let mut next = || -> Vec<String> {
+            cursor.next_lines(&Filter::default()).unwrap().into_iter().map(|line| line.line).collect()
+        };
+        assert_eq!(next(), [""; 0]);
+        fs::write(web.join("out.0"), [frame(0, 0, "a"), frame(1, 0, "b")].concat()).unwrap();
+        assert_eq!(next(), ["a", "b"]);
+        assert_eq!(next(), [""; 0]);
+        fs::write(web.join("out.1"), frame(2, 0, "c")).unwrap();
+        assert_eq!(next(), ["c"]);
+        // The older file is emptied and written anew: its two lines count as dropped from then on.
+        fs::write(web.join("out.0"), [frame(3, 2, "d"), frame(4, 2, "e")].concat()).unwrap();
+        assert_eq!(next(), ["2 lines were dropped: the black box was full", "d", "e"]);
+        fs::write(web.join("exit.json"), r#"{"at":2000,"exit":"status","code":0}"#).unwrap();
+        assert_eq!(next(), ["exited with status 0"]);
+        assert_eq!(next(), [""; 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn damage_hides_lines_and_never_invents_any(
+            count in 1_usize..6,
+            cut in any::<prop::sample::Index>(),
+            flip in any::<prop::sample::Index>(),
+        ) {
+            let state = tempfile::tempdir().unwrap();
+            let web = instance(state.path(), 1, "web", 1);
+            let whole: Vec<u8> = (0..count as u64).flat_map(|n| frame(n, 0, &format!("line {n}"))).collect();
+            let logs = LogFolder::new(state.path());
+            let expected: Vec<String> = (0..count).map(|n| format!("web-1: line {n}")).collect();
+            fs::write(web.join("out.0"), &whole).unwrap();
+            prop_assert_eq!(&texts(&logs, &Filter::default()), &expected);
+            let mut damaged = whole[..cut.index(whole.len())].to_vec();
+            fs::write(web.join("out.0"), &damaged).unwrap();
+            let seen = texts(&logs, &Filter::default());
+            prop_assert_eq!(&seen[..], &expected[..seen.len()]);
+            if !damaged.is_empty() {
+                let at = flip.index(damaged.len());
+                damaged[at] ^= 0x10;
+                fs::write(web.join("out.0"), &damaged).unwrap();
+                let seen = texts(&logs, &Filter::default());
+                prop_assert_eq!(&seen[..], &expected[..seen.len()]);
+            }
+        }
     }
 }
