@@ -87,9 +87,10 @@ fn logs_of_the_gone(kiln: &Kiln, project: &kiln_tests::Project) {
 
 /// Traffic flows while the server is dead, and the server starts another edge if that dies.
 fn edge_without_server(kiln: &mut Kiln) {
-    let load = tiny::load(kiln, 200);
+    let mut load = tiny::load(kiln, 200);
+    answered(&mut load, 20);
     kiln.kill();
-    std::thread::sleep(Duration::from_millis(500));
+    answered(&mut load, 100);
     kiln.start(&[]);
     let requests = tiny::all_answered(&load.stop());
     println!("{requests} requests around a dead server, 0 failed");
@@ -101,7 +102,14 @@ fn edge_without_server(kiln: &mut Kiln) {
     wait_until("another edge serves", LIMIT, || {
         ![String::new(), pid.clone()].contains(&edge()) && std::net::TcpStream::connect(&kiln.edge).is_ok()
     });
-    let load = tiny::load(kiln, 200);
-    std::thread::sleep(Duration::from_millis(300));
+    let mut load = tiny::load(kiln, 200);
+    answered(&mut load, 50);
     tiny::all_answered(&load.stop());
+}
+
+/// Waits until the client had that many more answers.
+fn answered(load: &mut kiln_tests::Load, more: u64) {
+    let requests = |load: &mut kiln_tests::Load| load.snapshot()["requests"].as_u64().expect("requests");
+    let before = requests(load);
+    wait_until("the client had more answers", LIMIT, || requests(load) >= before + more);
 }

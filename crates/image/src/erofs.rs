@@ -388,9 +388,9 @@ impl Reader {
             if !at.is_dir() {
                 return Ok(None);
             }
-            let entries = self.read(&at)?;
-            match find(&entries, part) {
-                Some(number) => at = self.inode(number)?,
+            let directory = self.read(&at)?;
+            match entries(&directory).find(|(name, _)| *name == part) {
+                Some((_, number)) => at = self.inode(number)?,
                 None => return Ok(None),
             }
         }
@@ -444,17 +444,18 @@ impl Reader {
     }
 }
 
-/// The number of `name` among the bytes of a directory.
-fn find(directory: &[u8], name: &[u8]) -> Option<u64> {
-    directory.chunks(BLOCK as usize).find_map(|block| {
-        let count = usize::from(u16_at(block.get(..DIRENT)?, 8)) / DIRENT;
-        let entry = |n: usize| block.get(n * DIRENT..(n + 1) * DIRENT);
-        (0..count).find_map(|n| {
+/// Names and inode numbers in the bytes of a directory that [`write()`] made, in their order, `.` and `..` among them.
+pub(crate) fn entries(directory: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
+    directory.chunks(BLOCK as usize).flat_map(|block| {
+        let entry = move |n: usize| block.get(n * DIRENT..(n + 1) * DIRENT);
+        let count = entry(0).map_or(0, |first| usize::from(u16_at(first, 8)) / DIRENT);
+        (0..count).filter_map(move |n| {
             let start = usize::from(u16_at(entry(n)?, 8));
             let end = if n + 1 < count { usize::from(u16_at(entry(n + 1)?, 8)) } else { block.len() };
-            let found = block.get(start..end)?;
-            let found = &found[..found.iter().position(|b| *b == 0).unwrap_or(found.len())];
-            if found == name { Some(u64_at(entry(n)?, 0)) } else { None }
+            let name = block.get(start..end)?;
+            // The last name of a block that is not the last is followed by zeros.
+            let name = &name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())];
+            Some((name, u64_at(entry(n)?, 0)))
         })
     })
 }

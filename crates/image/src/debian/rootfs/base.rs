@@ -5,7 +5,7 @@
 
 use super::sandbox::MOUNTED;
 use super::unpack::set_time;
-use crate::erofs::{Found, Reader};
+use crate::erofs::{Found, Reader, entries};
 use crate::tree::{Content, Kind, Node, Tree, TreeError};
 use rustix::fs::MemfdFlags;
 use std::collections::HashMap;
@@ -15,10 +15,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
-
-/// Bytes of one entry of a directory, without its name; `struct erofs_dirent`.
-const DIRENT: usize = 12;
-const BLOCK: usize = 4096;
 
 /// A base layer could not be put onto the root.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +84,8 @@ impl Base {
             _ => {}
         }
         self.insert(path, found, Kind::Dir)?;
-        let entries = self.read(path, found)?;
-        for (name, number) in entries_of(&entries) {
+        let directory = self.read(path, found)?;
+        for (name, number) in entries(&directory).filter(|(name, _)| !matches!(*name, b"." | b"..")) {
             let path = [path, name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(&b'/');
             let found = self.get(&path)?;
             if found.is_dir() {
@@ -133,27 +129,4 @@ fn own(place: &Path, found: &Found) -> io::Result<()> {
         fs::set_permissions(place, Permissions::from_mode(found.mode & 0o7777))?;
     }
     set_time(place, found.mtime)
-}
-
-/// Names and inode numbers in the bytes of a directory: in each block first the entries, then their names.
-fn entries_of(directory: &[u8]) -> Vec<(&[u8], u64)> {
-    let mut found = Vec::new();
-    for block in directory.chunks(BLOCK) {
-        let start = |n: usize| -> Option<usize> {
-            let bytes = block.get(n * DIRENT + 8..n * DIRENT + 10)?;
-            Some(usize::from(u16::from_le_bytes(bytes.try_into().ok()?)))
-        };
-        let count = start(0).unwrap_or(0) / DIRENT;
-        for n in 0..count {
-            let end = if n + 1 < count { start(n + 1) } else { Some(block.len()) };
-            let range = start(n).zip(end).and_then(|(start, end)| block.get(start..end));
-            let number = block.get(n * DIRENT..n * DIRENT + 8).and_then(|b| b.try_into().ok());
-            let (Some(name), Some(number)) = (range, number) else { continue };
-            let name = &name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())];
-            if name != b"." && name != b".." {
-                found.push((name, u64::from_le_bytes(number)));
-            }
-        }
-    }
-    found
 }
