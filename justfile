@@ -17,4 +17,4 @@ bench:
 # longer forms: more simulated seeds, more kills
 nightly:
     KILN_SEEDS=2000 cargo test --release -p kiln-plan --test world
-    KILN_KILLS=100 ./test e2e
+    KILN_KILLS=200 KILN_SEED=7 ./test e2e

@@ -23,6 +23,7 @@ const POINTS: &[(&str, std::ops::RangeInclusive<u32>)] = &[
     ("absent.before", 1..=2),
     ("absent.after", 1..=2),
 ];
+/// Kills at seeded moments; `KILN_KILLS` sets another number, `KILN_SEED` other moments.
 const MOMENTS: u64 = 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -121,10 +122,12 @@ pub fn points() {
 pub fn moments() {
     let (mut kiln, project, usual) = prepared();
     let load = tiny::load(&kiln, 300);
-    let seed = std::env::var("KILN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1_u64);
+    let number =
+        |name: &str, default| std::env::var(name).ok().and_then(|s| s.parse().ok()).unwrap_or(default);
+    let (seed, kills) = (number("KILN_SEED", 1_u64), number("KILN_KILLS", MOMENTS));
     let mut random = seed;
     println!("seed {seed}");
-    for n in 4..4 + MOMENTS {
+    for n in 4..4 + kills {
         // A splitmix64 step; enough for choosing moments.
         random = random.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = random;
@@ -137,6 +140,6 @@ pub fn moments() {
         converge(&mut kiln, &project, client, n, usual);
     }
     let requests = all_answered(&load.stop());
-    println!("{MOMENTS} seeded moments, {requests} requests, 0 failed; {usual:?} before and after each");
+    println!("{kills} seeded moments, {requests} requests, 0 failed; {usual:?} before and after each");
     kiln.down();
 }

@@ -99,6 +99,7 @@ fn start_failure(error: StartError) -> Failure {
     };
     let failure = Failure::new(code, chain(&error));
     match &error {
+        StartError::State { .. } => failure.hint("name a folder that can be made and written with `--state`"),
         StartError::Provider(error) => failure.hint(error.hint()),
         _ => failure.hint(code.entry().help),
     }
