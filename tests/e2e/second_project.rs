@@ -7,10 +7,18 @@ use kiln_tests::{Kiln, Load, Project, free_address};
 pub fn run() {
     let kiln = Kiln::started(&free_address());
     let project = Project::from_example("guestbook");
-    kiln.in_project(&project, &["lock"]).expect(0);
     project.release(1);
-    project.commit("locked");
+    project.commit("without a lock");
     let first = kiln.in_project(&project, &["deploy"]).expect(0);
+    let unpinned = kiln.in_project(&project, &["release", "show", "1", "--json"]).expect(0).json();
+    assert_eq!(unpinned["pinned"], false, "{unpinned}");
+    // The lock that the server resolved lies there now; it alone makes no work tree dirty.
+    assert!(project.path("kiln.lock").is_file(), "{}", first.stderr);
+    kiln.in_project(&project, &["deploy"]).expect(0);
+    let resolved = std::fs::read_to_string(project.path("kiln.lock")).expect("kiln.lock");
+    kiln.in_project(&project, &["lock"]).expect(0);
+    assert_eq!(std::fs::read_to_string(project.path("kiln.lock")).expect("kiln.lock"), resolved);
+    project.commit("locked");
     let marker = "guestbook MARKER\n";
     let arguments = [
         "--host",
