@@ -44,7 +44,11 @@ pub(crate) async fn run(context: &Context<'_>, arguments: LockArgs) -> Result<()
         project::write(&path, &view.text)?;
     }
     context.out().answer(&view, || {
-        let mut text: String = view.changes.iter().map(|change| format!("{change}\n")).collect();
+        // In a first lock everything is new.
+        let mut text: String = match request.previous {
+            Some(_) => view.changes.iter().map(|change| format!("{change}\n")).collect(),
+            None => format!("{} packages locked\n", view.changes.len()),
+        };
         let verb = match (same, arguments.plan) {
             (true, _) => "is up to date",
             (false, true) => "would change",
