@@ -35,7 +35,7 @@ fn main() {
         let answer = kiln.in_project(&project, &["deploy", "--ref", &commits[1], "--json"]).expect(0);
         to_switch.extend(answer.json()["switched_after_ms"].as_f64());
         command.push(answer.took.as_secs_f64() * 1e3);
-        let answer = kiln.in_project(&project, &["rollback", "--json"]).expect(0);
+        let answer = kiln.in_project(&project, &["rollback", "--to", "1", "--json"]).expect(0);
         back.extend(answer.json()["switched_after_ms"].as_f64());
         back_command.push(answer.took.as_secs_f64() * 1e3);
         // Instances that leave would take their share of the next round.
@@ -44,6 +44,7 @@ fn main() {
             status["environments"][0]["instances"].as_array().map(Vec::len) == Some(6)
         });
     }
+    assert_eq!((to_switch.len(), back.len()), (ROUNDS as usize, ROUNDS as usize), "each one switched");
     println!(
         "deploy of a baked image, nginx, 3 instances: to the switch {:.0} ms, whole command {:.0} ms (medians of {ROUNDS})",
         median(&mut to_switch),
