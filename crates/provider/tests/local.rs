@@ -49,6 +49,7 @@ async fn all() {
     speed(&host).await;
     down(&host).await;
     fallbacks().await;
+    addresses_come_back().await;
 }
 
 fn fence() -> Fence {
@@ -267,6 +268,34 @@ async fn down(host: &Host) {
     assert!(matches!(late, Err(ProviderError::Tombstoned { .. })), "{late:?}");
     // Opening it made its bridge again.
     local::sweep(host.state()).unwrap();
+}
+
+/// An address that comes back answers at once: whoever spoke to its last owner remembers the same hardware address.
+async fn addresses_come_back() {
+    let host = Host::new();
+    let mut config = local::LocalConfig::new(host.state());
+    config.program = std::env::current_exe().unwrap();
+    config.subnet = "10.99.0.0/29".parse().unwrap();
+    let provider = LocalProvider::open(config).unwrap();
+    // A bridge without ports forgets its neighbours, so one instance stays.
+    let other = Subject::spec(&&host, 1, Behaviour::Serve);
+    provider.ensure(fence(), &other).await.unwrap();
+    for sequence in 2..10 {
+        let spec = Subject::spec(&&host, sequence, Behaviour::Serve);
+        provider.ensure(fence(), &spec).await.unwrap();
+        loop {
+            let evidence = provider.check(&spec.id, &conformance::check()).await;
+            if evidence.passed {
+                break;
+            }
+            // That it does not listen yet is an answer of the right one; silence is not.
+            assert!(evidence.detail.contains("refused"), "instance {sequence}: {evidence:?}");
+        }
+        provider.absent(fence(), &spec.id).await.unwrap();
+    }
+    drop(provider);
+    local::sweep(host.state()).unwrap();
+    println!("addresses: 9 instances on 5 addresses, each answered");
 }
 
 /// Prints figures; asserts none.

@@ -188,8 +188,16 @@ impl Netlink {
     }
 
     /// Makes a pair of connected interfaces: `name` here, as a port of `bridge`, and `peer` in the namespace
-    /// `peer_net`. The peer is made there: moving it afterwards takes fifty times as long.
-    pub fn veth(&self, name: &str, bridge: u32, peer: &str, peer_net: impl AsFd) -> Result<u32, CallError> {
+    /// `peer_net` with the hardware address `hardware`. The peer is made there: moving it afterwards takes fifty times as
+    /// long.
+    pub fn veth(
+        &self,
+        name: &str,
+        bridge: u32,
+        peer: &str,
+        hardware: [u8; 6],
+        peer_net: impl AsFd,
+    ) -> Result<u32, CallError> {
         let namespace = peer_net.as_fd().as_raw_fd();
         let mut message = Message::new(libc::RTM_NEWLINK, CREATE).link(0, 0);
         message.text(IFLA_IFNAME, name).attribute(IFLA_MASTER, &bridge.to_ne_bytes()).nest(
@@ -198,7 +206,9 @@ impl Netlink {
                 m.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |m| {
                     m.nest(VETH_INFO_PEER, |m| {
                         m.push_link(0, 0);
-                        m.text(IFLA_IFNAME, peer).attribute(IFLA_NET_NS_FD, &namespace.to_ne_bytes());
+                        m.text(IFLA_IFNAME, peer)
+                            .attribute(IFLA_ADDRESS, &hardware)
+                            .attribute(IFLA_NET_NS_FD, &namespace.to_ne_bytes());
                     });
                 });
             },

@@ -263,9 +263,15 @@ fn network(root: bool) -> Finding {
     let attempt = || -> Result<(), kiln_sys::CallError> {
         namespace::enter_private_net()?;
         let links = Netlink::open()?;
-        // A locally administered address.
+        // Locally administered addresses.
         let bridge = links.bridge("kiln-doctor", [2, 0, 0, 0, 0, 1])?;
-        links.veth("kiln-doctor-a", bridge, "kiln-doctor-b", namespace::current_net()?)?;
+        links.veth(
+            "kiln-doctor-a",
+            bridge,
+            "kiln-doctor-b",
+            [2, 0, 0, 0, 0, 2],
+            namespace::current_net()?,
+        )?;
         Ok(())
     };
     let tried = std::thread::scope(|scope| scope.spawn(attempt).join());

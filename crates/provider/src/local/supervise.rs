@@ -166,7 +166,8 @@ fn make_network(order: &Order, record: &Record) -> Result<(), Failure> {
     let bridge = host.index(&order.mark.bridge())?;
     let name = order.mark.link(&record.spec.id);
     namespace::unshare(Namespaces::NET)?;
-    let port = host.veth(&name, bridge, INTERFACE, namespace::current_net()?)?;
+    let hardware = hardware_of(record.address);
+    let port = host.veth(&name, bridge, INTERFACE, hardware, namespace::current_net()?)?;
     host.isolate(port)?;
     host.up(port)?;
     let inside = Netlink::open()?;
@@ -178,6 +179,13 @@ fn make_network(order: &Order, record: &Record) -> Result<(), Failure> {
     let _ = sysctl(&format!("net/ipv6/conf/{INTERFACE}/disable_ipv6"), "1");
     inside.address(link, record.address, order.prefix)?;
     Ok(inside.up(link)?)
+}
+
+/// The hardware address that goes with an address, locally administered. It is the same whenever the address comes back:
+/// whoever spoke to its last owner remembers it for up to a minute and would speak to nobody.
+fn hardware_of(address: std::net::Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0x69, a, b, c, d]
 }
 
 fn sysctl(name: &str, value: &str) -> Result<(), CallError> {
