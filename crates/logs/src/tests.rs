@@ -244,6 +244,21 @@ fn every_line_is_seen_once_or_counted_while_it_is_written() {
     account(&all, count);
 }
 
+/// Both files are written while they are read: what one of them skips is in the other one.
+#[test]
+fn no_line_counts_as_lost_before_both_files_were_looked_at() {
+    let state = tempfile::tempdir().unwrap();
+    let web = instance(state.path(), 1, "web", 1);
+    fs::write(web.join("out.0"), [frame(0, "line 0"), frame(1, "line 1")].concat()).unwrap();
+    let mut black_box = BlackBox::new(web.clone());
+    black_box.look();
+    let mut seen = vec![black_box.next_entry().unwrap().text];
+    fs::write(web.join("out.1"), frame(2, "line 2")).unwrap();
+    fs::write(web.join("out.0"), [frame(3, "line 3"), frame(4, "line 4")].concat()).unwrap();
+    seen.extend(std::iter::from_fn(|| black_box.next_entry()).map(|entry| entry.text));
+    assert_eq!(seen, ["line 0", "line 1", "line 2", "line 3", "line 4"]);
+}
+
 #[test]
 fn long_lines_do_not_end_at_the_window() {
     let state = tempfile::tempdir().unwrap();
