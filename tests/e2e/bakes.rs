@@ -1,6 +1,10 @@
 //! Images are the same bytes wherever they are baked, and a changed file of the application makes a new small layer only.
 
-use kiln_tests::{Kiln, Project, free_address};
+use kiln_tests::{Kiln, Project, free_address, run as run_program, wait_until};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 pub fn run() {
     let (first, second) = (Kiln::started(&free_address()), Kiln::started(&free_address()));
@@ -38,4 +42,28 @@ pub fn run() {
     assert!(dirty.stderr.contains("site/index.html"), "{}", dirty.stderr);
     first.down();
     second.down();
+    stopped_while_baking();
+}
+
+/// A bake ends with its server, and leaves no process and nothing half-made; the next server makes it.
+fn stopped_while_baking() {
+    let mut kiln = Kiln::started(&free_address());
+    let project = Project::from_example("guestbook");
+    kiln.in_project(&project, &["lock"]).expect(0);
+    project.commit("locked");
+    let mut client = kiln.command(project.dir.path(), &["bake"]);
+    let mut client =
+        client.stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("kiln bake");
+    let baking = || run_program(Command::new("pgrep").args(["-f", "kiln internal rootfs"])).code == 0;
+    wait_until("packages are being installed", LIMIT, baking);
+    kiln.terminate();
+    wait_until("nobody installs any more", LIMIT, || !baking());
+    // It would wait for a server to come back.
+    client.kill().and_then(|()| client.wait()).expect("the client ends");
+    let layers = std::fs::read_dir(kiln.state.path().join("cache")).expect("cache").flatten();
+    let layers: Vec<_> = layers.filter(|e| !e.path().to_string_lossy().ends_with(".lock")).collect();
+    assert!(layers.is_empty(), "the server waited for the bake: {layers:?}");
+    kiln.start(&[]);
+    kiln.in_project(&project, &["bake"]).expect(0);
+    kiln.down();
 }

@@ -21,7 +21,11 @@ pub(crate) struct Engines;
 impl Roles for Engines {
     fn serve(&self, arguments: &ServeArgs) -> Result<(), Failure> {
         require_root("kiln serve")?;
-        runtime()?.block_on(serve(arguments))
+        let runtime = runtime()?;
+        let ended = runtime.block_on(serve(arguments));
+        // A bake may take minutes more, and ends with this process: its worker asked the kernel for that.
+        runtime.shutdown_background();
+        ended
     }
 
     fn edge(&self, arguments: &EdgeArgs) -> Result<(), Failure> {
