@@ -125,6 +125,7 @@ impl Sources {
             let init = ["init", "--quiet", "--bare", "--template=", "--object-format", format];
             run(git(&self.dir).args(init).arg(&repository), "init")?;
         }
+        remove_halves(&repository);
         // The parents are not uploaded: git has to know that this is as far as the history goes.
         let shallow = repository.join("shallow");
         let known = std::fs::read_to_string(&shallow).unwrap_or_default();
@@ -203,6 +204,16 @@ impl Sources {
             });
         }
         Ok(contents)
+    }
+}
+
+/// Removes what uploads that broke off left: git keeps the half of a pack.
+fn remove_halves(repository: &Path) {
+    for entry in std::fs::read_dir(repository.join("objects/pack")).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("tmp_") {
+            // It is only space; the next upload tries again.
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -404,7 +415,12 @@ mod tests {
         let good = pack(&work, commit.as_str());
         assert!(sources.accept(&project, &commit, &mut &good[..good.len() - 30]).is_err());
         assert!(!sources.has(&project, &commit));
+        let pack_folder = dir.path().join("repos/x.git/objects/pack");
+        std::fs::write(pack_folder.join("tmp_pack_left"), "half").unwrap();
         sources.accept(&project, &commit, &mut &good[..]).unwrap();
+        let names = std::fs::read_dir(&pack_folder).unwrap().flatten().map(|e| e.file_name());
+        let halves: Vec<_> = names.filter(|n| n.to_string_lossy().starts_with("tmp_")).collect();
+        assert!(halves.is_empty(), "{halves:?}");
         sources.accept(&project, &commit, &mut &good[..]).unwrap();
         assert!(sources.has(&project, &commit));
         assert_eq!(sources.info(&project, &commit).unwrap().subject, "second line");

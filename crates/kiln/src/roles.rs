@@ -85,10 +85,11 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         },
     };
     eprintln!("kiln: stopping; edge and instances go on");
+    // As long as the state folder is locked: afterwards it may be the next server's.
+    let _ = std::fs::remove_file(arguments.listen.path());
     control.stop().await;
     // Requests in flight have been told; the rest is cut off with the process.
     let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
-    let _ = std::fs::remove_file(arguments.listen.path());
     result
 }
 
