@@ -116,8 +116,11 @@ impl Control {
     /// Asks everything to end and waits. Edge and instances go on.
     pub async fn stop(self) {
         self.handle.stop();
-        // Both end by themselves; a panic in one was reported when it happened.
-        let _ = self.reconciler.await;
+        // Both end by themselves; a panic in one was reported when it happened. The caller may have waited for the loop
+        // already, and a second time is not possible.
+        if !self.reconciler.is_finished() {
+            let _ = self.reconciler.await;
+        }
         let _ = self.keeper.await;
     }
 }

@@ -33,7 +33,8 @@ impl IntoResponse for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::new(Code::Store, chain(&error))
+        let code = if error.is_disk_full() { Code::DiskFull } else { Code::Store };
+        Self::new(code, chain(&error))
     }
 }
 
@@ -58,7 +59,7 @@ impl From<SubmitError> for Failure {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Refused(refusal) => refusal.into(),
-            SubmitError::Store(_) => Self::new(Code::Store, chain(&error)),
+            SubmitError::Store(error) => error.into(),
         }
     }
 }

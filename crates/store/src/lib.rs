@@ -80,6 +80,16 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether a full disk is at fault.
+    pub fn is_disk_full(&self) -> bool {
+        let StoreError::Io { source, .. } = self else { return false };
+        let sqlite = source.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
+        let io = source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        sqlite == Some(rusqlite::ErrorCode::DiskFull) || io == Some(std::io::ErrorKind::StorageFull)
+    }
+}
+
 /// The narrow trait that control knows. `load` and `commit` are what matters.
 pub trait Store: Send + Sync + 'static {
     /// The newest snapshot. Cheap: the store keeps it in memory.
