@@ -1,9 +1,12 @@
 //! Bad input meets one clear error with a hint, and nothing is lost.
 
 use crate::tiny;
-use kiln_tests::{Answer, Kiln, Project, free_address, kiln_program, run as run_program};
+use kiln_tests::{Answer, Kiln, Project, free_address, kiln_program, run as run_program, wait_until};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Asserts that a command failed as it should, in words that help.
 #[track_caller]
@@ -103,6 +106,7 @@ fn full_disk(project: &Project) {
     mount("remount,size=128m");
     kiln.in_project(project, &["deploy"]).expect(0);
     kiln.in_project(project, &["audit", "verify"]).expect(0);
+    full_while_serving(&mut kiln, project);
     project.write("kiln.toml", tiny::TOML);
     std::fs::remove_file(project.path("site/big")).expect("big");
     project.commit("small again");
@@ -111,4 +115,28 @@ fn full_disk(project: &Project) {
     let mut down = Command::new(kiln_program());
     run_program(down.arg("down").arg("--state").arg(&state)).expect(0);
     run_program(Command::new("umount").arg("--lazy").arg(&state)).expect(0);
+}
+
+/// Not even a command can be recorded: it is refused, the server gives up, traffic goes on, and with space again the next
+/// server goes on where it was.
+fn full_while_serving(kiln: &mut Kiln, project: &Project) {
+    let fill = kiln.state.path().join("fill");
+    let mut file = std::fs::File::create(&fill).expect("fill");
+    for size in [1 << 20, 4096, 1] {
+        let chunk = vec![0; size];
+        while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
+    }
+    refused(kiln.in_project(project, &["scale", "api=3"]), 1, &["full"]);
+    wait_until("the server gives up", LIMIT, || kiln.exited());
+    assert!(kiln.log().contains("full") || kiln.log().contains("the control loop stopped"), "{}", kiln.log());
+    let mut load = tiny::load(kiln, 200);
+    wait_until("traffic goes on", LIMIT, || load.snapshot()["requests"].as_u64() > Some(50));
+    tiny::all_answered(&load.stop());
+    drop(file);
+    std::fs::remove_file(fill).expect("fill");
+    kiln.start(&[]);
+    kiln.in_project(project, &["scale", "api=3"]).expect(0);
+    let serving = |kiln: &Kiln| tiny::instances(&tiny::environment(kiln), &["serving"]).len();
+    wait_until("three serve", LIMIT, || serving(kiln) == 3);
+    println!("a full disk while serving: refused, traffic went on, and the next server as well");
 }
