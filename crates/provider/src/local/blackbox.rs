@@ -47,20 +47,27 @@ impl BlackBox {
             count += 1;
             if self.segments[self.current].bytes + batch.len() as u64 > self.segment_bytes_max {
                 let last = batch.split_off(start);
-                self.append(&batch, count - 1)?;
+                self.append(&batch, count - 1);
                 self.turn()?;
                 (batch, count) = (last, 1);
             }
         }
-        self.append(&batch, count)
+        self.append(&batch, count);
+        Ok(())
     }
 
-    fn append(&mut self, bytes: &[u8], lines: u64) -> io::Result<()> {
+    /// Lines that do not fit on the disk count as dropped: the program goes on, and the next line that fits tells.
+    fn append(&mut self, bytes: &[u8], lines: u64) {
         let segment = &mut self.segments[self.current];
-        segment.file.write_all(bytes)?;
-        segment.bytes += bytes.len() as u64;
-        segment.lines += lines;
-        Ok(())
+        if segment.file.write_all(bytes).is_ok() {
+            segment.bytes += bytes.len() as u64;
+            segment.lines += lines;
+            return;
+        }
+        // A part may have been written, and the next frame must not follow upon half of one.
+        let _ = segment.file.set_len(segment.bytes);
+        let _ = segment.file.seek(io::SeekFrom::Start(segment.bytes));
+        self.dropped += lines;
     }
 
     fn turn(&mut self) -> io::Result<()> {
@@ -194,5 +201,18 @@ mod tests {
         lines.push(b"\nnext\n", Stream::Err, &mut out).unwrap();
         let sizes: Vec<usize> = frames(&files[0]).iter().map(|f| f.line.len()).collect();
         assert_eq!(sizes, [LOG_LINE_BYTES_MAX, LOG_LINE_BYTES_MAX, 10, 4]);
+    }
+
+    #[test]
+    fn what_does_not_fit_on_the_disk_is_counted_and_not_kept_in_memory() {
+        let full = || File::options().write(true).open("/dev/full").unwrap();
+        let mut spool = BlackBox::new([full(), full()]);
+        let mut lines = Lines::default();
+        for _ in 0..3 {
+            lines.push(b"one\ntwo\nha", Stream::Out, &mut spool).unwrap();
+        }
+        assert_eq!(spool.dropped, 6);
+        assert_eq!(lines.rest, b"ha", "only the line that has not ended");
+        assert_eq!(spool.segments[0].bytes, 0);
     }
 }
