@@ -14,8 +14,7 @@ use kiln_model::{
     CommitId, Digest, EnvName, EnvRef, ImageManifest, ImageName, InstanceId, ProjectName, Release,
     ReleaseSpec, limits,
 };
-use kiln_spec::{DebianRecipe, Lock, Project, SpecErrors};
-use std::collections::BTreeMap;
+use kiln_spec::{Lock, Project, Recipes, SpecErrors};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -256,9 +255,9 @@ impl Workshop {
             return Err(WorkshopError::OtherProject { expected: project.clone(), found: spec.name });
         }
         let info = self.sources.info(project, commit).map_err(unreadable)?;
-        let (lock, pinned) = match (spec.debian_images(), read(LOCK_FILE, limits::LOCK_BYTES_MAX)?) {
+        let (lock, pinned) = match (spec.recipes(), read(LOCK_FILE, limits::LOCK_BYTES_MAX)?) {
             (recipes, _) if recipes.is_empty() => (None, true),
-            (recipes, Some(text)) => (Some(committed(&spec, &recipes, &text)?), true),
+            (recipes, Some(text)) => (Some(committed(&recipes, &text)?), true),
             (recipes, None) => (Some(self.unpinned(project, &spec, &recipes, progress)?), false),
         };
         let commit = commit.clone();
@@ -270,12 +269,13 @@ impl Workshop {
         &self,
         project: &ProjectName,
         spec: &Project,
-        recipes: &BTreeMap<ImageName, DebianRecipe>,
+        recipes: &Recipes,
         progress: &mut dyn FnMut(String),
     ) -> Result<Lock, WorkshopError> {
         let _one_at_a_time = self.resolving.lock().unwrap_or_else(PoisonError::into_inner);
+        let debian = recipes.debian.iter().map(|(name, recipe)| format!("{name} {}\n", recipe.digest()));
         let key: String =
-            recipes.iter().map(|(name, recipe)| format!("{name} {}\n", recipe.digest())).collect();
+            debian.chain(recipes.oci.iter().map(|reference| format!("oci {reference}\n"))).collect();
         let file = format!("{project}-{}.lock", Digest::of(key.as_bytes()).short());
         let path = self.config.state.join("locks").join(file);
         let kept = std::fs::read_to_string(&path).ok().and_then(|text| Lock::parse(&text).ok());
@@ -292,11 +292,11 @@ impl Workshop {
     /// Resolves recipes. Blocks on the mirror.
     pub fn resolve(
         &self,
-        recipes: &BTreeMap<ImageName, DebianRecipe>,
+        recipes: &Recipes,
         previous: Option<&Lock>,
         update: bool,
     ) -> Result<Lock, WorkshopError> {
-        let suite = recipes.values().next().map_or("bookworm", |recipe| recipe.suite.as_str());
+        let suite = recipes.debian.values().next().map_or("bookworm", |recipe| recipe.suite.as_str());
         let mirror = match &self.config.mirror {
             Some(text) => Mirror::parse(text),
             None => Mirror::of_host(Path::new("/"), suite),
@@ -306,7 +306,7 @@ impl Workshop {
             hint: e.hint().to_owned(),
             mirror: true,
         })?;
-        debian::resolve_lock(&mirror, recipes, previous, update).map_err(|e| WorkshopError::Resolve {
+        debian::resolve_lock(&mirror, &recipes.debian, previous, update).map_err(|e| WorkshopError::Resolve {
             text: chain(&e),
             hint: e.hint(),
             mirror: matches!(e, debian::LockError::Mirror { .. }),
@@ -329,7 +329,7 @@ impl Workshop {
             project: draft.project.name.clone(),
             commit: draft.commit.clone(),
             recipe: recipe.clone(),
-            lock: draft.lock.clone().filter(|_| recipe.debian().is_some()),
+            lock: draft.lock.clone(),
             mount_points: draft.project.writable_of(image),
             mirror: self.config.mirror.clone(),
             program: self.config.program.clone(),
@@ -362,19 +362,13 @@ impl Workshop {
     }
 }
 
-fn committed(
-    spec: &Project,
-    recipes: &BTreeMap<ImageName, DebianRecipe>,
-    text: &[u8],
-) -> Result<Lock, WorkshopError> {
+fn committed(recipes: &Recipes, text: &[u8]) -> Result<Lock, WorkshopError> {
     let lock =
         Lock::parse(&String::from_utf8_lossy(text)).map_err(|e| WorkshopError::Lock { text: chain(&e) })?;
-    if spec.fits(&lock) {
+    if lock.unfit(recipes).is_empty() {
         return Ok(lock);
     }
-    let stale = recipes.iter().filter(|(name, recipe)| !lock.fits(name, recipe));
-    let images = stale.map(|(name, _)| format!("image `{name}`")).collect::<Vec<_>>().join(", ");
-    Err(WorkshopError::StaleLock { images })
+    Err(WorkshopError::StaleLock { images: lock.unfit(recipes).join(", ") })
 }
 
 /// The workshop as the control loop sees it.

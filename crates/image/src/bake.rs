@@ -494,7 +494,7 @@ mod tests {
     use super::*;
 
     fn rule(from: &str, to: &str) -> CopyRule {
-        CopyRule { from: from.into(), to: to.into(), mode: None }
+        CopyRule { source: kiln_spec::CopySource::Commit, from: from.into(), to: to.into(), mode: None }
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub enum LayersError {
     /// There is no lock, or it does not name the base.
     #[error("the lock names no packages for `{0}`")]
     NoLock(String),
+    /// A base of a later kiln.
+    #[error("base {0} is not available yet")]
+    NotYet(String),
     /// A package could not be fetched.
     #[error("cannot fetch package `{package}`")]
     Fetch {
@@ -87,7 +90,11 @@ pub fn below(
     objects: &Objects,
     progress: &mut dyn FnMut(String),
 ) -> Result<Vec<LayerRef>, LayersError> {
-    let Base::Debian { suite } = &job.recipe.base else { return Ok(vec![]) };
+    let suite = match &job.recipe.base {
+        Base::Scratch => return Ok(vec![]),
+        Base::Debian { suite } => suite,
+        other => return Err(LayersError::NotYet(format!("{other:?}"))),
+    };
     let base_name = base_name(suite);
     let lock = job.lock.as_ref().ok_or_else(|| LayersError::NoLock(base_name.clone()))?;
     let base: Vec<&LockedPackage> = lock.used_by(&base_name).collect();

@@ -8,7 +8,7 @@ use kiln_image::debian::{Installer, Mirror, fill, resolve_lock, rootfs};
 use kiln_image::erofs::Reader;
 use kiln_image::objects::Objects;
 use kiln_model::Digest;
-use kiln_model::ids::ImageName;
+use kiln_spec::RecipeName;
 use kiln_spec::lock::{DebianRecipe, Lock, LockedPackage};
 use kiln_sys::mount;
 use std::collections::BTreeMap;
@@ -69,9 +69,10 @@ impl Bench {
         let mirror = Mirror::parse(&format!("file:{}", mirror.display())).unwrap();
         let recipe = |packages: &[&str]| DebianRecipe {
             suite: SUITE.to_owned(),
+            slim: false,
             packages: packages.iter().map(|name| (*name).to_owned()).collect(),
         };
-        let recipes: BTreeMap<ImageName, DebianRecipe> = BTreeMap::from([
+        let recipes: BTreeMap<RecipeName, DebianRecipe> = BTreeMap::from([
             ("web".parse().unwrap(), recipe(&["nginx-light"])),
             ("app".parse().unwrap(), recipe(&["python3-minimal", "libpython3-stdlib"])),
         ]);

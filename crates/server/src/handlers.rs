@@ -14,7 +14,6 @@ use kiln_api::audit::{AuditQuery, AuditView, BrokenView, VerifyView};
 use kiln_api::bake::{BakeRequest, BakeView};
 use kiln_api::deploy::{Accepted, DeployRequest, DeployView, RollbackRequest};
 use kiln_api::environment::{DestroyView, EnvRequest, Scope};
-use kiln_api::image::{ImageDetail, ImageList};
 use kiln_api::instance::{InstanceDetail, InstanceList, InstanceQuery};
 use kiln_api::lock::{LockRequest, LockView};
 use kiln_api::release::{ReleaseDetail, ReleaseList};
@@ -43,10 +42,10 @@ const TAIL_LINES: usize = 20;
 /// Time between two looks at a rollout of which nothing was committed: checks pass without a commit.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-type Answer<T> = Result<Json<T>, Failure>;
+pub(crate) type Answer<T> = Result<Json<T>, Failure>;
 
 /// A JSON body, refused in kiln's own words.
-pub(crate) struct Body<T>(T);
+pub(crate) struct Body<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<Context> for Body<T> {
     type Rejection = Failure;
@@ -70,19 +69,19 @@ impl<T: DeserializeOwned> FromRequestParts<Context> for Query<T> {
 }
 
 /// A look at the world that lives as long as its view.
-struct Look {
-    snapshot: Arc<Snapshot>,
+pub(crate) struct Look {
+    pub(crate) snapshot: Arc<Snapshot>,
     observed: Arc<Observed>,
     now: kiln_model::Boot,
 }
 
 impl Look {
-    fn take(context: &Context) -> Result<Self, Failure> {
+    pub(crate) fn take(context: &Context) -> Result<Self, Failure> {
         let handle = &context.handle;
         Ok(Self { snapshot: handle.snapshot()?, observed: handle.observed(), now: handle.now() })
     }
 
-    fn view(&self) -> View<'_> {
+    pub(crate) fn view(&self) -> View<'_> {
         View { snapshot: &self.snapshot, observed: &self.observed, now: self.now }
     }
 }
@@ -303,34 +302,6 @@ pub(crate) async fn release(
     Ok(Json(look.view().release_detail(release)))
 }
 
-/// Bytes of all layers of an image.
-fn size_of(context: &Context, image: kiln_model::Digest) -> Option<u64> {
-    let manifest = context.workshop.manifest(image).ok()?;
-    Some(manifest.layers.iter().map(|layer| layer.size).sum())
-}
-
-pub(crate) async fn images(State(context): State<Context>, Query(scope): Query<Scope>) -> Answer<ImageList> {
-    let look = Look::take(&context)?;
-    Ok(Json(ImageList { images: look.view().images(&scope, &|image| size_of(&context, image)) }))
-}
-
-pub(crate) async fn image(State(context): State<Context>, Path(prefix): Path<String>) -> Answer<ImageDetail> {
-    let look = Look::take(&context)?;
-    let all = look.view().images(&Scope::default(), &|image| size_of(&context, image));
-    let mut found = all.into_iter().filter(|image| image.digest.hex().starts_with(&prefix));
-    let (first, second) = (found.next(), found.next());
-    let image =
-        first.ok_or_else(|| Failure::new(Code::NoImage, format!("no image begins with `{prefix}`")))?;
-    if second.is_some() {
-        return Err(Failure::new(Code::NoImage, format!("more than one image begins with `{prefix}`")));
-    }
-    Ok(Json(ImageDetail {
-        manifest: context.workshop.manifest(image.digest).ok(),
-        provenance: context.workshop.provenance(image.digest),
-        image,
-    }))
-}
-
 pub(crate) async fn instances(
     State(context): State<Context>,
     Query(query): Query<InstanceQuery>,
@@ -418,7 +389,7 @@ pub(crate) async fn lock(State(context): State<Context>, Body(request): Body<Loc
             // With `--update` a damaged lock does not matter: it is replaced.
             let previous = if request.update { previous.ok().flatten() } else { previous? };
             lines.progress("reading the indexes of the mirror".into());
-            let recipes = project.debian_images();
+            let recipes = project.recipes();
             let lock = context.workshop.resolve(&recipes, previous.as_ref(), request.update)?;
             let changes = changes(previous.as_ref(), &lock);
             Ok(LockView { text: lock.to_text(), changes })

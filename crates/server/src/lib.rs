@@ -5,6 +5,7 @@
 mod actor;
 mod failure;
 mod handlers;
+mod images;
 mod listen;
 mod logs;
 mod stream;
@@ -58,8 +59,8 @@ fn router(context: Context) -> Router {
         .route(path::ROLLOUT_WATCH, get(handlers::watch_rollout))
         .route(path::RELEASES, get(handlers::releases))
         .route(path::RELEASE, get(handlers::release))
-        .route(path::IMAGES, get(handlers::images))
-        .route(path::IMAGE, get(handlers::image))
+        .route(path::IMAGES, get(images::list))
+        .route(path::IMAGE, get(images::show))
         .route(path::INSTANCES, get(handlers::instances))
         .route(path::INSTANCE, get(handlers::instance))
         .route(path::LOGS, get(logs::logs))

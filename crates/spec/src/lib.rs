@@ -13,6 +13,6 @@ mod service;
 mod units;
 
 pub use error::{SpecError, SpecErrors};
-pub use lock::{DebianRecipe, Lock};
+pub use lock::{DebianRecipe, Lock, RecipeName, Recipes};
 pub use project::{EnvironmentSpec, Project};
-pub use recipe::{Base, CopyRule, ImageRecipe};
+pub use recipe::{Base, BuildRecipe, CopyRule, CopySource, ImageRecipe, LintKind, LintRule, Provision};

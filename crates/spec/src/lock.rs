@@ -43,19 +43,94 @@ pub enum LockParseError {
     },
 }
 
+/// What a lock keeps rows for: an image by its name, or its builder as `NAME.build`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RecipeName(String);
+
+impl RecipeName {
+    /// The image itself.
+    pub fn image(name: &ImageName) -> Self {
+        Self(name.to_string())
+    }
+
+    /// What its `[images.NAME.build]` runs in.
+    pub fn builder(name: &ImageName) -> Self {
+        Self(format!("{name}{BUILDER}"))
+    }
+
+    /// As it stands in a lock.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What follows the image's name in the name of its builder; no image's name has a dot.
+const BUILDER: &str = ".build";
+
+impl TryFrom<String> for RecipeName {
+    type Error = kiln_model::ids::NameError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        ImageName::new(text.strip_suffix(BUILDER).unwrap_or(&text))?;
+        Ok(Self(text))
+    }
+}
+
+impl std::str::FromStr for RecipeName {
+    type Err = kiln_model::ids::NameError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.to_owned().try_into()
+    }
+}
+
+impl From<RecipeName> for String {
+    fn from(name: RecipeName) -> String {
+        name.0
+    }
+}
+
+impl std::fmt::Display for RecipeName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Everything of a `kiln.toml` that a lock pins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recipes {
+    /// Debian packages of images and builders.
+    pub debian: BTreeMap<RecipeName, DebianRecipe>,
+    /// References of OCI images, as they stand behind `oci:`.
+    pub oci: BTreeSet<String>,
+}
+
+impl Recipes {
+    /// Whether there is nothing to lock.
+    pub fn is_empty(&self) -> bool {
+        self.debian.is_empty() && self.oci.is_empty()
+    }
+}
+
 /// The Debian part of one image of a `kiln.toml`: what is resolved into a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DebianRecipe {
     /// The suite, such as `bookworm`.
     pub suite: String,
+    /// Whether it stands on nothing (`debian-slim`) instead of the suite's base.
+    pub slim: bool,
     /// Package names as written, in any order.
     pub packages: BTreeSet<String>,
 }
 
 impl DebianRecipe {
+    /// The base as kiln.toml names it.
+    pub fn base(&self) -> String {
+        format!("debian{}:{}", if self.slim { "-slim" } else { "" }, self.suite)
+    }
+
     /// The digest that ties a lock to this recipe.
     pub fn digest(&self) -> Digest {
-        let mut text = format!("kiln recipe 1\nbase debian:{}\n", self.suite);
+        let mut text = format!("kiln recipe 1\nbase {}\n", self.base());
         for package in &self.packages {
             let _ = writeln!(text, "package {package}");
         }
@@ -72,9 +147,12 @@ pub struct Lock {
     /// The archive's state that was resolved, by suite.
     #[serde(default)]
     pub suites: BTreeMap<String, LockedSuite>,
-    /// The images, by name.
+    /// The images and builders, by name.
     #[serde(default)]
-    pub images: BTreeMap<ImageName, LockedImage>,
+    pub images: BTreeMap<RecipeName, LockedImage>,
+    /// OCI images by their reference.
+    #[serde(default)]
+    pub bases: BTreeMap<String, LockedBase>,
     /// All packages, sorted by name, then version.
     #[serde(default)]
     pub packages: Vec<LockedPackage>,
@@ -96,6 +174,14 @@ pub struct LockedImage {
     pub base: String,
     /// [`DebianRecipe::digest`] of the part of `kiln.toml` that was resolved.
     pub recipe: Digest,
+}
+
+/// What a reference of an OCI image meant when it was locked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedBase {
+    /// sha256 of its manifest for this architecture.
+    pub manifest: Digest,
 }
 
 /// One package.
@@ -195,6 +281,13 @@ impl Lock {
             let (base, recipe) = (quote(&image.base), quote(&image.recipe.to_string()));
             let _ = writeln!(text, "{} = {{ base = {base}, recipe = {recipe} }}", quote(name.as_str()));
         }
+        if !self.bases.is_empty() {
+            text.push_str("\n[bases]\n");
+        }
+        for (reference, base) in &self.bases {
+            let manifest = quote(&base.manifest.to_string());
+            let _ = writeln!(text, "{} = {{ manifest = {manifest} }}", quote(reference));
+        }
         // `packages` is a top-level key, so the file ends with an array of tables in their inline form.
         let mut rows: Vec<_> = self.packages.iter().collect();
         rows.sort_by(|a, b| (&a.name, &a.version, &a.suite).cmp(&(&b.name, &b.version, &b.suite)));
@@ -219,13 +312,23 @@ impl Lock {
         text.replacen("\n\n[suites]", &format!("\n{head}\n[suites]"), 1)
     }
 
-    /// Whether the lock was resolved for exactly these images.
-    pub fn is_current(&self, recipes: &BTreeMap<ImageName, DebianRecipe>) -> bool {
-        self.images.len() == recipes.len() && recipes.iter().all(|(name, recipe)| self.fits(name, recipe))
+    /// Whether the lock was resolved for exactly these recipes.
+    pub fn is_current(&self, recipes: &Recipes) -> bool {
+        self.images.len() == recipes.debian.len()
+            && self.bases.len() == recipes.oci.len()
+            && self.unfit(recipes).is_empty()
+    }
+
+    /// What of these recipes it was not resolved for, as a user names it.
+    pub fn unfit(&self, recipes: &Recipes) -> Vec<String> {
+        let debian = recipes.debian.iter().filter(|(name, recipe)| !self.fits(name, recipe));
+        let debian = debian.map(|(name, _)| format!("image `{name}`"));
+        let oci = recipes.oci.iter().filter(|reference| !self.bases.contains_key(*reference));
+        debian.chain(oci.map(|reference| format!("base `oci:{reference}`"))).collect()
     }
 
     /// Whether the rows of one image were resolved for this recipe.
-    pub fn fits(&self, name: &ImageName, recipe: &DebianRecipe) -> bool {
+    pub fn fits(&self, name: &RecipeName, recipe: &DebianRecipe) -> bool {
         self.images.get(name).is_some_and(|image| image.recipe == recipe.digest())
     }
 
@@ -259,6 +362,7 @@ mod tests {
                 LockedImage { base: "debian:bookworm".into(), recipe: digest },
             )]
             .into(),
+            bases: [("a.test/b:1".to_owned(), LockedBase { manifest: digest })].into(),
             packages: vec![
                 package("libc6", &["debian:bookworm"]),
                 package("nginx", &["web", "debian:bookworm"]),
@@ -296,13 +400,22 @@ mod tests {
 
     #[test]
     fn a_changed_recipe_makes_it_stale() {
-        let mut recipe = DebianRecipe { suite: "bookworm".into(), packages: ["nginx".to_owned()].into() };
+        let packages = ["nginx".to_owned()].into();
+        let mut recipe = DebianRecipe { suite: "bookworm".into(), slim: false, packages };
         let mut lock = lock();
-        let name: ImageName = "web".parse().unwrap();
+        lock.bases.clear();
+        let name: RecipeName = "web".parse().unwrap();
+        let recipes = |recipe: &DebianRecipe, oci: &[&str]| Recipes {
+            debian: [(name.clone(), recipe.clone())].into(),
+            oci: oci.iter().map(|s| (*s).to_owned()).collect(),
+        };
         assert!(!lock.fits(&name, &recipe));
         lock.images.get_mut(&name).unwrap().recipe = recipe.digest();
-        assert!(lock.is_current(&[(name.clone(), recipe.clone())].into()));
+        assert!(lock.is_current(&recipes(&recipe, &[])));
+        assert_eq!(lock.unfit(&recipes(&recipe, &["a.test/b"])), ["base `oci:a.test/b`"]);
+        let slim = DebianRecipe { slim: true, ..recipe.clone() };
+        assert!(!lock.is_current(&recipes(&slim, &[])));
         recipe.packages.insert("curl".into());
-        assert!(!lock.is_current(&[(name, recipe)].into()));
+        assert!(!lock.is_current(&recipes(&recipe, &[])));
     }
 }

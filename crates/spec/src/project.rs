@@ -1,9 +1,9 @@
 //! A whole `kiln.toml`.
 
 use crate::error::{Sink, SpecErrors};
-use crate::lock::Lock;
+use crate::lock::{Lock, Recipes};
 use crate::reader::{Shared, Table, Value};
-use crate::recipe::{self, ImageRecipe};
+use crate::recipe::{self, Base, ImageRecipe};
 use crate::service;
 use kiln_model::{EnvName, ImageName, ProjectName, RouteRule, ServiceName, ServiceSpec, limits};
 use std::cell::RefCell;
@@ -68,16 +68,23 @@ impl Project {
         services.filter(|s| s.image == *image).flat_map(|s| s.writable.iter().cloned()).collect()
     }
 
-    /// Images of Debian packages: what a lock must resolve.
-    pub fn debian_images(&self) -> BTreeMap<ImageName, crate::DebianRecipe> {
-        self.images.iter().filter_map(|(name, recipe)| Some((name.clone(), recipe.debian()?))).collect()
+    /// What a lock must pin.
+    pub fn recipes(&self) -> Recipes {
+        let mut recipes = Recipes::default();
+        for image in self.images.values() {
+            recipes.debian.extend(image.debian());
+            for base in std::iter::once(&image.base).chain(image.build.as_ref().map(|build| &build.base)) {
+                if let Base::Oci { reference } = base {
+                    recipes.oci.insert(reference.clone());
+                }
+            }
+        }
+        recipes
     }
 
     /// Whether the lock was resolved from these recipes.
     pub fn fits(&self, lock: &Lock) -> bool {
-        self.debian_images()
-            .iter()
-            .all(|(name, recipe)| lock.images.get(name).is_some_and(|image| image.recipe == recipe.digest()))
+        lock.unfit(&self.recipes()).is_empty()
     }
 }
 
@@ -150,10 +157,50 @@ fn images(table: Option<Table<'_>>, sink: Shared<'_, '_>) -> BTreeMap<ImageName,
             Err(error) => sink.borrow_mut().push(span, error.to_string(), None),
         }
     }
+    dangling(&images, &table, sink);
     if images.len() > limits::IMAGES_MAX {
         sink.borrow_mut().push(table.span.clone(), format!("more than {} images", limits::IMAGES_MAX), None);
     }
     images
+}
+
+/// Reports bases `image:NAME` that name no image, or that lead back to their own image.
+fn dangling(images: &BTreeMap<ImageName, ImageRecipe>, table: &Table<'_>, sink: Shared<'_, '_>) {
+    let bases = |image: &ImageRecipe| -> Vec<ImageName> {
+        let below = std::iter::once(&image.base).chain(image.build.as_ref().map(|build| &build.base));
+        below
+            .filter_map(|base| if let Base::Image { name } = base { Some(name.clone()) } else { None })
+            .collect()
+    };
+    for image in images.values() {
+        let error = |message: String, hint: &str| {
+            sink.borrow_mut().push(table.span.clone(), message, Some(hint.to_owned()));
+        };
+        let mut queue = bases(image);
+        let mut seen: Vec<ImageName> = vec![];
+        while let Some(name) = queue.pop() {
+            match images.get(&name) {
+                None if seen.is_empty() => {
+                    error(
+                        format!("image `{}` stands on `image:{name}`, which is not there", image.name),
+                        "add that image",
+                    );
+                }
+                // It is reported where it is named.
+                None => {}
+                Some(_) if name == image.name => {
+                    error(
+                        format!("image `{name}` stands on itself"),
+                        "one of its bases has to be another one",
+                    );
+                    break;
+                }
+                Some(below) if !seen.contains(&name) => queue.extend(bases(below)),
+                Some(_) => {}
+            }
+            seen.push(name);
+        }
+    }
 }
 
 fn environment(

@@ -1,9 +1,16 @@
 //! What a server is made of: the `[images.NAME]` tables.
 
-use crate::lock::DebianRecipe;
+mod build;
+mod lint;
+
+pub use build::{BuildRecipe, Provision};
+pub use lint::{LintKind, LintRule};
+
+use crate::lock::{DebianRecipe, RecipeName};
 use crate::reader::{Shared, Table, Value};
 use kiln_model::{Digest, ImageName};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One `[images.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,8 +21,14 @@ pub struct ImageRecipe {
     pub base: Base,
     /// Debian packages beside the base's own.
     pub packages: Vec<String>,
-    /// Files of the commit, in order; a later rule hides an earlier one.
+    /// Files of the commit or of the build, in order; a later rule hides an earlier one.
     pub copy: Vec<CopyRule>,
+    /// What is compiled first, in a builder of its own.
+    pub build: Option<BuildRecipe>,
+    /// Configuration management that runs over the packages.
+    pub provision: Option<Provision>,
+    /// Findings of the lint that are meant to be.
+    pub allow: Vec<LintRule>,
 }
 
 /// What lies below the application.
@@ -29,12 +42,44 @@ pub enum Base {
         /// `bookworm`.
         suite: String,
     },
+    /// Only the files of Debian packages: no maintainer script runs, and nothing is there that no package of the image needs.
+    DebianSlim {
+        /// `bookworm`.
+        suite: String,
+    },
+    /// An OCI image: a layout or archive on the server's disk, or a reference of a registry. kiln.lock pins its digest.
+    Oci {
+        /// What stands behind `oci:`.
+        reference: String,
+    },
+    /// Another image of the same kiln.toml.
+    Image {
+        /// Its name.
+        name: ImageName,
+    },
+    /// What buildah makes of a Containerfile of the commit. Not reproducible.
+    Containerfile {
+        /// Path in the commit.
+        path: String,
+    },
+}
+
+/// Where a copied file comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CopySource {
+    /// The committed tree.
+    Commit,
+    /// The root of the builder, after its last command.
+    Build,
 }
 
 /// Files of the commit and where they go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyRule {
-    /// Path in the commit; a trailing `/` copies the contents of a folder.
+    /// Which tree `from` is a path of.
+    pub source: CopySource,
+    /// Path in the commit, or the absolute path in the builder; a trailing `/` copies the contents of a folder.
     pub from: String,
     /// Absolute path in the image.
     pub to: String,
@@ -48,14 +93,24 @@ impl ImageRecipe {
         Digest::of(&serde_json::to_vec(self).unwrap_or_default())
     }
 
-    /// The part that is resolved into a lock; none for `scratch`.
-    pub fn debian(&self) -> Option<DebianRecipe> {
-        match &self.base {
-            Base::Scratch => None,
-            Base::Debian { suite } => {
-                Some(DebianRecipe { suite: suite.clone(), packages: self.packages.iter().cloned().collect() })
-            }
+    /// The parts that are resolved into Debian packages, by the name under which a lock keeps them: the image itself,
+    /// and its builder.
+    pub fn debian(&self) -> BTreeMap<RecipeName, DebianRecipe> {
+        let mut parts = BTreeMap::new();
+        let mut add = |name, base: &Base, packages: &[String]| {
+            let (suite, slim) = match base {
+                Base::Debian { suite } => (suite, false),
+                Base::DebianSlim { suite } => (suite, true),
+                _ => return,
+            };
+            let packages = packages.iter().cloned().collect();
+            parts.insert(name, DebianRecipe { suite: suite.clone(), slim, packages });
+        };
+        add(RecipeName::image(&self.name), &self.base, &self.packages);
+        if let Some(build) = &self.build {
+            add(RecipeName::builder(&self.name), &build.base, &build.packages);
         }
+        parts
     }
 }
 
@@ -68,43 +123,96 @@ pub(crate) fn read(name: ImageName, mut table: Table<'_>, sink: Shared<'_, '_>) 
             None
         }
     };
+    let packages = packages(&mut table, base.as_ref(), sink);
+    let rules =
+        table.take("copy").and_then(|v| v.as_array("copy", "an array of tables { from, to, mode }", sink));
+    let copy: Vec<CopyRule> =
+        rules.unwrap_or_default().into_iter().filter_map(|rule| copy_rule(&rule, &table, sink)).collect();
+    let build = table.table("build", sink).map(|table| build::read(table, sink));
+    let provision =
+        table.table("provision", sink).and_then(|table| build::provision(table, base.as_ref(), sink));
+    let allow = table.take("allow").map(|value| lint::read(&value, &table, sink)).unwrap_or_default();
+    table.reserved("network", "a bake has no network: `kiln lock` pins what it is made of", sink);
+    if build.is_none() && copy.iter().any(|rule| rule.source == CopySource::Build) {
+        let hint = format!("add `[images.{name}.build]` with `base` and `run`");
+        let message = format!("image `{name}` copies from a build that it does not have");
+        sink.borrow_mut().push(table.span.clone(), message, Some(hint));
+    }
+    table.finish(sink);
+    ImageRecipe { name, base: base.unwrap_or(Base::Scratch), packages, copy, build, provision, allow }
+}
+
+/// The packages of an image or of a builder.
+fn packages(table: &mut Table<'_>, base: Option<&Base>, sink: Shared<'_, '_>) -> Vec<String> {
     let mut packages = vec![];
     for (package, span) in table.strings("packages", sink).unwrap_or_default() {
+        let refused = match base {
+            Some(Base::Scratch) => Some("use `base = \"debian:bookworm\"`, or copy what the program needs"),
+            Some(Base::Oci { .. } | Base::Image { .. } | Base::Containerfile { .. }) => Some(
+                "add packages to an image with `base = \"debian:bookworm\"`, and use that one as `image:NAME`",
+            ),
+            _ => None,
+        };
         if !is_package(&package) {
             sink.borrow_mut().push(span, format!("`{package}` is not the name of a Debian package"), None);
-        } else if base == Some(Base::Scratch) {
-            let hint = "use `base = \"debian:bookworm\"`, or copy what the program needs".to_owned();
-            sink.borrow_mut().push(span, "an image on `scratch` has no packages", Some(hint));
+        } else if let Some(hint) = refused {
+            let message = match base {
+                Some(Base::Scratch) => "an image on `scratch` has no packages",
+                _ => "`packages` need a Debian base of the same image",
+            };
+            sink.borrow_mut().push(span, message, Some(hint.to_owned()));
         } else if !packages.contains(&package) {
             packages.push(package);
         }
     }
-    let rules =
-        table.take("copy").and_then(|v| v.as_array("copy", "an array of tables { from, to, mode }", sink));
-    let copy =
-        rules.unwrap_or_default().into_iter().filter_map(|rule| copy_rule(&rule, &table, sink)).collect();
-    for key in ["build", "provision", "network"] {
-        table.reserved(key, "build before you commit, and `copy` the result", sink);
-    }
-    table.finish(sink);
-    ImageRecipe { name, base: base.unwrap_or(Base::Scratch), packages, copy }
+    packages
 }
 
 fn base(text: &str, span: std::ops::Range<usize>, sink: Shared<'_, '_>) -> Option<Base> {
-    let (message, hint) = match text {
-        "scratch" => return Some(Base::Scratch),
-        "debian:bookworm" => return Some(Base::Debian { suite: "bookworm".into() }),
-        _ if text.starts_with("oci:") || text.starts_with("image:") || text.starts_with("debian-slim") => {
-            (format!("base `{text}` is not available yet"), "use `scratch` or `debian:bookworm`")
+    const KINDS: &str = "use `scratch`, `debian:bookworm`, `debian-slim:bookworm`, `oci:PATH-or-REFERENCE`, `image:NAME` or \
+                         `containerfile:PATH`";
+    let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+    let (message, hint) = match (kind, rest) {
+        ("scratch", "") => return Some(Base::Scratch),
+        ("debian", "bookworm") => return Some(Base::Debian { suite: rest.into() }),
+        ("debian-slim", "bookworm") => return Some(Base::DebianSlim { suite: rest.into() }),
+        ("debian" | "debian-slim", _) => {
+            (format!("base `{text}` is not available yet"), "the only Debian suite so far is `bookworm`")
         }
-        _ if text.starts_with("debian:") => (
-            format!("base `{text}` is not available yet"),
-            "the only Debian suite so far is `debian:bookworm`",
+        ("oci", _) if is_reference(rest) => return Some(Base::Oci { reference: rest.into() }),
+        ("oci", _) => (
+            format!("`{rest}` is neither an absolute path nor a reference of a registry"),
+            "such as `oci:/srv/images/app`, `oci:registry.example.com/app:1.2` or `oci:…@sha256:…`",
         ),
-        _ => (format!("unknown base `{text}`"), "use `scratch` or `debian:bookworm`"),
+        ("image", _) => match ImageName::new(rest) {
+            Ok(name) => return Some(Base::Image { name }),
+            Err(error) => (error.to_string(), "name another image of this file, as in `image:web`"),
+        },
+        ("containerfile", _) if is_inner_path(rest) => {
+            return Some(Base::Containerfile { path: rest.into() });
+        }
+        ("containerfile", _) => (
+            format!("`{rest}` is not a path inside the project"),
+            "name a committed file, as in `containerfile:Containerfile`",
+        ),
+        _ => (format!("unknown base `{text}`"), KINDS),
     };
     sink.borrow_mut().push(span, message, Some(hint.into()));
     None
+}
+
+/// An absolute path, or `HOST[:PORT]/NAME[:TAG][@DIGEST]` of the OCI distribution specification.
+fn is_reference(text: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@+".contains(&b);
+    if text.is_empty() || text.len() > 512 || !text.bytes().all(legal) {
+        return false;
+    }
+    if text.starts_with('/') {
+        return is_absolute(text.trim_end_matches('/'));
+    }
+    let host = text.split('/').next().unwrap_or_default();
+    let is_host = host.contains(['.', ':']) || host == "localhost";
+    is_host && text.contains('/') && !text.ends_with('/') && text.split('/').all(|part| !part.is_empty())
 }
 
 /// Debian policy 5.6.1.
@@ -130,12 +238,18 @@ fn copy_rule(rule: &Value<'_>, image: &Table<'_>, sink: Shared<'_, '_>) -> Optio
         }
     }
     let ((from, from_span), (to, to_span)) = (from?, to?);
-    if from.starts_with("build:") {
-        let hint = "build before you commit, and copy the committed file".to_owned();
-        sink.borrow_mut().push(from_span, "`from = \"build:…\"` is not available yet", Some(hint));
-        return None;
-    }
-    if from != "./" && !is_inner_path(from.trim_end_matches('/')) {
+    let (source, from) = match from.strip_prefix("build:") {
+        Some(path) => (CopySource::Build, path.to_owned()),
+        None => (CopySource::Commit, from),
+    };
+    if source == CopySource::Build && !is_absolute(from.trim_end_matches('/')) {
+        let hint = "as in `from = \"build:/out/app\"`".to_owned();
+        sink.borrow_mut().push(
+            from_span,
+            format!("`{from}` is not an absolute path in the builder"),
+            Some(hint),
+        );
+    } else if source == CopySource::Commit && from != "./" && !is_inner_path(from.trim_end_matches('/')) {
         let hint = "`from` is a path in the commit, without `..`".to_owned();
         sink.borrow_mut().push(from_span, format!("`{from}` is not a path inside the project"), Some(hint));
     }
@@ -144,7 +258,7 @@ fn copy_rule(rule: &Value<'_>, image: &Table<'_>, sink: Shared<'_, '_>) -> Optio
         sink.borrow_mut().push(to_span, format!("`{to}` is not a path in the image"), Some(hint));
     }
     table.finish(sink);
-    Some(CopyRule { from, to, mode })
+    Some(CopyRule { source, from, to, mode })
 }
 
 pub(crate) fn is_inner_path(path: &str) -> bool {

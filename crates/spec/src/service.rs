@@ -95,7 +95,7 @@ fn user(table: &mut Table<'_>, sink: Shared<'_, '_>) -> String {
     user
 }
 
-fn env(table: &mut Table<'_>, sink: Shared<'_, '_>) -> BTreeMap<String, String> {
+pub(crate) fn env(table: &mut Table<'_>, sink: Shared<'_, '_>) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     let Some(mut env) = table.table("env", sink) else { return variables };
     for (name, span) in env.keys() {

@@ -135,12 +135,42 @@ fn every_kind_of_mistake_is_found() {
             "an image on `scratch` has no packages",
         ),
         ("base = \"scratch\"", "base = \"debian:sid\"", "not available yet"),
-        ("base = \"scratch\"", "base = \"oci:x\"", "not available yet"),
+        ("base = \"scratch\"", "base = \"oci:x\"", "`x` is neither an absolute path nor a reference"),
+        ("base = \"scratch\"", "base = \"oci:/a/../b\"", "neither an absolute path nor"),
+        ("base = \"scratch\"", "base = \"image:b\"", "stands on `image:b`, which is not there"),
+        ("base = \"scratch\"", "base = \"image:a\"", "image `a` stands on itself"),
+        ("base = \"scratch\"", "base = \"containerfile:../x\"", "is not a path inside the project"),
+        ("base = \"scratch\"", "base = \"oci:a.test/b\"\npackages = [\"nginx\"]", "need a Debian base"),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\nprovision = { ansible = \"site.yml\" }",
+            "needs a whole system",
+        ),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\nallow = [{ lint = \"setiud\", path = \"/x\" }]",
+            "did you mean `setuid`?",
+        ),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\nnetwork = [\"crates\"]",
+            "`network` in `[images.a]` is not available",
+        ),
         ("base = \"scratch\"", "base = \"alpine\"", "unknown base"),
         (
             "base = \"scratch\"",
-            "base = \"scratch\"\nbuild = { run = [] }",
-            "`build` in `[images.a]` is not available yet",
+            "base = \"scratch\"\nbuild = { base = \"debian:bookworm\", run = [] }",
+            "needs 1 to 100 commands in `run`",
+        ),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\nbuild = { base = \"scratch\", run = [\"x\"] }",
+            "nothing can be built on `scratch`",
+        ),
+        (
+            "base = \"scratch\"",
+            "base = \"scratch\"\nbuild = { base = \"debian:bookworm\", run = [\"x\"], network = [\"crates\"] }",
+            "`network` in `[images.a.build]` is not available yet",
         ),
         ("port = 80", "port = 80\nsecrets = [\"A\"]", "`secrets` in `[services.a]` is not available yet"),
         ("port = 80", "port = 80\nuses = [\"main\"]", "not available yet"),
@@ -189,7 +219,7 @@ fn every_kind_of_mistake_is_found() {
         (
             "base = \"scratch\"",
             "base = \"scratch\"\ncopy = [{ from = \"build:/x\", to = \"/x\" }]",
-            "not available yet",
+            "copies from a build that it does not have",
         ),
         (
             "base = \"scratch\"",
@@ -211,8 +241,8 @@ fn several_errors_are_reported_at_once_in_the_order_of_the_file() {
     let found = errors(&SMALL.replace("port = 80", "prot = 80\nport = 81").replace("scratch", "scartch"));
     assert_eq!(
         found,
-        "unknown base `scartch`\n --> kiln.toml:3:8\n  |\n3 | base = \"scartch\"\n  |        ^^^^^^^^^\nhint: use `scratch` or \
-         `debian:bookworm`\n\nerror: unknown key `prot` in `[services.a]`\n --> kiln.toml:7:1\n  |\n7 | prot = 80\n  | ^^^^\n\
+        "unknown base `scartch`\n --> kiln.toml:3:8\n  |\n3 | base = \"scartch\"\n  |        ^^^^^^^^^\nhint: use `scratch`, \
+         `debian:bookworm`, `debian-slim:bookworm`, `oci:PATH-or-REFERENCE`, `image:NAME` or `containerfile:PATH`\n\nerror: unknown key `prot` in `[services.a]`\n --> kiln.toml:7:1\n  |\n7 | prot = 80\n  | ^^^^\n\
          hint: did you mean `port`?"
     );
 }

@@ -125,6 +125,7 @@ fn the_parser_knows_every_key_of_the_schema() {
     let service = &schema["$defs"]["service"]["properties"];
     let tables = [
         ("[images.a]", &schema["$defs"]["image"]["properties"]),
+        ("[images.a.build]", &schema["$defs"]["image"]["properties"]["build"]["properties"]),
         ("[services.a]", service),
         ("[services.a.resources]", &service["resources"]["properties"]),
         ("[services.a.rollout]", &service["rollout"]["properties"]),

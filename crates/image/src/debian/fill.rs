@@ -5,7 +5,7 @@
 
 use super::mirror::{Mirror, fetch_into};
 use super::{lock, resolve_lock};
-use kiln_model::ids::ImageName;
+use kiln_spec::RecipeName;
 use kiln_spec::lock::DebianRecipe;
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -35,14 +35,14 @@ fn run(args: Vec<String>) -> Result<(), Box<dyn Error>> {
     let mut args = args.into_iter();
     let dir = PathBuf::from(args.next().ok_or("usage: `mirror DIR [--from MIRROR] [NAME,NAME]...`")?);
     let mut from = None;
-    let mut recipes: BTreeMap<ImageName, DebianRecipe> = BTreeMap::new();
+    let mut recipes: BTreeMap<RecipeName, DebianRecipe> = BTreeMap::new();
     while let Some(arg) = args.next() {
         if arg == "--from" {
             from = args.next();
             continue;
         }
         let packages = arg.split(',').map(str::to_owned).filter(|name| !name.is_empty()).collect();
-        let recipe = DebianRecipe { suite: RELEASE.to_owned(), packages };
+        let recipe = DebianRecipe { suite: RELEASE.to_owned(), slim: false, packages };
         recipes.insert(format!("image{}", recipes.len()).parse()?, recipe);
     }
     let mirror = match from {

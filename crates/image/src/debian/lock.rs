@@ -6,8 +6,8 @@
 use super::index::{Index, Package};
 use super::mirror::{Mirror, MirrorError};
 use super::resolve::{ResolveError, Resolver};
-use kiln_model::ids::ImageName;
 use kiln_spec::lock::{DebianRecipe, LOCK_VERSION, Lock, LockedImage, LockedPackage};
+use kiln_spec::{RecipeName, Recipes};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The releases that the installer knows.
@@ -20,7 +20,7 @@ pub enum LockError {
     #[error("image `{image}`: there is no base `debian:{suite}`")]
     Suite {
         /// The image that asks for it.
-        image: ImageName,
+        image: RecipeName,
         /// The release that it asks for.
         suite: String,
     },
@@ -46,7 +46,7 @@ pub enum LockError {
     #[error("cannot resolve the packages of image `{image}`")]
     Image {
         /// The image.
-        image: ImageName,
+        image: RecipeName,
         /// Why.
         #[source]
         source: ResolveError,
@@ -77,12 +77,13 @@ pub fn base_name(suite: &str) -> String {
 /// [`LockError`], with the image at fault where there is one.
 pub fn resolve_lock(
     mirror: &Mirror,
-    recipes: &BTreeMap<ImageName, DebianRecipe>,
+    recipes: &BTreeMap<RecipeName, DebianRecipe>,
     previous: Option<&Lock>,
     update: bool,
 ) -> Result<Lock, LockError> {
     let previous = previous.filter(|_| !update);
-    if let Some(lock) = previous.filter(|lock| lock.is_current(recipes)) {
+    let all = Recipes { debian: recipes.clone(), ..Recipes::default() };
+    if let Some(lock) = previous.filter(|lock| lock.is_current(&all)) {
         return Ok(lock.clone());
     }
     for (image, recipe) in recipes {
@@ -105,8 +106,7 @@ pub fn resolve_lock(
             _ => merge(&mut rows, release_rows(&index, &HashMap::new(), suite, &recipes)?),
         }
         for (image, recipe) in recipes {
-            let base = base_name(suite);
-            lock.images.insert(image.clone(), LockedImage { base, recipe: recipe.digest() });
+            lock.images.insert(image.clone(), LockedImage { base: recipe.base(), recipe: recipe.digest() });
         }
     }
     lock.packages = rows.into_values().collect();
@@ -139,7 +139,7 @@ fn release_rows(
     index: &Index,
     keep: &HashMap<String, String>,
     suite: &str,
-    recipes: &[(&ImageName, &DebianRecipe)],
+    recipes: &[(&RecipeName, &DebianRecipe)],
 ) -> Result<Vec<LockedPackage>, LockError> {
     let of_base = |source| LockError::Base { suite: suite.to_owned(), source };
     let resolver = Resolver::new(index, keep).map_err(of_base)?;
@@ -148,7 +148,8 @@ fn release_rows(
     for (image, recipe) in recipes {
         let names: Vec<_> = recipe.packages.iter().cloned().collect();
         let failed = |source| LockError::Image { image: (*image).clone(), source };
-        let added = resolver.closure(&names, false, &base).map_err(failed)?;
+        let below = if recipe.slim { &[][..] } else { &base };
+        let added = resolver.closure(&names, false, below).map_err(failed)?;
         rows.extend(added.iter().map(|package| row(package, image.to_string())));
     }
     Ok(rows)
