@@ -74,17 +74,22 @@ pub struct Node {
     pub gid: u32,
     /// Seconds since 1970.
     pub mtime: i64,
+    /// Extended attributes by full name, such as `security.capability`.
+    pub xattrs: Xattrs,
 }
+
+/// Extended attributes; shared, because most files have none.
+pub type Xattrs = Arc<BTreeMap<Vec<u8>, Vec<u8>>>;
 
 impl Node {
     /// A directory of root.
     pub fn dir(mode: u32, mtime: i64) -> Self {
-        Self { kind: Kind::Dir, mode, uid: 0, gid: 0, mtime }
+        Self { kind: Kind::Dir, mode, uid: 0, gid: 0, mtime, xattrs: Xattrs::default() }
     }
 
     /// A file of root.
     pub fn file(content: Content, mode: u32, mtime: i64) -> Self {
-        Self { kind: Kind::File(content), mode, uid: 0, gid: 0, mtime }
+        Self { kind: Kind::File(content), mode, uid: 0, gid: 0, mtime, xattrs: Xattrs::default() }
     }
 }
 
@@ -246,7 +251,8 @@ impl Tree {
                 }
             }
             let (uid, gid) = (meta.uid(), meta.gid());
-            tree.insert(&path, Node { kind, mode: meta.mode() & 0o7777, uid, gid, mtime: meta.mtime() })?;
+            let (mode, mtime, xattrs) = (meta.mode() & 0o7777, meta.mtime(), Xattrs::default());
+            tree.insert(&path, Node { kind, mode, uid, gid, mtime, xattrs })?;
         }
         Ok(tree)
     }
@@ -270,7 +276,7 @@ impl Tree {
         for path in base.nodes.keys() {
             let parent_stays = parent(path).is_some_and(|p| full.get(p).is_some_and(|n| n.kind == Kind::Dir));
             if full.get(path).is_none() && parent_stays {
-                let node = Node { kind: Kind::Whiteout, mode: 0, uid: 0, gid: 0, mtime: 0 };
+                let node = Node { kind: Kind::Whiteout, ..Node::dir(0, 0) };
                 layer.insert_with_parents(full, path, node)?;
             }
         }
@@ -300,7 +306,7 @@ impl Tree {
 }
 
 fn same(a: &Node, b: &Node) -> std::io::Result<bool> {
-    if (a.mode, a.uid, a.gid, a.mtime) != (b.mode, b.uid, b.gid, b.mtime) {
+    if (a.mode, a.uid, a.gid, a.mtime, &a.xattrs) != (b.mode, b.uid, b.gid, b.mtime, &b.xattrs) {
         return Ok(false);
     }
     match (&a.kind, &b.kind) {

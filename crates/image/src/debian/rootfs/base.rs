@@ -72,7 +72,8 @@ impl Base {
 
     fn insert(&mut self, path: &[u8], found: &Found, kind: Kind) -> Result<(), BaseError> {
         let mode = found.mode & 0o7777;
-        let node = Node { kind, mode, uid: found.uid, gid: found.gid, mtime: found.mtime };
+        let xattrs = crate::tree::Xattrs::default();
+        let node = Node { kind, mode, uid: found.uid, gid: found.gid, mtime: found.mtime, xattrs };
         self.tree.insert(path, node).map_err(BaseError::Tree)
     }
 
