@@ -5,12 +5,14 @@
 //! root's number fits 16 bits; the entries of a directory are sorted by bytes, `.` and `..` among them; what lies behind
 //! an inode does not cross a block; a compact inode carries the superblock's time.
 
-use crate::tree::{Content, Kind, Node, Tree, name, parent};
+mod read;
+
+pub(crate) use read::entries;
+pub use read::{Found, Reader};
+
+use crate::tree::{FileId, Kind, Node, Tree, Xattrs, name, parent};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 const BLOCK: u64 = 4096;
 const BLOCK_BITS: u8 = 12;
@@ -24,6 +26,17 @@ const DIRENT: usize = 12;
 const FEATURES: u32 = 0x1 | 0x2;
 const LAYOUT_PLAIN: u16 = 0;
 const LAYOUT_INLINE: u16 = 2;
+/// The head of the extended attributes of an inode, and of each of them.
+const XATTR_HEAD: u64 = 12;
+const XATTR_ENTRY: u64 = 4;
+/// Namespaces of extended attributes with their numbers.
+const XATTR_PREFIXES: &[(&[u8], u8)] = &[
+    (b"user.", 1),
+    (b"system.posix_acl_access", 2),
+    (b"system.posix_acl_default", 3),
+    (b"trusted.", 4),
+    (b"security.", 6),
+];
 
 /// A tree could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +56,12 @@ pub enum ErofsError {
     /// The image could not be written.
     #[error("cannot write the file system image")]
     Write(#[source] std::io::Error),
+    /// An extended attribute of an unknown namespace, or too many of them.
+    #[error("the extended attributes of `/{path}` do not fit into a file system image")]
+    Xattrs {
+        /// Its path in the image.
+        path: String,
+    },
     /// More than 16 TiB.
     #[error("the tree is too large for a file system image")]
     TooLarge,
@@ -55,6 +74,8 @@ struct Inode<'a> {
     size: u64,
     extended: bool,
     inline: bool,
+    /// Its extended attributes as they are written.
+    xattrs: Vec<u8>,
     /// Position in slots.
     number: u64,
     /// First block of its data.
@@ -64,8 +85,9 @@ struct Inode<'a> {
 }
 
 impl Inode<'_> {
+    /// Bytes before the data that lies inside.
     fn head(&self) -> u64 {
-        if self.extended { 64 } else { 32 }
+        (if self.extended { 64 } else { 32 }) + self.xattrs.len() as u64
     }
 
     fn is_dir(&self) -> bool {
@@ -120,15 +142,14 @@ pub fn write(tree: &Tree, out: &mut impl Write) -> Result<u64, ErofsError> {
 fn number_inodes(tree: &Tree) -> Result<Vec<Inode<'_>>, ErofsError> {
     let mut inodes: Vec<Inode<'_>> = Vec::with_capacity(tree.len());
     let mut dirs: HashMap<&[u8], usize> = HashMap::new();
-    let mut files: HashMap<&PathBuf, usize> = HashMap::new();
+    let mut files: HashMap<FileId<'_>, usize> = HashMap::new();
     for (path, node) in tree.iter() {
         let up = parent(path).and_then(|p| dirs.get(p).copied());
-        let shared = match &node.kind {
-            Kind::File(Content::Path { path, .. }) => {
-                files.get(path).copied().filter(|n| inodes[*n].node == node)
-            }
+        let file = match &node.kind {
+            Kind::File(content) => content.file_id(),
             _ => None,
         };
+        let shared = file.and_then(|file| files.get(&file).copied()).filter(|n| inodes[*n].node == node);
         let number = shared.unwrap_or(inodes.len());
         if shared.is_none() {
             let (links, size) = match &node.kind {
@@ -144,20 +165,16 @@ fn number_inodes(tree: &Tree) -> Result<Vec<Inode<'_>>, ErofsError> {
                 size,
                 extended: false,
                 inline: false,
+                xattrs: xattrs(path, &node.xattrs)?,
                 number: 0,
                 block: 0,
                 parent: up.unwrap_or(0),
                 children: Vec::new(),
             });
-            match &node.kind {
-                Kind::Dir => {
-                    dirs.insert(path, number);
-                }
-                Kind::File(Content::Path { path, .. }) => {
-                    files.insert(path, number);
-                }
-                _ => {}
+            if node.kind == Kind::Dir {
+                dirs.insert(path, number);
             }
+            files.extend(file.map(|file| (file, number)));
         } else {
             inodes[number].links += 1;
         }
@@ -179,6 +196,28 @@ fn number_inodes(tree: &Tree) -> Result<Vec<Inode<'_>>, ErofsError> {
         }
     }
     Ok(inodes)
+}
+
+/// The inline form of extended attributes, in the order of their names; empty if there are none.
+fn xattrs(path: &[u8], xattrs: &Xattrs) -> Result<Vec<u8>, ErofsError> {
+    if xattrs.is_empty() {
+        return Ok(vec![]);
+    }
+    let refused = || ErofsError::Xattrs { path: String::from_utf8_lossy(path).into_owned() };
+    let mut out = vec![0; XATTR_HEAD as usize];
+    for (name, value) in xattrs.iter() {
+        let prefix = XATTR_PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix));
+        let (prefix, index) = prefix.ok_or_else(refused)?;
+        let name = &name[prefix.len()..];
+        out.push(u8::try_from(name.len()).map_err(|_| refused())?);
+        out.push(*index);
+        out.extend(u16::try_from(value.len()).map_err(|_| refused())?.to_le_bytes());
+        out.extend_from_slice(name);
+        out.extend_from_slice(value);
+        out.resize(out.len().next_multiple_of(XATTR_ENTRY as usize), 0);
+    }
+    // An inode with all that lies inside it has to fit into one block.
+    if out.len() as u64 + 64 > BLOCK { Err(refused()) } else { Ok(out) }
 }
 
 /// Decides where each inode lies; answers with the size of the metadata, in whole blocks.
@@ -235,7 +274,11 @@ fn inode_bytes(inode: &Inode<'_>, n: usize) -> Vec<u8> {
     };
     let mut out = Vec::with_capacity(64);
     out.extend((u16::from(inode.extended) | layout << 1).to_le_bytes());
-    out.extend(0_u16.to_le_bytes());
+    let n_xattrs = match inode.xattrs.len() as u64 {
+        0 => 0,
+        size => (size - XATTR_HEAD) / XATTR_ENTRY + 1,
+    };
+    out.extend((n_xattrs as u16).to_le_bytes());
     out.extend(mode.to_le_bytes());
     let serial = (n as u32 + 1).to_le_bytes();
     if inode.extended {
@@ -259,6 +302,7 @@ fn inode_bytes(inode: &Inode<'_>, n: usize) -> Vec<u8> {
         out.extend((node.gid as u16).to_le_bytes());
         out.extend([0; 4]);
     }
+    out.extend_from_slice(&inode.xattrs);
     out
 }
 
@@ -321,160 +365,11 @@ fn directory(inodes: &[Inode<'_>], n: usize) -> Vec<u8> {
     out
 }
 
-/// What [`Reader::get`] finds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// Type and permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Seconds since 1970.
-    pub mtime: i64,
-    /// Bytes.
-    pub size: u64,
-    layout: u16,
-    block: u32,
-    data_at: u64,
-}
-
-impl Found {
-    /// Whether it is a directory.
-    pub fn is_dir(&self) -> bool {
-        self.mode & 0o170_000 == 0o040_000
-    }
-
-    /// Whether it is a symbolic link.
-    pub fn is_symlink(&self) -> bool {
-        self.mode & 0o170_000 == 0o120_000
-    }
-
-    /// Whether it hides what is below.
-    pub fn is_whiteout(&self) -> bool {
-        self.mode & 0o170_000 == 0o020_000
-    }
-}
-
-/// Reads entries of an image that [`write()`] made.
-#[derive(Debug)]
-pub struct Reader {
-    file: File,
-    root: u64,
-    epoch: i64,
-}
-
-/// Bytes of one directory or link that a reader takes.
-const READ_BYTES_MAX: u64 = 64 << 20;
-
-impl Reader {
-    /// Opens an image.
-    pub fn open(file: File) -> std::io::Result<Self> {
-        let mut head = [0; SUPERBLOCK_SIZE];
-        file.read_exact_at(&mut head, SUPERBLOCK_AT as u64)?;
-        if u32_at(&head, 0) != MAGIC || head[12] != BLOCK_BITS {
-            return Err(std::io::Error::new(
-                std::io::ErrorKind::InvalidData,
-                "not a file system image of kiln",
-            ));
-        }
-        Ok(Self { file, root: u64::from(u16_at(&head, 14)), epoch: u64_at(&head, 24) as i64 })
-    }
-
-    /// The entry at `path` (relative to the root), without following links.
-    pub fn get(&self, path: &[u8]) -> std::io::Result<Option<Found>> {
-        let mut at = self.inode(self.root)?;
-        for part in path.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
-            if !at.is_dir() {
-                return Ok(None);
-            }
-            let directory = self.read(&at)?;
-            match entries(&directory).find(|(name, _)| *name == part) {
-                Some((_, number)) => at = self.inode(number)?,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(at))
-    }
-
-    /// The bytes of a small entry: a link's target, a file such as `/etc/passwd`.
-    pub fn read(&self, found: &Found) -> std::io::Result<Vec<u8>> {
-        if found.size > READ_BYTES_MAX {
-            return Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge));
-        }
-        let at = match found.layout {
-            LAYOUT_INLINE => found.data_at,
-            _ => u64::from(found.block) * BLOCK,
-        };
-        let mut bytes = vec![0; found.size as usize];
-        self.file.read_exact_at(&mut bytes, at)?;
-        Ok(bytes)
-    }
-
-    fn inode(&self, number: u64) -> std::io::Result<Found> {
-        let at = number.saturating_mul(SLOT);
-        let mut head = [0; 32];
-        self.file.read_exact_at(&mut head, at)?;
-        let format = u16_at(&head, 0);
-        let (layout, mode) = (format >> 1, u32::from(u16_at(&head, 4)));
-        if format & 1 == 0 {
-            return Ok(Found {
-                mode,
-                uid: u32::from(u16_at(&head, 24)),
-                gid: u32::from(u16_at(&head, 26)),
-                mtime: self.epoch,
-                size: u64::from(u32_at(&head, 8)),
-                layout,
-                block: u32_at(&head, 16),
-                data_at: at + 32,
-            });
-        }
-        let mut more = [0; 32];
-        self.file.read_exact_at(&mut more, at + 32)?;
-        Ok(Found {
-            mode,
-            uid: u32_at(&head, 24),
-            gid: u32_at(&head, 28),
-            mtime: u64_at(&more, 0) as i64,
-            size: u64_at(&head, 8),
-            layout,
-            block: u32_at(&head, 16),
-            data_at: at + 64,
-        })
-    }
-}
-
-/// Names and inode numbers in the bytes of a directory that [`write()`] made, in their order, `.` and `..` among them.
-pub(crate) fn entries(directory: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
-    directory.chunks(BLOCK as usize).flat_map(|block| {
-        let entry = move |n: usize| block.get(n * DIRENT..(n + 1) * DIRENT);
-        let count = entry(0).map_or(0, |first| usize::from(u16_at(first, 8)) / DIRENT);
-        (0..count).filter_map(move |n| {
-            let start = usize::from(u16_at(entry(n)?, 8));
-            let end = if n + 1 < count { usize::from(u16_at(entry(n + 1)?, 8)) } else { block.len() };
-            let name = block.get(start..end)?;
-            // The last name of a block that is not the last is followed by zeros.
-            let name = &name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())];
-            Some((name, u64_at(entry(n)?, 0)))
-        })
-    })
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::Content;
+    use std::fs::File;
     use std::process::Command;
 
     /// Sizes around every edge of the format, long names, many entries, foreign times and owners, a hard link.
@@ -495,6 +390,14 @@ mod tests {
         tree.insert(b"link", link(b"f1")).unwrap();
         tree.insert(b"far", link(&[b'x'; 3000])).unwrap();
         tree.insert(b"owned", Node { uid: 100_000, gid: 33, ..Node::dir(0o750, -1) }).unwrap();
+        let rows =
+            [("user.empty", ""), ("security.capability", "\u{1}\u{2}cap"), ("trusted.overlay.opaque", "y")];
+        let rows = rows.map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
+        for (path, size) in [("tagged", 10), ("tagged-large", 9000)] {
+            let content = Content::Bytes(vec![7; size].into());
+            let xattrs = std::sync::Arc::new(rows.clone().into());
+            tree.insert(path.as_bytes(), Node { xattrs, ..Node::file(content, 0o755, 3) }).unwrap();
+        }
         let host = dir.join("shared");
         std::fs::write(&host, vec![3; 5000]).unwrap();
         for path in ["one", "two"] {
@@ -532,6 +435,14 @@ mod tests {
                 _ => {}
             }
         }
+        let back = reader.tree().unwrap();
+        assert_eq!(back.len(), tree.len());
+        for ((path, node), (at, found)) in tree.iter().zip(back.iter()) {
+            assert_eq!((path, &node.xattrs), (at, &found.xattrs));
+        }
+        let mut third = Vec::new();
+        write(&back, &mut third).unwrap();
+        assert!(third == first, "what was read back is written as the same bytes");
         for absent in [&b"none"[..], b"many/0", b"f1/x", b"."] {
             assert!(absent == b"." || reader.get(absent).unwrap().is_none(), "{absent:?}");
         }

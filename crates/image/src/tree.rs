@@ -1,8 +1,9 @@
 //! A file tree in memory: what a layer will hold. The content of large files stays where it is until it is written.
 
 use std::collections::btree_map::{self, BTreeMap};
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +15,15 @@ pub const NODES_MAX: usize = 1_000_000;
 pub enum Content {
     /// In memory.
     Bytes(Arc<[u8]>),
+    /// A part of an open file, such as a layer. Two files of one tree with the same part are one file with two names.
+    Slice {
+        /// The file.
+        file: SharedFile,
+        /// Where the part begins.
+        at: u64,
+        /// Its size in bytes.
+        size: u64,
+    },
     /// In a file of the host. Two files of one tree with the same path and the same metadata are one file with two
     /// names (a hard link).
     Path {
@@ -24,12 +34,42 @@ pub enum Content {
     },
 }
 
+/// An open file that several contents are parts of. Two are equal if they are the same opened file.
+#[derive(Debug, Clone)]
+pub struct SharedFile(pub Arc<File>);
+
+impl PartialEq for SharedFile {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for SharedFile {}
+
+/// What makes two names the names of one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum FileId<'a> {
+    Path(&'a Path),
+    Slice(*const File, u64),
+}
+
 impl Content {
     /// Bytes.
     pub fn size(&self) -> u64 {
         match self {
             Content::Bytes(bytes) => bytes.len() as u64,
-            Content::Path { size, .. } => *size,
+            Content::Path { size, .. } | Content::Slice { size, .. } => *size,
+        }
+    }
+
+    /// The same for all names of one file; none for a content that is always a file of its own.
+    pub(crate) fn file_id(&self) -> Option<FileId<'_>> {
+        match self {
+            Content::Bytes(_) => None,
+            Content::Path { path, .. } => Some(FileId::Path(path)),
+            // Empty files have no place of their own.
+            Content::Slice { size: 0, .. } => None,
+            Content::Slice { file, at, .. } => Some(FileId::Slice(Arc::as_ptr(&file.0), *at)),
         }
     }
 
@@ -37,6 +77,11 @@ impl Content {
     pub fn read(&self) -> std::io::Result<std::borrow::Cow<'_, [u8]>> {
         match self {
             Content::Bytes(bytes) => Ok((&**bytes).into()),
+            Content::Slice { file, at, size } => {
+                let mut bytes = vec![0; *size as usize];
+                file.0.read_exact_at(&mut bytes, *at)?;
+                Ok(bytes.into())
+            }
             Content::Path { path, size } => {
                 let bytes = std::fs::read(path)?;
                 if bytes.len() as u64 != *size {
@@ -147,7 +192,49 @@ pub fn name(path: &[u8]) -> &[u8] {
     path.iter().rposition(|b| *b == b'/').map_or(path, |at| &path[at + 1..])
 }
 
+/// `name` in the directory `path`.
+pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut joined = Vec::with_capacity(path.len() + 1 + name.len());
+    joined.extend_from_slice(path);
+    if !path.is_empty() {
+        joined.push(b'/');
+    }
+    joined.extend_from_slice(name);
+    joined
+}
+
+/// Says that nothing of a directory below a layer shows through.
+pub const OPAQUE: (&[u8], &[u8]) = (b"trusted.overlay.opaque", b"y");
+
+impl Node {
+    /// Whether it is a directory that hides the one of the layers below.
+    pub fn is_opaque(&self) -> bool {
+        self.xattrs.get(OPAQUE.0).is_some_and(|value| value == OPAQUE.1)
+    }
+}
+
 impl Tree {
+    /// What an instance sees of `layers`, lowest first, when they are laid over each other.
+    pub fn merge(layers: impl IntoIterator<Item = Self>) -> Result<Self, TreeError> {
+        let mut merged = Self::new();
+        for layer in layers {
+            for (path, mut node) in layer.nodes {
+                let below = merged.get(&path);
+                let both_dirs = node.kind == Kind::Dir && below.is_some_and(|below| below.kind == Kind::Dir);
+                if below.is_some() && (!both_dirs || node.is_opaque()) && !path.is_empty() {
+                    merged.remove(&path);
+                }
+                if node.kind != Kind::Whiteout {
+                    if node.is_opaque() {
+                        Arc::make_mut(&mut node.xattrs).remove(OPAQUE.0);
+                    }
+                    merged.insert(&path, node)?;
+                }
+            }
+        }
+        Ok(merged)
+    }
+
     /// A tree without even a root.
     pub fn new() -> Self {
         Self::default()
@@ -185,10 +272,14 @@ impl Tree {
 
     /// Takes out the node at `path` with all that is below it.
     pub fn remove(&mut self, path: &[u8]) {
-        let below = |p: &[u8]| p.len() > path.len() && p.starts_with(path) && p[path.len()] == b'/';
-        self.nodes.retain(|p, _| p.as_slice() != path && (path.is_empty() || !below(p)));
         if path.is_empty() {
-            self.nodes.clear();
+            return self.nodes.clear();
+        }
+        self.nodes.remove(path);
+        let first = join(path, b"");
+        let below = self.nodes.range(first.clone()..).take_while(|(p, _)| p.starts_with(&first));
+        for path in below.map(|(path, _)| path.clone()).collect::<Vec<_>>() {
+            self.nodes.remove(&path);
         }
     }
 
@@ -370,6 +461,39 @@ mod tests {
             .map(|(p, w)| (p.to_owned(), w));
         assert_eq!(rows, expected);
         assert_eq!(Tree::difference(&full, &full).unwrap().len(), 1, "only the root");
+    }
+
+    #[test]
+    fn layers_hide_what_is_below() {
+        let layer = |rows: &[(&str, &str)]| {
+            let mut tree = Tree::new();
+            for (path, what) in rows {
+                let mut node = Node::dir(0o755, 5);
+                match *what {
+                    "dir" => {}
+                    "opaque" => node.xattrs = Arc::new([(OPAQUE.0.to_vec(), OPAQUE.1.to_vec())].into()),
+                    "gone" => node.kind = Kind::Whiteout,
+                    text => node.kind = Kind::File(bytes(text)),
+                }
+                tree.insert(path.as_bytes(), node).unwrap();
+            }
+            tree
+        };
+        let merged = Tree::merge([
+            layer(&[
+                ("", "dir"),
+                ("a", "dir"),
+                ("a/x", "1"),
+                ("a-b", "1"),
+                ("b", "dir"),
+                ("b/x", "1"),
+                ("c", "1"),
+            ]),
+            layer(&[("", "dir"), ("a", "opaque"), ("a/y", "2"), ("b", "gone"), ("c", "dir"), ("c/z", "2")]),
+        ]);
+        let expected =
+            layer(&[("", "dir"), ("a", "dir"), ("a/y", "2"), ("a-b", "1"), ("c", "dir"), ("c/z", "2")]);
+        assert_eq!(merged.unwrap(), expected);
     }
 
     #[test]
