@@ -342,11 +342,13 @@ fn create(
     Some(id)
 }
 
-/// An instance that no slot wants: it drains if it served, else it goes at once. The table without it comes first.
+/// An instance that no slot wants: it drains if it may have been sent requests, else it goes at once. The table without
+/// it comes first. A validated one may have some left: it is kept out of rotation, or is in a table that the edge has
+/// not acknowledged.
 fn let_go(draft: &mut Draft<'_>, environment: &Environment, instance: &Instance, wanted_release: bool) {
     match instance.state {
         InstanceState::Tainted if draft.in_proposed_route(&instance.id) || !draft.route_settled() => {}
-        InstanceState::Serving | InstanceState::Tainted => {
+        InstanceState::Validated | InstanceState::Serving | InstanceState::Tainted => {
             if crate::instance::out_of_route(draft, &instance.id) {
                 draft.move_instance(&instance.id, InstanceState::Draining, None);
                 draft.wake_at(draft.now());

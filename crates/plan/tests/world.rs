@@ -56,6 +56,8 @@ struct Faults {
     death: u64,
     blind: u64,
     edge_restart: u64,
+    /// Requests that begin and take their time.
+    slow: u64,
 }
 
 struct Running {
@@ -82,6 +84,12 @@ struct World {
     next_address: u32,
     edge: (Generation, RouteTable),
     persisted_edge: (Generation, RouteTable),
+    /// Requests under way: on which instance, and when they end.
+    flights: Vec<(InstanceId, u64)>,
+    /// Whose an instance is that was ever in the edge's table, and when it left the table.
+    targets: BTreeMap<InstanceId, (ServiceName, ReleaseNumber, Option<u64>)>,
+    tally: edge::Tally,
+    edge_process: u64,
     delayed: Vec<Delayed>,
     // What the process knows, gone with a crash.
     busy: BTreeSet<OpKey>,
@@ -158,6 +166,10 @@ impl World {
             next_address: 1,
             edge: Default::default(),
             persisted_edge: Default::default(),
+            flights: vec![],
+            targets: BTreeMap::new(),
+            tally: Default::default(),
+            edge_process: 1,
             delayed: vec![],
             busy: BTreeSet::new(),
             results: vec![],
@@ -204,25 +216,29 @@ impl World {
             (id.clone(), Seen { id: id.clone(), address: Some(r.address), state })
         });
         let seen: BTreeMap<_, _> = seen.collect();
-        let targets = self.edge.1.pools.iter().flat_map(|pool| {
-            pool.targets.iter().map(|t| TargetStatus {
-                instance: t.instance.clone(),
-                env: pool.env.clone(),
-                service: pool.service.clone(),
-                release: pool.release,
-                in_table: true,
-                in_flight: 0,
-                ejected: false,
-                ejected_for: Millis(0),
-                reason: None,
-                tally: Default::default(),
-                latency: vec![],
-            })
+        let in_table: BTreeSet<&InstanceId> =
+            self.edge.1.pools.iter().flat_map(|pool| pool.targets.iter().map(|t| &t.instance)).collect();
+        let flying = self.flights.iter().map(|(id, _)| id);
+        let reported: BTreeSet<&InstanceId> = flying.chain(in_table.iter().copied()).collect();
+        let targets = reported.iter().map(|id| TargetStatus {
+            instance: InstanceId::clone(id),
+            env: env(),
+            service: self.targets[*id].0.clone(),
+            release: self.targets[*id].1,
+            in_table: in_table.contains(*id),
+            in_flight: self.flights.iter().filter(|(flying, _)| flying == *id).count() as u64,
+            ejected: false,
+            ejected_for: Millis(0),
+            reason: None,
+            tally: Default::default(),
+            latency: vec![],
         });
         let edge = EdgeStatus {
             generation: self.edge.0,
             digest: (self.edge.0.0 > 0).then(|| self.edge.1.digest()),
             targets: targets.collect(),
+            process: self.edge_process.to_string(),
+            unrouted: vec![(Some(env()), self.tally)],
             ..EdgeStatus::default()
         };
         Observed {
@@ -318,6 +334,52 @@ impl World {
         }
     }
 
+    fn use_table(&mut self, table: (Generation, RouteTable)) {
+        let now = self.now;
+        let routed = |table: &RouteTable| -> BTreeMap<InstanceId, (ServiceName, ReleaseNumber)> {
+            let pools = table.pools.iter();
+            let targets = pools.flat_map(|p| p.targets.iter().map(move |t| (p, t)));
+            targets.map(|(p, t)| (t.instance.clone(), (p.service.clone(), p.release))).collect()
+        };
+        let (before, after) = (routed(&self.edge.1), routed(&table.1));
+        for (id, (service, release)) in before {
+            self.targets.insert(id, (service, release, Some(now)));
+        }
+        for (id, (service, release)) in after {
+            self.targets.insert(id, (service, release, None));
+        }
+        self.edge = table;
+    }
+
+    /// Some requests begin, some end; those of an instance that is not there any more are cut.
+    fn requests(&mut self) {
+        let ids: Vec<InstanceId> =
+            self.edge.1.pools.iter().flat_map(|p| &p.targets).map(|t| t.instance.clone()).collect();
+        if !ids.is_empty() && self.rng.chance(self.faults.slow) {
+            let (n, span) = (self.rng.below(ids.len()), self.rng.next() % 2000);
+            self.flights.push((ids[n].clone(), self.now + span));
+        }
+        for (id, end) in std::mem::take(&mut self.flights) {
+            let alive = self.running.get(&id).is_some_and(|r| r.alive);
+            if !alive || self.now >= end {
+                self.tally.requests += 1;
+                self.tally.cut += u64::from(!alive);
+            } else {
+                self.flights.push((id, end));
+            }
+        }
+    }
+
+    /// S4: what is destroyed has no requests, or had its time to end them. What died by itself is another matter.
+    fn drained(&self, id: &InstanceId) {
+        let busy = self.flights.iter().any(|(flying, _)| flying == id);
+        if busy && self.running.get(id).is_some_and(|r| r.alive) {
+            let left = self.targets.get(id).and_then(|t| t.2).unwrap_or(self.now);
+            let waited = self.now - left;
+            assert!(waited >= 500, "S4: {id} destroyed {waited} ms after it left the table, with requests");
+        }
+    }
+
     fn effect(&mut self, op: &Op, snapshot: &Snapshot) -> OpOutcome {
         match &op.key {
             OpKey::Bake { env, release, image } => {
@@ -342,6 +404,7 @@ impl World {
                 let routed =
                     self.edge.1.pools.iter().flat_map(|p| &p.targets).any(|t| &t.instance == instance);
                 assert!(!routed, "S4: {instance} destroyed while the edge sends to it");
+                self.drained(instance);
                 self.running.remove(instance);
                 self.provider_tombstones.insert(instance.clone());
             }
@@ -357,7 +420,7 @@ impl World {
                         "S1: {target:?} {validated:?}"
                     );
                 }
-                self.edge = (*generation, RouteTable::clone(table));
+                self.use_table((*generation, RouteTable::clone(table)));
                 self.persisted_edge = self.edge.clone();
             }
         }
@@ -372,6 +435,7 @@ fn settle(world: &mut World) {
     for _ in 0..20_000 {
         world.now += 10;
         world.deliver();
+        world.requests();
         quiet =
             if world.pass() || !world.delayed.is_empty() || !world.busy.is_empty() { 0 } else { quiet + 1 };
         // Longer than every deadline and back-off: what is still to come would have come.
@@ -390,13 +454,18 @@ fn settle(world: &mut World) {
 fn step(world: &mut World) {
     world.now += 10;
     world.deliver();
+    world.requests();
     world.pass();
     if world.rng.chance(world.faults.death) && !world.running.is_empty() {
         let n = world.rng.below(world.running.len());
         world.running.values_mut().nth(n).unwrap().alive = false;
     }
     if world.rng.chance(world.faults.edge_restart) {
-        world.edge = world.persisted_edge.clone();
+        let kept = world.persisted_edge.clone();
+        world.use_table(kept);
+        world.flights.clear();
+        world.tally = Default::default();
+        world.edge_process += 1;
     }
 }
 
@@ -548,6 +617,7 @@ fn converges_under_faults_from_any_seed() {
             death: rate(20),
             blind: rate(100),
             edge_restart: rate(20),
+            slow: rate(300),
         };
         let result = std::panic::catch_unwind(|| {
             let mut world = World::new(seed, faults);
@@ -591,5 +661,61 @@ fn every_single_crash_converges() {
     assert!(passes > 4);
     for n in 1..=passes {
         run(Some(n));
+    }
+}
+
+/// Whatever is asked for at whatever moment, nothing is cut early, and the last deploy comes true.
+#[test]
+fn any_commands_at_any_time_converge() {
+    let seeds: u64 = std::env::var("KILN_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    for seed in 1..=seeds {
+        let mut draw = Rng(seed * 99_991);
+        let mut rate = |high: u64| [0, high / 5, high][draw.below(3)];
+        let faults = Faults {
+            lost_ack: rate(200),
+            late: rate(200),
+            error: rate(150),
+            crash: rate(60),
+            death: rate(10),
+            blind: rate(100),
+            edge_restart: rate(10),
+            slow: rate(300),
+        };
+        let result = std::panic::catch_unwind(|| {
+            let mut world = World::new(seed, faults);
+            let scale = |service: &str, n| Command::Scale {
+                env: env(),
+                instances: [(ServiceName::new(service).unwrap(), n)].into(),
+            };
+            world.deploy(1, 0);
+            for _ in 0..25 {
+                let command = match world.rng.below(10) {
+                    0..4 => {
+                        let (commit, keep) = (1 + world.rng.below(7) as u64, world.rng.below(3) as u64 * 300);
+                        Command::Deploy { env: env(), spec: Box::new(release(commit, keep)) }
+                    }
+                    4 | 5 => Command::Rollback { env: env(), to: None },
+                    6 | 7 => {
+                        let n = world.rng.below(6) as u32;
+                        scale(["api", "web"][world.rng.below(2)], Some(n).filter(|n| *n < 5))
+                    }
+                    8 => Command::Abort { env: env() },
+                    _ => Command::Destroy { env: env() },
+                };
+                // A refusal changes nothing and is fine.
+                let _ = world.submit(command);
+                let steps = world.rng.below(120);
+                (0..steps).for_each(|_| step(&mut world));
+            }
+            settle(&mut world);
+            world.deploy(8, 0);
+            settle(&mut world);
+            for service in ["api", "web"] {
+                world.submit(scale(service, None)).unwrap();
+            }
+            settle(&mut world);
+            assert_converged(&mut world, Some(8));
+        });
+        assert!(result.is_ok(), "seed {seed} fails: run with KILN_SEEDS={seed}");
     }
 }
