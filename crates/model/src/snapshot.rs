@@ -30,8 +30,12 @@ pub struct Environment {
     pub next_release: ReleaseNumber,
     /// Where the last receipt ended.
     pub receipt_end: Tally,
-    /// Deaths in a row of serving instances per service, with the time of the last: the back-off of healing.
+    /// Deaths in a row of instances of the serving release per service, with the time of the last: the back-off of
+    /// healing. Those that die together count as one.
     pub deaths: BTreeMap<ServiceName, (u32, Boot)>,
+    /// The same of the kept release, which must not slow down the healing of what serves.
+    #[serde(default)]
+    pub kept_deaths: BTreeMap<ServiceName, (u32, Boot)>,
     /// `kiln destroy` was asked for: nothing of it may run.
     pub destroyed: bool,
 }
@@ -47,8 +51,28 @@ impl Environment {
             next_release: ReleaseNumber(1),
             receipt_end: Tally::default(),
             deaths: BTreeMap::new(),
+            kept_deaths: BTreeMap::new(),
             destroyed: false,
         }
+    }
+
+    /// The deaths that healing `release` reckons with; none if nothing of it is healed but by a rollout.
+    pub fn deaths_of(&self, release: ReleaseNumber) -> Option<&BTreeMap<ServiceName, (u32, Boot)>> {
+        if self.serving == Some(release) {
+            return Some(&self.deaths);
+        }
+        self.keep.filter(|(kept, _)| *kept == release).map(|_| &self.kept_deaths)
+    }
+
+    /// See [`Environment::deaths_of`].
+    pub fn deaths_of_mut(
+        &mut self,
+        release: ReleaseNumber,
+    ) -> Option<&mut BTreeMap<ServiceName, (u32, Boot)>> {
+        if self.serving == Some(release) {
+            return Some(&mut self.deaths);
+        }
+        self.keep.filter(|(kept, _)| *kept == release).map(|_| &mut self.kept_deaths)
     }
 }
 
@@ -131,6 +155,7 @@ impl Snapshot {
             let env = Arc::make_mut(env);
             env.keep = None;
             env.deaths.clear();
+            env.kept_deaths.clear();
         }
         for rollout in self.rollouts.values_mut() {
             let rollout = Arc::make_mut(rollout);

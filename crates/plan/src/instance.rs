@@ -62,16 +62,24 @@ pub(crate) fn fail(draft: &mut Draft<'_>, instance: &Instance, reason: String) {
     draft.move_instance(&instance.id, InstanceState::Failed, Some(reason));
 }
 
+/// Instances that die together (a reboot, a lost dependency) are one death of their service: each of them lived before
+/// the last death was counted. One that began after it and dies as well is the next.
 fn count_death(draft: &mut Draft<'_>, instance: &Instance) {
-    let now = draft.now();
-    let serving = draft.environment(&instance.env).and_then(|e| e.serving) == Some(instance.release);
-    if serving {
-        draft.put_environment(&instance.env, |env| {
-            let (count, last) = env.deaths.get(&instance.service).copied().unwrap_or((0, now));
-            let count = if now.since(last) > DEATHS_FORGOTTEN { 0 } else { count };
-            env.deaths.insert(instance.service.clone(), (count + 1, now));
-        });
+    // It was counted when it was tainted.
+    if instance.state == InstanceState::Tainted {
+        return;
     }
+    let now = draft.now();
+    draft.put_environment(&instance.env, |env| {
+        let Some(deaths) = env.deaths_of_mut(instance.release) else { return };
+        let counted = deaths.get(&instance.service).copied();
+        let counted = counted.filter(|(_, last)| now.since(*last) <= DEATHS_FORGOTTEN);
+        match counted {
+            Some((_, last)) if instance.since < last => {}
+            Some((count, _)) => drop(deaths.insert(instance.service.clone(), (count + 1, now))),
+            None => drop(deaths.insert(instance.service.clone(), (1, now))),
+        }
+    });
 }
 
 /// When a slot of the service may be filled again after `deaths` in a row, the last of them at `last`.

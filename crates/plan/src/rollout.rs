@@ -186,6 +186,7 @@ fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
         env.keep = previous.map(|previous| (previous, until));
         env.serving = Some(rollout.to);
         env.deaths.clear();
+        env.kept_deaths.clear();
     });
     draft.move_rollout(rollout.id, RolloutPhase::Switching, None);
     crate::route::propose(draft);
@@ -315,8 +316,7 @@ fn create(
     slot: u32,
 ) -> Option<InstanceId> {
     let image = release.image_of(service)?;
-    let deaths =
-        environment.deaths.get(&service.name).filter(|_| environment.serving == Some(release.number));
+    let deaths = environment.deaths_of(release.number).and_then(|deaths| deaths.get(&service.name));
     if let Some((deaths, last)) = deaths.copied() {
         let not_before = heal_not_before(deaths, last);
         if draft.now() < not_before {

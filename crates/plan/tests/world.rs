@@ -585,6 +585,47 @@ fn scale_heals_and_destroy_leaves_nothing() {
 }
 
 #[test]
+fn instances_that_die_together_are_replaced_together() {
+    let mut world = World::new(1, Faults::default());
+    world.deploy(1, 0);
+    let instances = [(ServiceName::new("web").unwrap(), Some(20))].into();
+    world.submit(Command::Scale { env: env(), instances }).unwrap();
+    settle(&mut world);
+    let first = world.store.next_instance;
+    world.running.values_mut().for_each(|r| r.alive = false);
+    (0..50).for_each(|_| step(&mut world));
+    let routed: usize = world.edge.1.pools.iter().map(|p| p.targets.len()).sum();
+    assert_eq!(routed, 22, "half a second later all are replaced: {:?}", world.store.environments[&env()]);
+    assert_eq!(world.store.next_instance, first + 22);
+}
+
+/// Whatever dies again and again is started less and less often, and a kept release does not slow down what serves.
+#[test]
+fn crash_loops_slow_down() {
+    for looping in [1, 2] {
+        let mut world = World::new(1, Faults::default());
+        world.deploy(1, 3_600_000);
+        settle_some(&mut world);
+        world.deploy(2, 3_600_000);
+        settle_some(&mut world);
+        let first = world.store.next_instance;
+        for _ in 0..6000 {
+            step(&mut world);
+            world.running.values_mut().filter(|r| r.commit == looping).for_each(|r| r.alive = false);
+        }
+        let started = world.store.next_instance - first;
+        assert!((10..100).contains(&started), "release {looping}: {started} starts in a minute");
+        let first = world.store.next_instance;
+        world.running.values_mut().filter(|r| r.commit == 2).for_each(|r| r.alive = false);
+        (0..50).for_each(|_| step(&mut world));
+        if looping == 1 {
+            let serving = world.running.values().filter(|r| r.commit == 2 && r.alive).count();
+            assert_eq!(serving, 5, "healed at once, {} starts", world.store.next_instance - first);
+        }
+    }
+}
+
+#[test]
 fn a_newer_deploy_supersedes_and_abort_leaves_what_serves() {
     let mut world = World::new(1, Faults::default());
     world.deploy(1, 0);
