@@ -1,7 +1,7 @@
 //! The whole truth at one revision, and what each [`Mutation`] means.
 
 use crate::digest::Digest;
-use crate::edge::Tally;
+use crate::edge::Mark;
 use crate::fence::{Incarnation, OpId, Revision};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
 use crate::instance::Instance;
@@ -29,7 +29,7 @@ pub struct Environment {
     /// The number that the next release gets.
     pub next_release: ReleaseNumber,
     /// Where the last receipt ended.
-    pub receipt_end: Tally,
+    pub receipt_end: Mark,
     /// Deaths in a row of instances of the serving release per service, with the time of the last: the back-off of
     /// healing. Those that die together count as one.
     pub deaths: BTreeMap<ServiceName, (u32, Boot)>,
@@ -49,7 +49,7 @@ impl Environment {
             keep: None,
             scale: BTreeMap::new(),
             next_release: ReleaseNumber(1),
-            receipt_end: Tally::default(),
+            receipt_end: Mark::default(),
             deaths: BTreeMap::new(),
             kept_deaths: BTreeMap::new(),
             destroyed: false,
