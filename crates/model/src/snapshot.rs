@@ -125,10 +125,12 @@ impl Snapshot {
                 self.rollouts.insert(rollout.id, Arc::new(Rollout::clone(rollout)));
             }
             Mutation::PutInstance(instance) => {
-                self.next_instance = self.next_instance.max(instance.id.sequence() + 1);
+                self.next_instance = self.next_instance.max(instance.id.sequence().saturating_add(1));
                 self.instances.insert(instance.id.clone(), Arc::new(Instance::clone(instance)));
             }
             Mutation::Gone { instance } => {
+                // Also one that had no row: after a restore of old state the provider may know newer ones.
+                self.next_instance = self.next_instance.max(instance.sequence().saturating_add(1));
                 self.instances.remove(instance);
             }
             Mutation::PutOp(op) => {

@@ -257,13 +257,25 @@ fn rewrite_times(tx: &Transaction<'_>, after: &Snapshot) -> rusqlite::Result<()>
     Ok(())
 }
 
+/// Where the ledger ends, as it was written with its last entry.
+fn ledger_head(connection: &Connection) -> rusqlite::Result<ledger::Head> {
+    let hash: String = meta(connection, "ledger_hash")?;
+    if !hash.is_empty() {
+        return Ok((meta(connection, "ledger_sequence")?, hash));
+    }
+    // Nothing was written yet, or by a kiln that did not keep it.
+    let last =
+        connection.query_row("SELECT sequence, hash FROM ledger ORDER BY sequence DESC LIMIT 1", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        });
+    Ok(last.optional()?.unwrap_or((0, ledger::GENESIS.to_owned())))
+}
+
 fn append(tx: &Transaction<'_>, revision: Revision, events: &[Event]) -> rusqlite::Result<()> {
-    let last = tx
-        .query_row("SELECT sequence, hash FROM ledger ORDER BY sequence DESC LIMIT 1", [], |row| {
-            Ok((row.get::<_, u64>(0)?, row.get::<_, String>(1)?))
-        })
-        .optional()?;
-    let (mut sequence, mut previous) = last.unwrap_or((0, ledger::GENESIS.to_owned()));
+    if events.is_empty() {
+        return Ok(());
+    }
+    let (mut sequence, mut previous) = ledger_head(tx)?;
     for event in events {
         sequence += 1;
         let entry = ledger::entry(&previous, sequence, revision, event);
@@ -276,7 +288,8 @@ fn append(tx: &Transaction<'_>, revision: Revision, events: &[Event]) -> rusqlit
         ])?;
         previous = entry.hash;
     }
-    Ok(())
+    set_meta(tx, "ledger_sequence", sequence)?;
+    set_meta(tx, "ledger_hash", &previous)
 }
 
 impl Store for SqliteStore {
@@ -358,7 +371,8 @@ impl Store for SqliteStore {
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
             .map_err(&fail)?;
         let rows: Vec<_> = rows.collect::<Result<_, _>>().map_err(&fail)?;
-        Ok(ledger::verify(rows.into_iter()))
+        let head = ledger_head(&state.connection).map_err(&fail)?;
+        Ok(ledger::verify(rows.into_iter(), &head))
     }
 
     fn is_tombstoned(&self, id: &InstanceId) -> Result<bool, StoreError> {
