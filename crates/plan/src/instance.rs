@@ -27,9 +27,12 @@ pub(crate) fn observe(draft: &mut Draft<'_>) {
     for instance in instances.iter().filter(|i| !i.state.is_over()) {
         match (seen.get(&instance.id), instance.state) {
             (None, InstanceState::Intent) => {}
+            (None, _) if draft.rebooted => end_with_host(draft, instance),
             (None, _) => lose(draft, instance),
             (Some(seen), state) => {
-                if let SeenState::Exited(reason) = &seen.state {
+                if let (SeenState::Exited(_), true) = (&seen.state, draft.rebooted) {
+                    end_with_host(draft, instance);
+                } else if let SeenState::Exited(reason) = &seen.state {
                     fail(draft, instance, reason.to_string());
                 } else if seen.state == SeenState::Running && state == InstanceState::Intent {
                     let mut booting = Instance::clone(instance);
@@ -45,6 +48,12 @@ pub(crate) fn observe(draft: &mut Draft<'_>) {
     for id in seen.keys().filter(|id| !draft.snapshot.instances.contains_key(*id)) {
         draft.wanted.insert(OpKey::Absent { instance: id.clone() });
     }
+}
+
+/// It is replaced, and neither the back-off of healing nor a rollout takes it for a failure of the release.
+fn end_with_host(draft: &mut Draft<'_>, instance: &Instance) {
+    draft.move_instance(&instance.id, InstanceState::Lost, Some("the host was started anew".into()));
+    draft.move_instance(&instance.id, InstanceState::Retiring, None);
 }
 
 fn lose(draft: &mut Draft<'_>, instance: &Instance) {

@@ -90,6 +90,7 @@ struct World {
     targets: BTreeMap<InstanceId, (ServiceName, ReleaseNumber, Option<u64>)>,
     tally: edge::Tally,
     edge_process: u64,
+    boot: u64,
     delayed: Vec<Delayed>,
     // What the process knows, gone with a crash.
     busy: BTreeSet<OpKey>,
@@ -170,6 +171,7 @@ impl World {
             targets: BTreeMap::new(),
             tally: Default::default(),
             edge_process: 1,
+            boot: 1,
             delayed: vec![],
             busy: BTreeSet::new(),
             results: vec![],
@@ -244,7 +246,7 @@ impl World {
         Observed {
             now: Boot(self.now),
             wall: Wall(self.now),
-            boot_id: "boot".into(),
+            boot_id: self.boot.to_string(),
             seen: (!blind).then_some(seen),
             edge: (!self.rng.chance(self.faults.blind)).then_some(edge),
             running: self.busy.clone(),
@@ -317,6 +319,16 @@ impl World {
         for delayed in &mut self.delayed {
             delayed.op.attempts = 0; // Nobody waits for its answer any more.
         }
+    }
+
+    /// The host starts anew: every program is gone, time begins anew, the edge has its table from disk.
+    fn reboot(&mut self) {
+        self.crash();
+        self.delayed.clear();
+        self.flights.clear();
+        self.running.values_mut().for_each(|r| r.alive = false);
+        self.edge = self.persisted_edge.clone();
+        (self.boot, self.now, self.edge_process) = (self.boot + 1, 5, self.edge_process + 1);
     }
 
     fn deliver(&mut self) {
@@ -742,6 +754,28 @@ fn converges_under_faults_from_any_seed() {
 
 #[test]
 fn every_single_crash_converges() {
+    every_single(World::crash);
+}
+
+#[test]
+fn every_single_reboot_converges() {
+    every_single(World::reboot);
+}
+
+#[test]
+fn a_reboot_is_healed_at_once() {
+    let mut world = World::new(1, Faults::default());
+    world.deploy(1, 0);
+    let instances = [(ServiceName::new("web").unwrap(), Some(20))].into();
+    world.submit(Command::Scale { env: env(), instances }).unwrap();
+    settle(&mut world);
+    world.reboot();
+    (0..50).for_each(|_| step(&mut world));
+    let routed: usize = world.edge.1.pools.iter().map(|p| p.targets.len()).sum();
+    assert_eq!(routed, 22);
+}
+
+fn every_single(fault: impl Fn(&mut World)) {
     let run = |crash_at: Option<u32>| {
         let mut world = World::new(7, Faults::default());
         world.deploy(1, 0);
@@ -752,7 +786,7 @@ fn every_single_crash_converges() {
             passes += 1;
             world.now += 10;
             if Some(passes) == crash_at {
-                world.crash();
+                fault(&mut world);
             }
             world.deliver();
             world.pass();
