@@ -186,11 +186,14 @@ fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
     let keep_for = release.spec.services.values().map(|s| s.rollout.keep_previous).max().unwrap_or_default();
     let until = draft.now() + keep_for;
     draft.put_environment(&rollout.env, |env| {
-        let previous = env.serving.filter(|previous| *previous != rollout.to && keep_for > Millis(0));
-        env.keep = previous.map(|previous| (previous, until));
+        // A rollout to what serves already (a deploy was given up for it) replaces nothing.
+        if env.serving != Some(rollout.to) {
+            let previous = env.serving.filter(|_| keep_for > Millis(0));
+            env.keep = previous.map(|previous| (previous, until));
+            env.kept_deaths.clear();
+        }
         env.serving = Some(rollout.to);
         env.deaths.clear();
-        env.kept_deaths.clear();
     });
     draft.move_rollout(rollout.id, RolloutPhase::Switching, None);
     crate::route::propose(draft);

@@ -567,6 +567,23 @@ fn a_kept_release_is_rolled_back_to_without_a_boot() {
     assert_eq!(world.store.next_instance, highest, "nothing was started");
 }
 
+#[test]
+fn going_back_to_what_serves_keeps_what_served_before() {
+    let mut world = World::new(1, Faults::default());
+    for commit in [1, 2] {
+        world.deploy(commit, 3_600_000);
+        settle_some(&mut world);
+    }
+    world.deploy(6, 3_600_000);
+    (0..20).for_each(|_| step(&mut world));
+    world.submit(Command::Rollback { env: env(), to: Some(ReleaseNumber(2)) }).unwrap();
+    settle_some(&mut world);
+    let environment = &world.store.environments[&env()];
+    assert_eq!(environment.serving, Some(ReleaseNumber(2)));
+    assert_eq!(environment.keep.map(|k| k.0), Some(ReleaseNumber(1)), "a rollback to it is still warm");
+    assert_eq!(world.running.len(), 10);
+}
+
 /// Steps until no rollout is under way.
 fn settle_some(world: &mut World) {
     for _ in 0..3000 {
