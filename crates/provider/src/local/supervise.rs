@@ -101,7 +101,7 @@ fn supervise(directory: &Path) -> Result<(), Failure> {
     let (report_read, report_write) = order::pair().map_err(failed("make a socket"))?;
     let namespaces =
         Namespaces::USER | Namespaces::PID | Namespaces::MOUNT | Namespaces::UTS | Namespaces::IPC;
-    let mut clone = process::Clone::new(namespaces);
+    let mut clone = process::Clone::new(namespaces).owned_by(ids_of(record.number));
     if let Some(birthplace) = &birthplace {
         clone = clone.into_cgroup(birthplace.as_fd());
     }
