@@ -408,6 +408,7 @@ impl Inner {
             process,
             spec: entry.record.spec.clone(),
             group: self.trees.group(&self.mark.cgroup(), id.as_str()),
+            ids: subnet::ids_of(entry.record.number),
             program: self.config.program.clone(),
         })
     }
