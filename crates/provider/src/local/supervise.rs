@@ -10,7 +10,7 @@
 //! ```
 //! The order matters: before `go` nothing of the image has run, and from process.json on a later server finds pid 1.
 
-use super::folder::{EXIT, LOCK, OUT, PROCESS, Process, Record, SPEC, durable};
+use super::folder::{EXIT, Folder, LOCK, OUT, PROCESS, Process, Record, SPEC, durable};
 use super::order::{self, Failure, Order, Report};
 use super::rootfs::Parts;
 use super::subnet::{IDS_EACH, ids_of};
@@ -67,6 +67,11 @@ impl Files {
         // Kept by pid 1, so that it is held as long as anything of the instance lives.
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| Failure::io("lock the instance's folder", &e.into()))?;
+        // The server that ordered this may be dead, and its successor may have gone on without it.
+        if Folder::at(directory).is_spent() {
+            let detail = "it was started, or ended, by another supervisor before this one came";
+            return Err(Failure::retry("start the instance", detail));
+        }
         let exit = open(EXIT).map_err(failed("open `exit.json`"))?;
         let out = [open(OUT[0]), open(OUT[1])];
         let [a, b] = out.map(|file| file.map_err(failed("open the black box")));
