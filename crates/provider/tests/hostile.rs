@@ -250,7 +250,11 @@ async fn supervisor_killed_at_any_moment(host: &Host) {
             victim =
                 running(&["internal", "supervise", &argument]).into_iter().find(|pid| parent_of(*pid) == own);
         }
-        std::thread::sleep(Duration::from_micros(n * 250));
+        match n {
+            // However slow this machine is now, some are killed when all is done.
+            115.. => wait_for("it ends", || task.is_finished()).await,
+            _ => std::thread::sleep(Duration::from_micros(n * 250)),
+        }
         // It may have ended already.
         if let Some(victim) = victim.filter(|pid| parent_of(*pid) == own) {
             let _ = kiln_sys::process::signal_pid(victim, 9);
@@ -292,7 +296,12 @@ async fn server_killed_at_any_moment(host: &Host) {
         let mut server = server_command(host, &spec, &std::env::current_exe().unwrap()).spawn().unwrap();
         let folder = local::instance_folder(host.state(), &spec.id);
         wait_for("it is written down", || folder.exists()).await;
-        std::thread::sleep(Duration::from_micros(n * 2500));
+        match n {
+            // However slow this machine is now, some are killed when it runs and some when all is done.
+            54.. => wait_for("it is gone", || folder.join("gone.json").exists()).await,
+            48.. => wait_for("it runs", || folder.join("process.json").exists()).await,
+            _ => std::thread::sleep(Duration::from_micros(n * 2500)),
+        }
         server.kill().unwrap();
         server.wait().unwrap();
         let at =
@@ -326,7 +335,7 @@ async fn server_killed_at_any_moment(host: &Host) {
         "server killed: {} when gone, {} when it ran, {} before, {} with nothing",
         states[0], states[1], states[2], states[3]
     );
-    assert!(states[0] > 0 && states[1] > 0 && states[2] > 0, "the moments are not all over");
+    assert!(states[0] > 0 && states[1] > 0 && states[2] + states[3] > 0, "the moments are not all over");
 }
 
 /// A server of its own that starts one instance and ends it, until it is killed.
