@@ -15,6 +15,7 @@ fn refused(answer: Answer, code: i32, words: &[&str]) {
     for word in words.iter().chain(&["error:", "hint:"]) {
         assert!(answer.stderr.contains(word), "no {word:?} in:\n{}", answer.stderr);
     }
+    assert_eq!(answer.stderr.matches("hint: ").count(), 1, "one hint:\n{}", answer.stderr);
     assert!(!answer.stderr.contains("panicked"), "{}", answer.stderr);
     tell(&answer);
 }
@@ -33,7 +34,8 @@ pub fn run() {
 
     project.edit("kiln.toml", "instances = 2", "instances = 2\ninstancez = 3");
     project.commit("an unknown key");
-    refused(kiln.in_project(&project, &["deploy"]), 1, &["instancez", "kiln.toml:"]);
+    let unknown_key = ["instancez", "error: kiln.toml:12:1: ", "hint: did you mean `instances`?"];
+    refused(kiln.in_project(&project, &["deploy"]), 1, &unknown_key);
     project.write("kiln.toml", &tiny::TOML.replace("bin/api\", to", "bin/none\", to"));
     project.commit("a missing file");
     let answer = kiln.in_project(&project, &["deploy"]).expect(1);
@@ -42,13 +44,42 @@ pub fn run() {
     project.write("kiln.toml", tiny::TOML);
     project.commit("good again");
 
+    names_that_do_not_exist(&kiln, &project);
     refused(kiln.cli(Path::new("/"), &["deploy"]), 64, &["kiln.toml"]);
     refused(kiln.in_project(&project, &["rollback", "--to", "77"]), 1, &["77"]);
     second_server(&kiln);
     port_in_use();
     without_root();
+    no_way_to_start();
     full_disk(&project);
     assert_eq!(tiny::environment(&kiln)["serving"], before, "what served was never touched");
+    kiln.down();
+}
+
+/// A mistyped name is told; an empty answer would read as "all is well".
+fn names_that_do_not_exist(kiln: &Kiln, project: &Project) {
+    for command in ["status", "why", "logs", "release list", "instance list", "image list", "audit"] {
+        let words: Vec<&str> = command.split(' ').chain(["--env", "prodction"]).collect();
+        refused(kiln.in_project(project, &words), 1, &["shop/prodction"]);
+        refused(kiln.cli(Path::new("/"), &words), 1, &["`prodction`"]);
+    }
+    refused(kiln.in_project(project, &["logs", "ap"]), 1, &["`ap`"]);
+    refused(kiln.in_project(project, &["logs", "--release", "77"]), 1, &["77"]);
+    refused(kiln.in_project(project, &["logs", "--instance", "api-77"]), 1, &["api-77"]);
+    kiln.in_project(project, &["logs", "api", "--env", "production", "--release", "1"]).expect(0);
+}
+
+/// A server that could not work says so at its start, and what to give it.
+fn no_way_to_start() {
+    let kiln = Kiln::new(&free_address());
+    let serve = |more: &[&str]| {
+        let mut command = Command::new(kiln_program());
+        let socket = kiln.state.path().join("kiln.sock");
+        command.arg("serve").arg("--state").arg(kiln.state.path());
+        run_program(command.arg("--listen").arg(format!("unix:{}", socket.display())).args(more))
+    };
+    refused(serve(&[]), 64, &["without an address for traffic", "--edge 0.0.0.0:80"]);
+    refused(serve(&["--edge", &kiln.edge, "--mirror", "somewhere"]), 64, &["`somewhere`", "--mirror file:"]);
     kiln.down();
 }
 

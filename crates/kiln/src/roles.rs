@@ -56,6 +56,11 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     let subnet = arguments.subnet.parse().map_err(|error: local::SubnetError| {
         Failure::new(Code::Usage, chain(&error)).hint("give a private network such as 10.83.0.0/16")
     })?;
+    if let Some(mirror) = &arguments.mirror {
+        // Now, not at the first bake.
+        let parsed = kiln_image::debian::Mirror::parse(mirror);
+        parsed.map_err(|error| Failure::new(Code::Usage, chain(&error)).hint(error.hint()))?;
+    }
     let program = std::env::current_exe();
     let program =
         program.map_err(|error| Failure::new(Code::Internal, format!("cannot find myself: {error}")))?;
@@ -100,12 +105,16 @@ fn start_failure(error: StartError) -> Failure {
         StartError::Store(_) | StartError::Objects(_) => Code::Store,
         StartError::Provider(_) => Code::HostUnable,
         StartError::Edge(SpawnError::InUse { .. }) => Code::AddressInUse,
+        StartError::Edge(SpawnError::NoAddress { .. }) => Code::Usage,
         StartError::Edge(_) => Code::HostUnable,
     };
     let failure = Failure::new(code, chain(&error));
     match &error {
         StartError::State { .. } => failure.hint("name a folder that can be made and written with `--state`"),
         StartError::Provider(error) => failure.hint(error.hint()),
+        StartError::Edge(SpawnError::NoAddress { .. }) => {
+            failure.hint("give one, as in `kiln serve --edge 0.0.0.0:80`, or start `kiln edge` first")
+        }
         _ => failure.hint(code.entry().help),
     }
 }
