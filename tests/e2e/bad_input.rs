@@ -34,7 +34,7 @@ pub fn run() {
 
     project.edit("kiln.toml", "instances = 2", "instances = 2\ninstancez = 3");
     project.commit("an unknown key");
-    let unknown_key = ["instancez", "error: kiln.toml:12:1: ", "hint: did you mean `instances`?"];
+    let unknown_key = ["instancez", "error: kiln.toml:11:1: ", "hint: did you mean `instances`?"];
     refused(kiln.in_project(&project, &["deploy"]), 1, &unknown_key);
     project.write("kiln.toml", &tiny::TOML.replace("bin/api\", to", "bin/none\", to"));
     project.commit("a missing file");
@@ -125,6 +125,13 @@ fn full_disk(project: &Project) {
     mount("size=24m");
     kiln.start(&[]);
     kiln.in_project(project, &["deploy"]).expect(0);
+    let mut noise = vec![0; 30 << 20];
+    let random = std::fs::File::open("/dev/urandom").expect("random bytes");
+    std::io::Read::read_exact(&mut &random, &mut noise).expect("random bytes");
+    std::fs::write(project.path("site/noise"), noise).expect("noise");
+    project.commit("too big for an upload");
+    refused(kiln.in_project(project, &["deploy"]), 1, &["No space left", "free some space"]);
+    std::fs::remove_file(project.path("site/noise")).expect("noise");
     project.write("site/big", &"x".repeat(20 << 20));
     project.write(
         "kiln.toml",
@@ -148,18 +155,39 @@ fn full_disk(project: &Project) {
     run_program(Command::new("umount").arg("--lazy").arg(&state)).expect(0);
 }
 
-/// Not even a command can be recorded: it is refused, the server gives up, traffic goes on, and with space again the next
-/// server goes on where it was.
+/// With a full disk commands are still recorded, in the space that the store keeps for itself. When that is full as well, not
+/// even a command can be: it is refused, the server gives up, traffic goes on, and with space again the next server goes on
+/// where it was.
 fn full_while_serving(kiln: &mut Kiln, project: &Project) {
     let fill = kiln.state.path().join("fill");
     let mut file = std::fs::File::create(&fill).expect("fill");
-    for size in [1 << 20, 4096, 1] {
-        let chunk = vec![0; size];
-        while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
-    }
-    refused(kiln.in_project(project, &["scale", "api=3"]), 1, &["full"]);
+    let mut fill_up = || {
+        for size in [1 << 20, 4096, 1] {
+            let chunk = vec![0; size];
+            while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
+        }
+    };
+    // Both mean two instances: something to record, and nothing to do.
+    let mut numbers = ["api=2", "api=default"].iter().cycle();
+    let mut scale = || kiln.in_project(project, &["scale", numbers.next().expect("endless")]);
+    fill_up();
+    let reserve = kiln.state.path().join("kiln.reserve");
+    wait_until("the reserve is needed", LIMIT, || {
+        scale().expect(0);
+        !reserve.exists()
+    });
+    scale().expect(0);
+    fill_up();
+    let mut answer = scale();
+    wait_until("a command is refused", LIMIT, || {
+        answer = scale();
+        answer.code != 0
+    });
+    // Whichever wrote first, the command or the server for itself.
+    let word = if answer.stderr.contains("no server answers") { "no server" } else { "full" };
+    refused(answer, 1, &[word]);
     wait_until("the server gives up", LIMIT, || kiln.exited());
-    assert!(kiln.log().contains("full") || kiln.log().contains("the control loop stopped"), "{}", kiln.log());
+    assert!(kiln.log().contains("disk is full"), "{}", kiln.log());
     let mut load = tiny::load(kiln, 200);
     wait_until("traffic goes on", LIMIT, || load.snapshot()["requests"].as_u64() > Some(50));
     tiny::all_answered(&load.stop());

@@ -3,7 +3,7 @@
 use kiln_api::Code;
 use kiln_api::error::chain;
 use kiln_cli::{DownArgs, EdgeArgs, Failure, Roles, ServeArgs};
-use kiln_control::{Control, ControlConfig, StartError, take_state};
+use kiln_control::{Control, ControlConfig, ReconcileError, StartError, take_state};
 use kiln_edge::{EdgeClient, EdgeConfig, SpawnError, control_socket};
 use kiln_provider::local;
 use kiln_server::ListenError;
@@ -85,7 +85,7 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         _ = interrupt.recv() => Ok(()),
         ended = &mut control.reconciler => match ended {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Failure::new(Code::Store, chain(&error))),
+            Ok(Err(error)) => Err(loop_failure(&error)),
             Err(error) => Err(fail(&error)),
         },
     };
@@ -98,10 +98,17 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     result
 }
 
+fn loop_failure(error: &ReconcileError) -> Failure {
+    let ReconcileError::Store(cause) = error;
+    let code = if cause.is_disk_full() { Code::DiskFull } else { Code::Store };
+    Failure::new(code, chain(error)).hint(code.entry().help)
+}
+
 fn start_failure(error: StartError) -> Failure {
     let code = match &error {
         StartError::State { .. } => Code::HostUnable,
         StartError::Locked(_) => Code::StateLocked,
+        StartError::Store(error) if error.is_disk_full() => Code::DiskFull,
         StartError::Store(_) | StartError::Objects(_) => Code::Store,
         StartError::Provider(_) => Code::HostUnable,
         StartError::Edge(SpawnError::InUse { .. }) => Code::AddressInUse,
