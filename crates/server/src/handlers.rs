@@ -324,7 +324,14 @@ pub(crate) async fn images(State(context): State<Context>, Query(scope): Query<S
 
 pub(crate) async fn image(State(context): State<Context>, Path(prefix): Path<String>) -> Answer<ImageDetail> {
     let look = Look::take(&context)?;
-    let all = look.view().images(&Scope::default(), &|image| size_of(&context, image));
+    let mut all = look.view().images(&Scope::default(), &|image| size_of(&context, image));
+    for digest in context.workshop.images() {
+        if !all.iter().any(|image| image.digest == digest) {
+            // It was only baked: `kiln bake` printed its digest, and no release uses it yet.
+            let provenance = context.workshop.provenance(digest);
+            all.extend(provenance.and_then(|p| views::baked(digest, &p, size_of(&context, digest))));
+        }
+    }
     let mut found = all.into_iter().filter(|image| image.digest.hex().starts_with(&prefix));
     let (first, second) = (found.next(), found.next());
     let image =
