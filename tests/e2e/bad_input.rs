@@ -150,9 +150,23 @@ fn full_disk(project: &Project) {
     project.commit("small again");
     // The mount has to go before the folder can.
     kiln.kill();
-    let mut down = Command::new(kiln_program());
-    run_program(down.arg("down").arg("--state").arg(&state)).expect(0);
+    let down = || run_program(Command::new(kiln_program()).arg("down").arg("--state").arg(&state));
+    let fill = state.join("fill");
+    fill_up(&mut std::fs::File::create(&fill).expect("fill"));
+    refused(down(), 1, &["No space left", "`kiln down` again"]);
+    let [processes, _the_disk, links, cgroups, _] = tiny::counts(&kiln);
+    assert_eq!([processes, links, cgroups], [0; 3], "nothing runs, although that cannot be written down");
+    std::fs::remove_file(fill).expect("fill");
+    down().expect(0);
     run_program(Command::new("umount").arg("--lazy").arg(&state)).expect(0);
+}
+
+/// Writes until nothing more fits.
+fn fill_up(file: &mut std::fs::File) {
+    for size in [1 << 20, 4096, 1] {
+        let chunk = vec![0; size];
+        while std::io::Write::write_all(file, &chunk).is_ok() {}
+    }
 }
 
 /// With a full disk commands are still recorded, in the space that the store keeps for itself. When that is full as well, not
@@ -161,23 +175,17 @@ fn full_disk(project: &Project) {
 fn full_while_serving(kiln: &mut Kiln, project: &Project) {
     let fill = kiln.state.path().join("fill");
     let mut file = std::fs::File::create(&fill).expect("fill");
-    let mut fill_up = || {
-        for size in [1 << 20, 4096, 1] {
-            let chunk = vec![0; size];
-            while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
-        }
-    };
     // Both mean two instances: something to record, and nothing to do.
     let mut numbers = ["api=2", "api=default"].iter().cycle();
     let mut scale = || kiln.in_project(project, &["scale", numbers.next().expect("endless")]);
-    fill_up();
+    fill_up(&mut file);
     let reserve = kiln.state.path().join("kiln.reserve");
     wait_until("the reserve is needed", LIMIT, || {
         scale().expect(0);
         !reserve.exists()
     });
     scale().expect(0);
-    fill_up();
+    fill_up(&mut file);
     let mut answer = scale();
     wait_until("a command is refused", LIMIT, || {
         answer = scale();

@@ -146,8 +146,9 @@ async fn down(state: &Path) -> Result<Vec<String>, Failure> {
     let state = state.canonicalize().unwrap_or_else(|_| state.to_owned());
     let mut lines = stop_edge(&state).await?;
     let before = local::inventory(&state);
-    local::sweep(&state)
-        .map_err(|error| Failure::new(Code::HostUnable, chain(&error)).hint("`kiln down` can be repeated"))?;
+    local::sweep(&state).map_err(|error| {
+        Failure::new(Code::HostUnable, chain(&error)).hint("mend that and run `kiln down` again")
+    })?;
     let removed = [
         (before.processes, "processes"),
         (before.mounts, "mounts"),
