@@ -3,6 +3,7 @@
 use crate::Context;
 use crate::actor::Actor;
 use crate::failure::Failure;
+use crate::named;
 use crate::stream::{Lines, one, stopped, stream};
 use crate::views::{self, View};
 use axum::Json;
@@ -82,6 +83,13 @@ impl Look {
         Ok(Self { snapshot: handle.snapshot()?, observed: handle.observed(), now: handle.now() })
     }
 
+    /// A look for a question about `scope`.
+    fn about(context: &Context, scope: &Scope) -> Result<Self, Failure> {
+        let look = Self::take(context)?;
+        named::environment(&look.snapshot, scope)?;
+        Ok(look)
+    }
+
     fn view(&self) -> View<'_> {
         View { snapshot: &self.snapshot, observed: &self.observed, now: self.now }
     }
@@ -104,7 +112,7 @@ pub(crate) async fn server(State(context): State<Context>) -> Answer<ServerView>
 }
 
 pub(crate) async fn status(State(context): State<Context>, Query(scope): Query<Scope>) -> Answer<StatusView> {
-    let look = Look::take(&context)?;
+    let look = Look::about(&context, &scope)?;
     Ok(Json(StatusView {
         server: server_view(&look.snapshot),
         edge: look.observed.edge.as_ref().map(|edge| views::edge(edge, &look.snapshot)),
@@ -288,7 +296,7 @@ pub(crate) async fn releases(
     State(context): State<Context>,
     Query(scope): Query<Scope>,
 ) -> Answer<ReleaseList> {
-    Ok(Json(ReleaseList { releases: Look::take(&context)?.view().releases(&scope) }))
+    Ok(Json(ReleaseList { releases: Look::about(&context, &scope)?.view().releases(&scope) }))
 }
 
 pub(crate) async fn release(
@@ -310,13 +318,20 @@ fn size_of(context: &Context, image: kiln_model::Digest) -> Option<u64> {
 }
 
 pub(crate) async fn images(State(context): State<Context>, Query(scope): Query<Scope>) -> Answer<ImageList> {
-    let look = Look::take(&context)?;
+    let look = Look::about(&context, &scope)?;
     Ok(Json(ImageList { images: look.view().images(&scope, &|image| size_of(&context, image)) }))
 }
 
 pub(crate) async fn image(State(context): State<Context>, Path(prefix): Path<String>) -> Answer<ImageDetail> {
     let look = Look::take(&context)?;
-    let all = look.view().images(&Scope::default(), &|image| size_of(&context, image));
+    let mut all = look.view().images(&Scope::default(), &|image| size_of(&context, image));
+    for digest in context.workshop.images() {
+        if !all.iter().any(|image| image.digest == digest) {
+            // It was only baked: `kiln bake` printed its digest, and no release uses it yet.
+            let provenance = context.workshop.provenance(digest);
+            all.extend(provenance.and_then(|p| views::baked(digest, &p, size_of(&context, digest))));
+        }
+    }
     let mut found = all.into_iter().filter(|image| image.digest.hex().starts_with(&prefix));
     let (first, second) = (found.next(), found.next());
     let image =
@@ -335,8 +350,8 @@ pub(crate) async fn instances(
     State(context): State<Context>,
     Query(query): Query<InstanceQuery>,
 ) -> Answer<InstanceList> {
-    let look = Look::take(&context)?;
     let scope = Scope { project: query.project, env: query.env };
+    let look = Look::about(&context, &scope)?;
     let alive = look.snapshot.instances.values().filter(|i| scope.covers(&i.env));
     let mut instances: Vec<_> = alive.map(|i| look.view().instance(i)).collect();
     if query.gone {
@@ -369,6 +384,7 @@ pub(crate) async fn instance(
 }
 
 pub(crate) async fn why(State(context): State<Context>, Query(scope): Query<Scope>) -> Answer<WhyView> {
+    named::environment(&*context.handle.snapshot()?, &scope)?;
     let reasons = context.handle.explain(None)?;
     let reasons = reasons.into_iter().filter(|r| scope.covers(&r.env)).map(views::reason).collect();
     Ok(Json(WhyView { reasons }))
@@ -378,6 +394,8 @@ pub(crate) async fn audit(
     State(context): State<Context>,
     Query(query): Query<AuditQuery>,
 ) -> Answer<AuditView> {
+    let scope = Scope { project: query.project.clone(), env: query.env.clone() };
+    named::environment(&*context.handle.snapshot()?, &scope)?;
     let work = move || -> Result<AuditView, Failure> {
         let mut kept = VecDeque::new();
         let mut from = 1;

@@ -7,6 +7,7 @@ mod failure;
 mod handlers;
 mod listen;
 mod logs;
+mod named;
 mod stream;
 mod upload;
 mod views;

@@ -227,14 +227,21 @@ pub fn sweep(state: &Path) -> Result<(), SweepError> {
     let hands = Hands { trees: &trees, mark: &mark, root: &root };
     let failed = |source| SweepError::State { path: root.0.display().to_string(), source };
     let ids = if root.0.exists() { root.ids().map_err(failed)? } else { vec![] };
-    std::thread::scope(|scope| {
+    let removed = std::thread::scope(|scope| {
         let threads: Vec<_> = ids.iter().map(|id| scope.spawn(|| remove(&hands, id))).collect();
         threads.into_iter().try_for_each(|thread| match thread.join() {
             Ok(removed) => removed,
             Err(panic) => std::panic::resume_unwind(panic),
         })
-    })?;
-    scavenge(&trees, &mark, &[]).map_err(SweepError::Host)?;
+    });
+    clean_host(&trees, &mark)?;
+    // Told last: an instance that ended and cannot be written down, as on a full disk, keeps nothing on the host.
+    removed
+}
+
+/// Removes what instances left on the host, and what they shared.
+fn clean_host(trees: &Trees, mark: &Mark) -> Result<(), SweepError> {
+    scavenge(trees, mark, &[]).map_err(SweepError::Host)?;
     trees.remove_parent(&mark.cgroup()).map_err(SweepError::Host)?;
     let host = Netlink::open().map_err(SweepError::Host)?;
     match host.index(&mark.bridge()) {
