@@ -40,6 +40,12 @@ pub fn run() {
     let image = kiln.in_project(&project, &["image", "show", &digest, "--json"]).expect(0).json();
     assert_eq!(image["provenance"]["name"], "api");
     assert_eq!(image["manifest"]["layers"][0]["role"], "app");
+    project.release(9);
+    let commit = project.commit("only baked");
+    let baked = kiln.in_project(&project, &["bake", "--json"]).expect(0).json();
+    let digest = baked["images"]["api"].as_str().expect("digest").to_owned();
+    let image = kiln.in_project(&project, &["image", "show", &digest, "--json"]).expect(0).json();
+    assert_eq!((&image["commit"], &image["used_by"]), (&commit.into(), &serde_json::json!([])));
 
     kiln.in_project(&project, &["destroy", "--env", "production", "--yes"]).expect(0);
     wait_until("nothing is left", LIMIT, || {

@@ -137,7 +137,7 @@ table! {
     StateLocked "state_locked" 0 Failed false Host "another server uses the state folder" "stop it, or name another folder with `--state`";
     AddressInUse "address_in_use" 0 Failed false Host "something else listens on that address" "name another one, or stop what listens there";
     Refused "refused" 0 Failed false User "nobody confirmed it" "confirm with `--yes`";
-    NoServer "no_server" 0 Failed true Host "no server answers" "start one with `sudo kiln serve`, or name it with KILN_ADDR";
+    NoServer "no_server" 0 Failed true Host "no server answers" "start one with `sudo kiln serve --edge 0.0.0.0:80`, or name it with KILN_ADDR";
     NotAllowed "not_allowed" 403 Failed false Host "the socket may not be used by this user" "use `sudo`, or join the group that owns the socket";
     DiskFull "disk_full" 507 Failed true Host "the disk of the state folder is full" "free some space there; nothing was lost";
     Unavailable "unavailable" 503 Failed true Host "the server is stopping or starting" "try again in a moment";

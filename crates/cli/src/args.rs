@@ -10,7 +10,7 @@ use std::path::PathBuf;
     name = "kiln",
     version,
     about = "Turns a git commit into running, validated, identical servers behind a load balancer",
-    after_help = "Start here:\n  sudo kiln doctor          is this host able\n  sudo kiln serve           the control plane (state in /var/lib/kiln)\n  kiln init                 a kiln.toml for this project\n  kiln deploy               deploy the commit you stand on\n\nExit codes: 0 done, 1 the request failed, 2 kiln's fault, 64 bad usage, 75 connection lost, 130 interrupted",
+    after_help = "Start here:\n  sudo kiln doctor                     is this host able\n  sudo kiln serve --edge 0.0.0.0:80    the control plane (state in /var/lib/kiln)\n  kiln init                            a kiln.toml for this project\n  kiln deploy                          deploy the commit you stand on\n\nExit codes: 0 done, 1 the request failed, 2 kiln's fault, 64 bad usage, 75 connection lost, 130 interrupted",
     max_term_width = 110,
     subcommand_required = true,
     arg_required_else_help = true
@@ -203,5 +203,9 @@ mod tests {
         let line = "kiln edge --dir /e --listen 0.0.0.0:80 --listen 0.0.0.0:81 --access-log";
         let Ok(Cli { command: Command::Edge(edge), .. }) = parse(line) else { panic!("not parsed") };
         assert!(edge.access_log && edge.listen.len() == 2 && edge.dir.to_str() == Some("/e"));
+        let Ok(cli) = parse("kiln edge -C /c --dir /e --listen 0.0.0.0:80") else { panic!("not parsed") };
+        assert_eq!(cli.global.dir.to_str(), Some("/c"), "two options, two values");
+        let error = Cli::try_parse_from(["kiln", "serve", "--edge", "localhost:80"]).unwrap_err().to_string();
+        assert!(error.contains("`0.0.0.0:80`"), "{error}");
     }
 }

@@ -56,7 +56,9 @@ impl<'a> Context<'a> {
     pub(crate) fn project_if_any(&self) -> Result<Option<ProjectName>, Failure> {
         if let Some(name) = &self.global.project {
             let name = ProjectName::new(name.as_str());
-            return name.map(Some).map_err(|error| Failure::new(Code::Usage, error.to_string()));
+            return name.map(Some).map_err(|error| {
+                Failure::new(Code::Usage, error.to_string()).hint("give the `name` of a kiln.toml")
+            });
         }
         Ok(project::find(self.dir())?.map(|found| found.name))
     }

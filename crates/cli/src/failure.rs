@@ -93,6 +93,13 @@ impl Failure {
     }
 }
 
+impl From<kiln_spec::SpecErrors> for Failure {
+    fn from(errors: kiln_spec::SpecErrors) -> Self {
+        let hint = errors.hint().unwrap_or_else(|| Code::InvalidProject.entry().help.to_owned());
+        Self::new(Code::InvalidProject, errors.message()).details(errors.details()).hint(hint)
+    }
+}
+
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let code = error.code();

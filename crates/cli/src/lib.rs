@@ -21,7 +21,7 @@ pub use failure::Failure;
 
 use args::Cli;
 use clap::Parser;
-use kiln_api::Exit;
+use kiln_api::{Code, Exit};
 use std::ffi::OsString;
 use std::io::Write;
 
@@ -37,9 +37,11 @@ pub trait Roles {
 
 /// Carries out a command line (the program's name first) and answers with the exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, roles: &dyn Roles) -> u8 {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return refuse_usage(&error),
+        // What is not understood cannot say whether a document was wanted; the bare word is as good.
+        Err(error) => return refuse_usage(&error, arguments.iter().any(|word| word == "--json")),
     };
     let json = cli.global.json;
     let context = Context::new(cli.global, roles);
@@ -53,13 +55,41 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, roles: &dyn Roles) -> 
 }
 
 /// Help and version are answers; the rest is bad usage.
-fn refuse_usage(error: &clap::Error) -> u8 {
+fn refuse_usage(error: &clap::Error, json: bool) -> u8 {
     use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
     // A closed pipe leaves nobody to tell.
     let _ = error.print();
+    let answer = matches!(error.kind(), DisplayHelp | DisplayVersion);
+    if json && !answer {
+        let _ = writeln!(std::io::stdout(), "{:#}", usage(error).json());
+    }
     let _ = std::io::stdout().flush();
-    match error.kind() {
-        DisplayHelp | DisplayVersion => Exit::Done.number(),
-        _ => Exit::Usage.number(),
+    if answer { Exit::Done.number() } else { Exit::Usage.number() }
+}
+
+/// Bad usage as every other failure: what is wrong, without the help that clap prints below it.
+fn usage(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let what = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    let words: Vec<&str> = what.split_whitespace().collect();
+    Failure::new(Code::Usage, words.join(" ")).hint(Code::Usage.entry().help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_usage_is_a_document_as_well() {
+        for (line, message) in [
+            ("kiln --json deplo", "unrecognized subcommand 'deplo'"),
+            ("kiln destroy --json", "the following required arguments were not provided: --env <ENV>"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            let document = usage(&error).json();
+            assert_eq!(document["error"]["code"], "usage");
+            assert_eq!(document["error"]["exit"], 64);
+            assert_eq!(document["error"]["message"], message);
+        }
     }
 }

@@ -22,45 +22,51 @@ pub(crate) struct Found {
 /// The project of `dir`, if it is in one. Only the name is read: a kiln.toml with an error elsewhere must not keep anybody
 /// from `kiln status`.
 pub(crate) fn find(dir: &Path) -> Result<Option<Found>, Failure> {
+    let no_folder = |message: String| Failure::new(Code::File, message).hint("`-C` takes a folder");
     let start = std::path::absolute(dir)
-        .map_err(|e| Failure::new(Code::File, format!("`{}` is not a folder: {e}", dir.display())))?;
+        .map_err(|e| no_folder(format!("`{}` is not a folder: {e}", dir.display())))?;
     if !start.is_dir() {
-        return Err(Failure::new(Code::File, format!("`{}` is not a folder", dir.display())));
+        return Err(no_folder(format!("`{}` is not a folder", dir.display())));
     }
     let Some(folder) = start.ancestors().find(|folder| folder.join(SPEC).is_file()) else {
         return Ok(None);
     };
     let path = folder.join(SPEC);
     let text = read(&path, limits::SPEC_BYTES_MAX)?;
-    let name = name_of(&text).map_err(|problem| {
-        Failure::new(Code::InvalidProject, format!("`{}`: {problem}", path.display()))
-            .hint("it must be TOML with a line such as `name = \"shop\"`")
-    })?;
+    let name = match name_of(&text) {
+        Some(name) => name,
+        // Only the whole reader knows the place and the words.
+        None => kiln_spec::Project::parse(&text, SPEC)?.name,
+    };
     Ok(Some(Found { name, dir: folder.to_owned() }))
 }
 
-fn name_of(text: &str) -> Result<ProjectName, String> {
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.message().to_owned())?;
-    let name = table.get("name").and_then(toml::Value::as_str).ok_or("it has no `name`")?;
-    ProjectName::new(name).map_err(|e| e.to_string())
+fn name_of(text: &str) -> Option<ProjectName> {
+    let table: toml::Table = text.parse().ok()?;
+    ProjectName::new(table.get("name")?.as_str()?).ok()
 }
 
 /// Reads a text file of at most `limit` bytes.
 pub(crate) fn read(path: &Path, limit: usize) -> Result<String, Failure> {
     let fail = |problem: String| {
-        Failure::new(Code::File, format!("`{}` could not be read: {problem}", path.display()))
+        let message = format!("`{}` could not be read: {problem}", path.display());
+        Failure::new(Code::File, message).hint(Code::File.entry().help)
     };
     let size = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?.len();
     if size > limit as u64 {
         return Err(fail(format!("it has {size} bytes, at most {limit} are accepted")));
     }
-    std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))
+    std::fs::read_to_string(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => fail("it is not UTF-8 text".to_owned()),
+        _ => fail(e.to_string()),
+    })
 }
 
 /// Writes a text file whole or not at all.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let fail = |e: std::io::Error| {
-        Failure::new(Code::File, format!("`{}` could not be written: {e}", path.display()))
+        let message = format!("`{}` could not be written: {e}", path.display());
+        Failure::new(Code::File, message).hint(Code::File.entry().help)
     };
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
@@ -88,10 +94,22 @@ mod tests {
         std::fs::write(dir.path().join(SPEC), "name = \"shop\"\nunknown = 1\n").unwrap();
         let found = find(&deep).unwrap().unwrap();
         assert_eq!((found.name.as_str(), found.dir.as_path()), ("shop", dir.path()));
-        for bad in ["x", "title = 1", "name = \"A B\"", "name = 3"] {
+        for (bad, words) in [
+            ("name = \"x\"\n[a]\nb = = 1", "error: kiln.toml:3:5: "),
+            ("name = \"x\"\nname = \"y\"", "error: kiln.toml:2:1: duplicate key"),
+            ("title = 1", "there is no `name`"),
+            ("name = \"A B\"", "kiln.toml:1:8: `A B` is not a legal project name"),
+            ("\nname = 3", "kiln.toml:2:8: `name` must be a string"),
+        ] {
             std::fs::write(dir.path().join(SPEC), bad).unwrap();
-            assert_eq!(find(&deep).unwrap_err().code(), Code::InvalidProject, "{bad}");
+            let failure = find(&deep).unwrap_err();
+            assert_eq!(failure.code(), Code::InvalidProject, "{bad}");
+            let text = failure.text();
+            assert!(text.contains(words) && text.matches("hint: ").count() == 1, "{bad}: {text}");
         }
+        std::fs::write(dir.path().join(SPEC), b"name = \"\xff\"").unwrap();
+        let text = find(&deep).unwrap_err().text();
+        assert!(text.contains("it is not UTF-8 text\nhint: "), "{text}");
         assert_eq!(find(&dir.path().join("none")).unwrap_err().code(), Code::File);
     }
 

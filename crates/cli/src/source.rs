@@ -41,7 +41,13 @@ pub(crate) fn resolve(context: &Context<'_>, reference: Option<&str>) -> Result<
         let message = format!("`--project {project}` is not the project of `{}`", dir.display());
         return Err(Failure::new(Code::Usage, message).hint("name its folder with `-C DIR`"));
     }
-    let prefix = answer(git(&dir).args(["rev-parse", "--show-prefix"]))?;
+    let prefix = answer(git(&dir).args(["rev-parse", "--show-prefix"])).map_err(|error| {
+        if !error.text().contains("not a git repository") {
+            return error;
+        }
+        let message = format!("`{}` is not in a git repository", dir.display());
+        Failure::new(Code::Git, message).hint("`git init`, then commit what is to be deployed")
+    })?;
     if !prefix.is_empty() {
         let message = format!("`{SPEC}` is in `{prefix}` of its repository");
         let hint = format!("`{SPEC}` belongs into the top folder of a repository of its own");
@@ -122,10 +128,13 @@ fn commit_of(dir: &Path, reference: &str) -> Result<CommitId, Failure> {
     let verify = ["rev-parse", "--verify", "--end-of-options", &wanted];
     let text = answer(git(dir).args(verify)).map_err(|error| {
         let what = match reference {
-            "HEAD" => "this repository has no commit yet".to_owned(),
+            "HEAD" => format!("the repository of `{}` has no commit yet", dir.display()),
             other => format!("there is no commit `{other}`"),
         };
-        let help = Code::Git.entry().help;
+        let help = match reference {
+            "HEAD" => "`git add -A && git commit`: only what is committed is deployed",
+            _ => "give a commit, branch or tag of this repository; `git log --all --oneline` shows them",
+        };
         if is_repository(dir) { Failure::new(Code::Git, what).hint(help) } else { error }
     })?;
     text.parse().map_err(|_| failure(format!("git named the commit `{text}`")))
@@ -425,7 +434,10 @@ mod tests {
         let none = tempfile::tempdir().unwrap();
         assert_eq!(resolved(none.path(), None, None).unwrap_err().code(), Code::NoProject);
         std::fs::write(none.path().join(SPEC), "name = \"x\"").unwrap();
-        assert_eq!(resolved(none.path(), None, None).unwrap_err().code(), Code::Git);
+        let outside = resolved(none.path(), None, None).unwrap_err();
+        assert_eq!(outside.code(), Code::Git);
+        let words = format!("`{}` is not in a git repository\nhint: `git init`", none.path().display());
+        assert!(outside.text().contains(&words), "{}", outside.text());
         user(none.path(), &["init", "-q"]);
         let empty = resolved(none.path(), None, None).unwrap_err();
         assert!(empty.text().contains("no commit yet"), "{}", empty.text());

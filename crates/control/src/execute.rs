@@ -50,11 +50,9 @@ impl<P, R, B> Clone for Engines<P, R, B> {
     }
 }
 
-/// What an effect yields beside how it ended.
+/// What came of an effect.
 #[derive(Debug)]
 pub struct Ended {
-    /// The intent row.
-    pub op: Op,
     /// How it ended.
     pub outcome: OpOutcome,
     /// An image that was baked.
@@ -103,7 +101,7 @@ pub async fn execute<P: Provider, R: Router, B: Bakery>(
         }
     };
     crash::point(op.key.word(), "after");
-    Ended { op, outcome, baked }
+    Ended { outcome, baked }
 }
 
 /// The planted fault: what the new table does not use is stopped before the edge has it.

@@ -6,20 +6,22 @@ use crate::crash;
 use crate::execute::{Bakery, Ended, Engines, execute};
 use kiln_edge::client::Router;
 use kiln_model::{
-    Digest, EnvRef, Epoch, Evidence, ImageName, Incarnation, InstanceId, InstanceState, Millis, OpKey,
+    Digest, EnvRef, Epoch, Evidence, ImageName, Incarnation, InstanceId, InstanceState, Millis, Op,
     ReleaseNumber, Revision, SeenState, Snapshot,
 };
-use kiln_plan::observed::{OpResult, Probe, ProbeLog};
+use kiln_plan::observed::{OpOutcome, OpResult, Probe, ProbeLog};
 use kiln_plan::{Observed, Plan, plan};
 use kiln_provider::Provider;
 use kiln_store::{Store, StoreError};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 /// The longest time without a look at the world.
 const TICK: Millis = Millis(500);
+/// How long the edge may take to say what it uses. A stopped one must not hold up what does not need it.
+const LOOK_MAX: Millis = Millis(1000);
 /// Lines of output kept as evidence of a failed instance.
 const TAIL_LINES: usize = 8;
 /// Passes in a row that each changed something, after which the loop takes a breath and says so.
@@ -71,7 +73,8 @@ pub struct Reconciler<S, P, R, B> {
     shared: Arc<Shared>,
     server: (Incarnation, Epoch),
     effects: JoinSet<Ended>,
-    running: BTreeSet<OpKey>,
+    /// What is under way, by task: a panic leaves nothing else to know it by.
+    tasks: HashMap<tokio::task::Id, Op>,
     results: Vec<OpResult>,
     baked: BTreeMap<(EnvRef, ReleaseNumber, ImageName), Digest>,
     probes: JoinSet<(InstanceId, usize, Evidence)>,
@@ -96,7 +99,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             shared,
             server,
             effects: JoinSet::new(),
-            running: BTreeSet::new(),
+            tasks: HashMap::new(),
             results: vec![],
             baked: BTreeMap::new(),
             probes: JoinSet::new(),
@@ -116,7 +119,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             if restless > 0 && restless < PASSES_WITHOUT_REST {
                 self.take_finished();
                 tokio::task::yield_now().await;
-                if self.running.is_empty() || !self.results.is_empty() {
+                if self.tasks.is_empty() || !self.results.is_empty() {
                     continue;
                 }
             }
@@ -165,8 +168,9 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
     fn act(&mut self, plan: &Plan) -> Result<(), ReconcileError> {
         let snapshot = self.store.load().map_err(ReconcileError::Store)?;
         for op in &plan.effects {
-            self.running.insert(op.key.clone());
-            self.effects.spawn(execute(self.engines.clone(), self.server, op.clone(), snapshot.clone()));
+            let effect = execute(self.engines.clone(), self.server, op.clone(), snapshot.clone());
+            let task = self.effects.spawn(effect).id();
+            self.tasks.insert(task, op.clone());
         }
         let now = self.clock.boot();
         for probe in plan.probes.iter().filter(|p| p.not_before <= now) {
@@ -196,7 +200,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
     }
 
     fn take_finished(&mut self) {
-        while let Some(ended) = self.effects.try_join_next() {
+        while let Some(ended) = self.effects.try_join_next_with_id() {
             self.ended(ended);
         }
         while let Some(probed) = self.probes.try_join_next() {
@@ -204,15 +208,18 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         }
     }
 
-    fn ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
-        let Ok(ended) = ended else {
-            // A panic in an effect: which one is not known, so every effect counts as unknown and is tried again.
-            self.running.clear();
-            return;
+    fn ended(&mut self, ended: Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
+        let (task, outcome) = match ended {
+            Ok((task, ended)) => {
+                self.baked.extend(ended.baked);
+                (task, ended.outcome)
+            }
+            // Whether it had happened before the panic is unknown.
+            Err(error) => (error.id(), OpOutcome::Retry(error.to_string())),
         };
-        self.running.remove(&ended.op.key);
-        self.baked.extend(ended.baked);
-        self.results.push(OpResult { key: ended.op.key, id: ended.op.id, outcome: ended.outcome });
+        if let Some(op) = self.tasks.remove(&task) {
+            self.results.push(OpResult { key: op.key, id: op.id, outcome });
+        }
     }
 
     fn probed(&mut self, probed: Result<(InstanceId, usize, Evidence), tokio::task::JoinError>) {
@@ -225,7 +232,8 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
     }
 
     async fn observe(&mut self) -> Observed {
-        let (seen, edge) = tokio::join!(self.engines.provider.list(), self.engines.router.status());
+        let edge = tokio::time::timeout(LOOK_MAX.duration(), self.engines.router.status());
+        let (seen, edge) = tokio::join!(self.engines.provider.list(), edge);
         let seen: Option<BTreeMap<_, _>> =
             seen.ok().map(|list| list.into_iter().map(|s| (s.id.clone(), s)).collect());
         if let (Some(seen), Ok(snapshot)) = (&seen, self.store.load()) {
@@ -236,8 +244,8 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             wall: self.clock.wall(),
             boot_id: self.clock.boot_id(),
             seen,
-            edge: edge.ok(),
-            running: self.running.clone(),
+            edge: edge.ok().and_then(Result::ok),
+            running: self.tasks.values().map(|op| op.key.clone()).collect(),
             results: self.results.clone(),
             probes: self.logs.clone(),
             baked: self.baked.clone(),
@@ -263,7 +271,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         let span = plan.wake.map_or(TICK, |wake| wake.since(now)).min(TICK).max(Millis(1));
         let provider = self.engines.provider.clone();
         tokio::select! {
-            Some(ended) = self.effects.join_next() => self.ended(ended),
+            Some(ended) = self.effects.join_next_with_id() => self.ended(ended),
             Some(probed) = self.probes.join_next() => self.probed(probed),
             () = provider.changed() => {}
             () = self.shared.wake.notified() => {}

@@ -74,9 +74,9 @@ pub enum WorkshopError {
         found: ProjectName,
     },
     /// kiln.lock is not a lock.
-    #[error("`kiln.lock` of the commit is not valid: {text}")]
+    #[error("{text}")]
     Lock {
-        /// What is wrong with it.
+        /// What is wrong with it; begins with its name.
         text: String,
     },
     /// kiln.lock is of another kiln.toml.

@@ -188,7 +188,10 @@ fn origin_form(uri: &Uri) -> Uri {
 pub(crate) fn inward(parts: &mut http::response::Parts, switching: bool) {
     let to = switching.then(|| parts.headers.get(header::UPGRADE).cloned()).flatten();
     strip(&mut parts.headers);
-    parts.headers.remove(header::TRANSFER_ENCODING);
+    if parts.headers.remove(header::TRANSFER_ENCODING).is_some() {
+        // The coding wins, as it did when the body was read.
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
     // Only the edge may say that the edge failed.
     parts.headers.remove(&ERROR);
     if switching {

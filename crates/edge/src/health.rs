@@ -97,15 +97,20 @@ async fn check(target: &TargetState, health: &Health) -> Result<(), String> {
             CheckKind::Tcp { port } => {
                 connect(SocketAddr::new(target.key.address.ip(), *port)).await.map(drop)
             }
-            // Control runs these: they look into the instance.
-            CheckKind::File { .. } | CheckKind::Listening { .. } | CheckKind::Command { .. } => Ok(()),
+            // Only who looks into the instance could run these. What the edge needs to know is whether it can send.
+            CheckKind::File { .. } | CheckKind::Listening { .. } | CheckKind::Command { .. } => {
+                connect(target.key.address).await.map(drop)
+            }
         }
     };
     let timeout = health.check.timeout.duration();
     let result = tokio::time::timeout(timeout, attempt).await;
-    result
-        .unwrap_or_else(|_| Err(format!("no answer within {}", health.check.timeout)))
-        .map_err(|reason| format!("{}: {reason}", health.check.kind))
+    result.unwrap_or_else(|_| Err(format!("no answer within {}", health.check.timeout))).map_err(|reason| {
+        match &health.check.kind {
+            kind @ (CheckKind::Http { .. } | CheckKind::Tcp { .. }) => format!("{kind}: {reason}"),
+            _ => reason,
+        }
+    })
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream, String> {

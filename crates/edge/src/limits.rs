@@ -20,6 +20,8 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an instance may take until the head of its answer; then the client gets 504.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take nothing of what it is sent; then it counts as gone, or it would be in flight for ever.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an upstream connection may idle. Below the 5 s of common backends, so that the edge closes first.
 pub const IDLE_MAX: Duration = Duration::from_secs(4);
 /// How long a connection may have idled to carry a request that must not be sent twice.

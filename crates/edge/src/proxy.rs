@@ -102,26 +102,23 @@ impl Client {
             return answer;
         }
         choose::earn();
+        let bodyless = request.body().is_end_stream();
         let table = self.shared.table.load_full();
         let pool = match table.find(&host, request.uri().path(), choose::random()) {
             Found::Pool(pool) => pool,
             Found::Nobody(Some(pool)) => {
                 flight.lost = pool.lost.clone();
-                return edge_answer(flight, no_instance(pool));
+                return unread_answer(flight, no_instance(pool), bodyless);
             }
             Found::Nothing | Found::Nobody(None) => {
                 let reason = "no route exists yet".to_owned();
-                return edge_answer(
-                    flight,
-                    Failure { status: StatusCode::SERVICE_UNAVAILABLE, code: "no-table", reason },
-                );
+                let failure = Failure { status: StatusCode::SERVICE_UNAVAILABLE, code: "no-table", reason };
+                return unread_answer(flight, failure, bodyless);
             }
             Found::NoRoute => {
                 let reason = "no route matches the host and path".to_owned();
-                return edge_answer(
-                    flight,
-                    Failure { status: StatusCode::NOT_FOUND, code: "no-route", reason },
-                );
+                let failure = Failure { status: StatusCode::NOT_FOUND, code: "no-route", reason };
+                return unread_answer(flight, failure, bodyless);
             }
         };
         flight.lost = pool.lost.clone();
@@ -129,8 +126,7 @@ impl Client {
         let progress = message.progress.clone();
         let mut answer = self.send(pool, message, flight).await;
         if !progress.ended.load(Ordering::Relaxed) {
-            // hyper ends a connection whose request was not read to its end: the client must not send another one.
-            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            close(&mut answer);
         }
         answer
     }
@@ -187,7 +183,7 @@ impl Client {
                     message.request = Some(*request);
                     again = Some(target);
                 }
-                Exchange::Timeout if !message.progress.ended.load(Ordering::Relaxed) => {
+                Exchange::Timeout if message.progress.starved.load(Ordering::Relaxed) => {
                     let reason = "the body of the request did not arrive".to_owned();
                     return edge_answer(
                         flight,
@@ -364,6 +360,20 @@ fn edge_answer(mut flight: Flight, failure: Failure) -> Response<AnswerBody> {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     answer
+}
+
+/// An answer to a request that was not sent to anybody.
+fn unread_answer(flight: Flight, failure: Failure, bodyless: bool) -> Response<AnswerBody> {
+    let mut answer = edge_answer(flight, failure);
+    if !bodyless {
+        close(&mut answer);
+    }
+    answer
+}
+
+/// hyper ends a connection whose request was not read to its end: the client must not send another one.
+fn close(answer: &mut Response<AnswerBody>) {
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
 /// The client broke off its own body; nobody reads this.

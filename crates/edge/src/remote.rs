@@ -97,6 +97,12 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
+    /// None runs, and nobody said where one should listen. Hint for users: give an address with `--edge`.
+    #[error("no edge runs in `{dir}`, and without an address for traffic none can be started")]
+    NoAddress {
+        /// Its folder.
+        dir: PathBuf,
+    },
     /// Another program listens there. Hint for users: stop it, or give another address with `--edge`.
     #[error("the edge cannot listen on `{address}`: another program does")]
     InUse {
@@ -117,6 +123,9 @@ pub enum SpawnError {
 /// Starts `PROGRAM edge --dir DIR --listen ADDR…` with no terminal, in a session of its own, and waits until it
 /// answers. The caller may drop the child: the edge lives on.
 pub async fn spawn_edge(program: &Path, dir: &Path, listen: &[SocketAddr]) -> Result<Child, SpawnError> {
+    if listen.is_empty() {
+        return Err(SpawnError::NoAddress { dir: dir.to_owned() });
+    }
     let broken = |source| SpawnError::Dir { path: dir.to_owned(), source };
     std::fs::create_dir_all(dir).map_err(broken)?;
     let _ = std::fs::remove_file(failure_path(dir));

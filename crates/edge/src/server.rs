@@ -47,12 +47,21 @@ pub struct EdgeConfig {
     pub access_log: bool,
     /// How long an instance may take until the head of its answer.
     pub answer_timeout: Duration,
+    /// How long a client may take nothing of what it is sent.
+    pub stall_timeout: Duration,
 }
 
 impl EdgeConfig {
     /// The defaults: one thread per core, no access log.
     pub fn new(dir: impl Into<PathBuf>, listen: Vec<SocketAddr>) -> Self {
-        Self { dir: dir.into(), listen, threads: None, access_log: false, answer_timeout: ANSWER_TIMEOUT }
+        Self {
+            dir: dir.into(),
+            listen,
+            threads: None,
+            access_log: false,
+            answer_timeout: ANSWER_TIMEOUT,
+            stall_timeout: STALL_TIMEOUT,
+        }
     }
 }
 
@@ -183,7 +192,8 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     }
     let access = config.access_log.then(|| Arc::new(Log::new(dir, "access.log", ACCESS_LOG_BYTES_MAX)));
     let log = Log::new(dir, "edge.log", LOG_BYTES_MAX);
-    let shared = Arc::new(Shared::new(n_threads, log, access, config.answer_timeout));
+    let timeouts = (config.answer_timeout, config.stall_timeout);
+    let shared = Arc::new(Shared::new(n_threads, log, access, timeouts.0, timeouts.1));
     let process = format!("{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
     let control = Arc::new(Control::new(dir.clone(), process, listening.clone(), shared.clone()));
     let runtime = runtime("the control thread's runtime")?;
@@ -366,7 +376,7 @@ fn serve_client(shared: &Arc<Shared>, thread: usize, stream: TcpStream, peer: So
             .max_headers(HEADERS_MAX)
             .max_header_size(HEAD_BYTES_MAX)
             .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(Tapped::new(stream, notes)), service)
+            .serve_connection(TokioIo::new(Tapped::new(stream, notes, shared.stall_timeout)), service)
             .with_upgrades();
         tokio::pin!(connection);
         let mut phase = shared.phase.subscribe();

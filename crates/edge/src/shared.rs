@@ -31,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) log: Log,
     pub(crate) access: Option<Arc<Log>>,
     pub(crate) answer_timeout: Duration,
+    pub(crate) stall_timeout: Duration,
     pub(crate) phase: watch::Sender<Phase>,
     /// Client connections and tunnels.
     pub(crate) n_connections: AtomicUsize,
@@ -46,6 +47,7 @@ impl Shared {
         log: Log,
         access: Option<Arc<Log>>,
         answer_timeout: Duration,
+        stall_timeout: Duration,
     ) -> Self {
         let registry = Registry::new(n_threads);
         Self {
@@ -55,6 +57,7 @@ impl Shared {
             log,
             access,
             answer_timeout,
+            stall_timeout,
             phase: watch::Sender::new(Phase::Open),
             n_connections: AtomicUsize::new(0),
             switch: watch::Sender::new(0),

@@ -1,5 +1,5 @@
 //! The body of a request on its way to an instance, and what the edge must know of it while it waits for the answer:
-//! whether it moves, and whether it failed on the client's side.
+//! whether it moves, who has to move it, and whether it failed on the client's side.
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -16,12 +16,15 @@ pub(crate) struct Progress {
     moved: AtomicU64,
     pub(crate) ended: AtomicBool,
     pub(crate) failed: AtomicBool,
+    /// The instance takes more than the client sends; else the instance does not take what is there.
+    pub(crate) starved: AtomicBool,
 }
 
 impl Progress {
     pub(crate) fn new(ended: bool) -> Self {
         let (ended, failed) = (AtomicBool::new(ended), AtomicBool::new(false));
-        Self { start: Instant::now(), moved: AtomicU64::new(0), ended, failed }
+        let starved = AtomicBool::new(false);
+        Self { start: Instant::now(), moved: AtomicU64::new(0), ended, failed, starved }
     }
 
     fn mark(&self) {
@@ -48,6 +51,7 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some((body, progress)) = &mut self.0 else { return Poll::Ready(None) };
         let polled = Pin::new(&mut *body).poll_frame(cx);
+        progress.starved.store(polled.is_pending(), Ordering::Relaxed);
         match &polled {
             Poll::Pending => {}
             Poll::Ready(Some(Err(_))) => progress.failed.store(true, Ordering::Relaxed),

@@ -59,8 +59,13 @@ fn edge(args: &[String]) -> ExitCode {
     let mut config = EdgeConfig::new(values("--dir")[0], listen);
     config.threads = Some(2);
     config.access_log = args.iter().any(|a| a == "--access-log");
-    if let Ok(ms) = std::env::var("TEST_ANSWER_TIMEOUT_MS") {
-        config.answer_timeout = Duration::from_millis(ms.parse().expect("milliseconds"));
+    for (name, timeout) in [
+        ("TEST_ANSWER_TIMEOUT_MS", &mut config.answer_timeout),
+        ("TEST_STALL_TIMEOUT_MS", &mut config.stall_timeout),
+    ] {
+        if let Ok(ms) = std::env::var(name) {
+            *timeout = Duration::from_millis(ms.parse().expect("milliseconds"));
+        }
     }
     match kiln_edge::run(config) {
         Ok(()) => ExitCode::SUCCESS,

@@ -160,7 +160,7 @@ impl BakeError {
             Self::NothingToCopy { .. } => {
                 Some("commit the file, or correct `from`; only committed files are copied".into())
             }
-            Self::Layers { source, .. } => source.hint(),
+            Self::Layers { source, .. } => source.hint().or_else(|| full_disk(self)),
             _ => full_disk(self),
         }
     }
@@ -495,6 +495,22 @@ mod tests {
 
     fn rule(from: &str, to: &str) -> CopyRule {
         CopyRule { source: kiln_spec::CopySource::Commit, from: from.into(), to: to.into(), mode: None }
+    }
+
+    #[test]
+    fn a_full_disk_is_named_wherever_it_was_met() {
+        let full = || ObjectError::Io {
+            step: "write",
+            path: "/state/objects".into(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        let of_packages = layers::LayersError::from(full());
+        for error in [
+            BakeError::Layers { image: "web".into(), source: of_packages.into() },
+            BakeError::Objects(full()),
+        ] {
+            assert!(error.hint().unwrap().contains("free space"), "{error:?}");
+        }
     }
 
     #[test]

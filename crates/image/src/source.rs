@@ -275,8 +275,15 @@ fn finish(
     if status.success() {
         return Ok(());
     }
-    let text = if text.is_empty() { status.to_string() } else { text };
-    Err(SourceError::Git { verb: verb.to_owned(), text })
+    Err(refusal(verb, if text.is_empty() { status.to_string() } else { text }))
+}
+
+/// What git's words mean. A full disk is not the fault of the source; git runs with `LC_ALL=C`.
+fn refusal(verb: &str, text: String) -> SourceError {
+    if text.contains("No space left on device") {
+        return io("write to the repository")(rustix::io::Errno::NOSPC.into());
+    }
+    SourceError::Git { verb: verb.to_owned(), text }
 }
 
 fn index_pack(repository: &Path, pack: &mut dyn Read) -> Result<(), SourceError> {
@@ -393,6 +400,14 @@ mod tests {
             git(dir).args(["pack-objects", "--stdout", "-q"]).stdin(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(objects.as_bytes()).unwrap();
         child.wait_with_output().unwrap().stdout
+    }
+
+    #[test]
+    fn a_full_disk_is_not_the_fault_of_the_source() {
+        let full = refusal("index-pack", "fatal: write error: No space left on device".into());
+        let SourceError::Io { source, .. } = &full else { panic!("{full:?}") };
+        assert_eq!(source.kind(), std::io::ErrorKind::StorageFull);
+        assert!(matches!(refusal("index-pack", "fatal: bad object".into()), SourceError::Git { .. }));
     }
 
     #[test]

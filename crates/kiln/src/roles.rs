@@ -3,7 +3,7 @@
 use kiln_api::Code;
 use kiln_api::error::chain;
 use kiln_cli::{DownArgs, EdgeArgs, Failure, Roles, ServeArgs};
-use kiln_control::{Control, ControlConfig, StartError, take_state};
+use kiln_control::{Control, ControlConfig, ReconcileError, StartError, take_state};
 use kiln_edge::{EdgeClient, EdgeConfig, SpawnError, control_socket};
 use kiln_provider::local;
 use kiln_server::ListenError;
@@ -56,6 +56,11 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     let subnet = arguments.subnet.parse().map_err(|error: local::SubnetError| {
         Failure::new(Code::Usage, chain(&error)).hint("give a private network such as 10.83.0.0/16")
     })?;
+    if let Some(mirror) = &arguments.mirror {
+        // Now, not at the first bake.
+        let parsed = kiln_image::debian::Mirror::parse(mirror);
+        parsed.map_err(|error| Failure::new(Code::Usage, chain(&error)).hint(error.hint()))?;
+    }
     let program = std::env::current_exe();
     let program =
         program.map_err(|error| Failure::new(Code::Internal, format!("cannot find myself: {error}")))?;
@@ -80,7 +85,7 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         _ = interrupt.recv() => Ok(()),
         ended = &mut control.reconciler => match ended {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Failure::new(Code::Store, chain(&error))),
+            Ok(Err(error)) => Err(loop_failure(&error)),
             Err(error) => Err(fail(&error)),
         },
     };
@@ -93,19 +98,30 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     result
 }
 
+fn loop_failure(error: &ReconcileError) -> Failure {
+    let ReconcileError::Store(cause) = error;
+    let code = if cause.is_disk_full() { Code::DiskFull } else { Code::Store };
+    Failure::new(code, chain(error)).hint(code.entry().help)
+}
+
 fn start_failure(error: StartError) -> Failure {
     let code = match &error {
         StartError::State { .. } => Code::HostUnable,
         StartError::Locked(_) => Code::StateLocked,
+        StartError::Store(error) if error.is_disk_full() => Code::DiskFull,
         StartError::Store(_) | StartError::Objects(_) => Code::Store,
         StartError::Provider(_) => Code::HostUnable,
         StartError::Edge(SpawnError::InUse { .. }) => Code::AddressInUse,
+        StartError::Edge(SpawnError::NoAddress { .. }) => Code::Usage,
         StartError::Edge(_) => Code::HostUnable,
     };
     let failure = Failure::new(code, chain(&error));
     match &error {
         StartError::State { .. } => failure.hint("name a folder that can be made and written with `--state`"),
         StartError::Provider(error) => failure.hint(error.hint()),
+        StartError::Edge(SpawnError::NoAddress { .. }) => {
+            failure.hint("give one, as in `kiln serve --edge 0.0.0.0:80`, or start `kiln edge` first")
+        }
         _ => failure.hint(code.entry().help),
     }
 }
@@ -130,8 +146,9 @@ async fn down(state: &Path) -> Result<Vec<String>, Failure> {
     let state = state.canonicalize().unwrap_or_else(|_| state.to_owned());
     let mut lines = stop_edge(&state).await?;
     let before = local::inventory(&state);
-    local::sweep(&state)
-        .map_err(|error| Failure::new(Code::HostUnable, chain(&error)).hint("`kiln down` can be repeated"))?;
+    local::sweep(&state).map_err(|error| {
+        Failure::new(Code::HostUnable, chain(&error)).hint("mend that and run `kiln down` again")
+    })?;
     let removed = [
         (before.processes, "processes"),
         (before.mounts, "mounts"),

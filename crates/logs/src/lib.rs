@@ -159,6 +159,11 @@ impl LogFolder {
         Ok(())
     }
 
+    /// Whether there is anything of an instance, alive or gone.
+    pub fn holds(&self, id: &InstanceId) -> bool {
+        self.instances.join(id.as_str()).is_dir()
+    }
+
     /// The last `count` lines that an instance and its supervisor printed. Empty if there are none.
     pub fn tail_of(&self, id: &InstanceId, count: usize) -> Vec<String> {
         let mut tail = VecDeque::new();

@@ -54,6 +54,29 @@ impl Tally {
     }
 }
 
+/// Counts at one moment of one edge process. Of another process they began anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// See [`EdgeStatus::process`]; empty if nothing was counted yet.
+    #[serde(default)]
+    pub process: String,
+    /// The counts.
+    #[serde(flatten)]
+    pub tally: Tally,
+}
+
+impl Mark {
+    /// What was counted since `earlier`, as far as it is known: what a process counted after its last mark died with
+    /// it.
+    #[must_use]
+    pub fn since(&self, earlier: &Mark) -> Tally {
+        if earlier.process.is_empty() || earlier.process == self.process {
+            return self.tally.minus(earlier.tally);
+        }
+        self.tally
+    }
+}
+
 /// What the edge knows right now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EdgeStatus {
@@ -104,5 +127,30 @@ impl EdgeStatus {
         let targets = self.targets.iter().filter(|t| &t.env == env).map(|t| t.tally);
         let unrouted = self.unrouted.iter().filter(|(e, _)| e.as_ref() == Some(env)).map(|(_, t)| *t);
         targets.chain(unrouted).fold(Tally::default(), Tally::plus)
+    }
+
+    /// The counts of one environment, to be compared with later ones.
+    pub fn mark_of(&self, env: &EnvRef) -> Mark {
+        Mark { process: self.process.clone(), tally: self.tally_of(env) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_another_edge_process_began_anew() {
+        let mark = |process: &str, requests| Mark {
+            process: process.into(),
+            tally: Tally { requests, ..Tally::default() },
+        };
+        assert_eq!(mark("a", 7).since(&mark("a", 5)).requests, 2);
+        assert_eq!(mark("b", 7).since(&mark("a", 5)).requests, 7);
+        assert_eq!(mark("b", 3).since(&mark("a", 5)).requests, 3);
+        assert_eq!(mark("a", 7).since(&Mark::default()).requests, 7);
+        let before_marks: Mark =
+            serde_json::from_str(r#"{"requests":5,"failed":0,"cut":0,"abandoned":0,"errors":0}"#).unwrap();
+        assert_eq!(mark("a", 7).since(&before_marks).requests, 2);
     }
 }

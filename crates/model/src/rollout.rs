@@ -6,7 +6,7 @@
 //! ```
 //! After `switching` began there is no way back but another rollout. Every state that is not an end has a deadline.
 
-use crate::edge::Tally;
+use crate::edge::{Mark, Tally};
 use crate::ids::{EnvRef, ReleaseNumber, RolloutId};
 use crate::route::Generation;
 use crate::time::{Boot, Millis, Wall};
@@ -142,22 +142,22 @@ pub struct Rollout {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
     /// The edge's count when the last receipt of this environment ended.
-    pub opened: Tally,
+    pub opened: Mark,
     /// When this rollout began.
-    pub started: Option<Tally>,
+    pub started: Option<Mark>,
     /// When the edge acknowledged the switch.
-    pub switched: Option<Tally>,
+    pub switched: Option<Mark>,
     /// When draining ended.
-    pub ended: Option<Tally>,
+    pub ended: Option<Mark>,
 }
 
 impl Receipt {
     /// Requests before, during (from start to acknowledged switch) and after it (until the drain ended).
     pub fn periods(&self) -> [Tally; 3] {
-        let started = self.started.unwrap_or(self.opened);
-        let switched = self.switched.unwrap_or(started);
-        let ended = self.ended.unwrap_or(switched);
-        [started.minus(self.opened), switched.minus(started), ended.minus(switched)]
+        let started = self.started.as_ref().unwrap_or(&self.opened);
+        let switched = self.switched.as_ref().unwrap_or(started);
+        let ended = self.ended.as_ref().unwrap_or(switched);
+        [started.since(&self.opened), switched.since(started), ended.since(switched)]
     }
 }
 

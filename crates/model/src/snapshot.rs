@@ -1,7 +1,7 @@
 //! The whole truth at one revision, and what each [`Mutation`] means.
 
 use crate::digest::Digest;
-use crate::edge::Tally;
+use crate::edge::Mark;
 use crate::fence::{Incarnation, OpId, Revision};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
 use crate::instance::Instance;
@@ -29,9 +29,13 @@ pub struct Environment {
     /// The number that the next release gets.
     pub next_release: ReleaseNumber,
     /// Where the last receipt ended.
-    pub receipt_end: Tally,
-    /// Deaths in a row of serving instances per service, with the time of the last: the back-off of healing.
+    pub receipt_end: Mark,
+    /// Deaths in a row of instances of the serving release per service, with the time of the last: the back-off of
+    /// healing. Those that die together count as one.
     pub deaths: BTreeMap<ServiceName, (u32, Boot)>,
+    /// The same of the kept release, which must not slow down the healing of what serves.
+    #[serde(default)]
+    pub kept_deaths: BTreeMap<ServiceName, (u32, Boot)>,
     /// `kiln destroy` was asked for: nothing of it may run.
     pub destroyed: bool,
 }
@@ -45,10 +49,30 @@ impl Environment {
             keep: None,
             scale: BTreeMap::new(),
             next_release: ReleaseNumber(1),
-            receipt_end: Tally::default(),
+            receipt_end: Mark::default(),
             deaths: BTreeMap::new(),
+            kept_deaths: BTreeMap::new(),
             destroyed: false,
         }
+    }
+
+    /// The deaths that healing `release` reckons with; none if nothing of it is healed but by a rollout.
+    pub fn deaths_of(&self, release: ReleaseNumber) -> Option<&BTreeMap<ServiceName, (u32, Boot)>> {
+        if self.serving == Some(release) {
+            return Some(&self.deaths);
+        }
+        self.keep.filter(|(kept, _)| *kept == release).map(|_| &self.kept_deaths)
+    }
+
+    /// See [`Environment::deaths_of`].
+    pub fn deaths_of_mut(
+        &mut self,
+        release: ReleaseNumber,
+    ) -> Option<&mut BTreeMap<ServiceName, (u32, Boot)>> {
+        if self.serving == Some(release) {
+            return Some(&mut self.deaths);
+        }
+        self.keep.filter(|(kept, _)| *kept == release).map(|_| &mut self.kept_deaths)
     }
 }
 
@@ -101,10 +125,12 @@ impl Snapshot {
                 self.rollouts.insert(rollout.id, Arc::new(Rollout::clone(rollout)));
             }
             Mutation::PutInstance(instance) => {
-                self.next_instance = self.next_instance.max(instance.id.sequence() + 1);
+                self.next_instance = self.next_instance.max(instance.id.sequence().saturating_add(1));
                 self.instances.insert(instance.id.clone(), Arc::new(Instance::clone(instance)));
             }
             Mutation::Gone { instance } => {
+                // Also one that had no row: after a restore of old state the provider may know newer ones.
+                self.next_instance = self.next_instance.max(instance.sequence().saturating_add(1));
                 self.instances.remove(instance);
             }
             Mutation::PutOp(op) => {
@@ -131,6 +157,7 @@ impl Snapshot {
             let env = Arc::make_mut(env);
             env.keep = None;
             env.deaths.clear();
+            env.kept_deaths.clear();
         }
         for rollout in self.rollouts.values_mut() {
             let rollout = Arc::make_mut(rollout);

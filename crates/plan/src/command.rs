@@ -366,7 +366,7 @@ fn start(
         failures: 0,
         reason: None,
         evidence: vec![],
-        receipt: Receipt { opened: environment.receipt_end, ..Receipt::default() },
+        receipt: Receipt { opened: environment.receipt_end.clone(), ..Receipt::default() },
     })));
     Decision { mutations, events, outcome: Outcome::Started { rollout: id, release: to } }
 }

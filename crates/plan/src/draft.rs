@@ -21,6 +21,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) wanted: BTreeSet<OpKey>,
     pub(crate) probes: Vec<Probe>,
     pub(crate) wake: Option<Boot>,
+    /// The host was started anew since the last pass: what ended did not end by its own fault.
+    pub(crate) rebooted: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -33,6 +35,7 @@ impl<'a> Draft<'a> {
             wanted: BTreeSet::new(),
             probes: vec![],
             wake: None,
+            rebooted: snapshot.boot_id != observed.boot_id,
         }
     }
 

@@ -27,9 +27,12 @@ pub(crate) fn observe(draft: &mut Draft<'_>) {
     for instance in instances.iter().filter(|i| !i.state.is_over()) {
         match (seen.get(&instance.id), instance.state) {
             (None, InstanceState::Intent) => {}
+            (None, _) if draft.rebooted => end_with_host(draft, instance),
             (None, _) => lose(draft, instance),
             (Some(seen), state) => {
-                if let SeenState::Exited(reason) = &seen.state {
+                if let (SeenState::Exited(_), true) = (&seen.state, draft.rebooted) {
+                    end_with_host(draft, instance);
+                } else if let SeenState::Exited(reason) = &seen.state {
                     fail(draft, instance, reason.to_string());
                 } else if seen.state == SeenState::Running && state == InstanceState::Intent {
                     let mut booting = Instance::clone(instance);
@@ -47,6 +50,12 @@ pub(crate) fn observe(draft: &mut Draft<'_>) {
     }
 }
 
+/// It is replaced, and neither the back-off of healing nor a rollout takes it for a failure of the release.
+fn end_with_host(draft: &mut Draft<'_>, instance: &Instance) {
+    draft.move_instance(&instance.id, InstanceState::Lost, Some("the host was started anew".into()));
+    draft.move_instance(&instance.id, InstanceState::Retiring, None);
+}
+
 fn lose(draft: &mut Draft<'_>, instance: &Instance) {
     count_death(draft, instance);
     draft.move_instance(
@@ -62,16 +71,24 @@ pub(crate) fn fail(draft: &mut Draft<'_>, instance: &Instance, reason: String) {
     draft.move_instance(&instance.id, InstanceState::Failed, Some(reason));
 }
 
+/// Instances that die together (a reboot, a lost dependency) are one death of their service: each of them lived before
+/// the last death was counted. One that began after it and dies as well is the next.
 fn count_death(draft: &mut Draft<'_>, instance: &Instance) {
-    let now = draft.now();
-    let serving = draft.environment(&instance.env).and_then(|e| e.serving) == Some(instance.release);
-    if serving {
-        draft.put_environment(&instance.env, |env| {
-            let (count, last) = env.deaths.get(&instance.service).copied().unwrap_or((0, now));
-            let count = if now.since(last) > DEATHS_FORGOTTEN { 0 } else { count };
-            env.deaths.insert(instance.service.clone(), (count + 1, now));
-        });
+    // It was counted when it was tainted.
+    if instance.state == InstanceState::Tainted {
+        return;
     }
+    let now = draft.now();
+    draft.put_environment(&instance.env, |env| {
+        let Some(deaths) = env.deaths_of_mut(instance.release) else { return };
+        let counted = deaths.get(&instance.service).copied();
+        let counted = counted.filter(|(_, last)| now.since(*last) <= DEATHS_FORGOTTEN);
+        match counted {
+            Some((_, last)) if instance.since < last => {}
+            Some((count, _)) => drop(deaths.insert(instance.service.clone(), (count + 1, now))),
+            None => drop(deaths.insert(instance.service.clone(), (1, now))),
+        }
+    });
 }
 
 /// When a slot of the service may be filled again after `deaths` in a row, the last of them at `last`.

@@ -27,7 +27,7 @@ pub struct Plan {
 /// Plans one pass. Pure: the same input gives the same plan.
 pub fn plan(snapshot: &Snapshot, observed: &Observed) -> Plan {
     let mut draft = Draft::new(snapshot, observed);
-    if draft.snapshot.boot_id != observed.boot_id {
+    if draft.rebooted {
         draft.put(Mutation::Rebase { boot_id: observed.boot_id.clone(), now: observed.now });
     }
     absorb_results(&mut draft);

@@ -4,7 +4,7 @@
 use crate::draft::Draft;
 use crate::instance::heal_not_before;
 use crate::route::replicas;
-use kiln_model::edge::Tally;
+use kiln_model::edge::{EdgeStatus, Mark};
 use kiln_model::{
     EnvRef, Environment, Instance, InstanceId, InstanceState, Millis, Mutation, OpKey, Release,
     ReleaseNumber, Rollout, RolloutPhase, ServiceSpec,
@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 /// How long baking may take.
 pub const BAKE_DEADLINE: Millis = Millis::from_secs(30 * 60);
+/// Time to destroy an instance and to see it, beside its own `stop.timeout`.
+const CUT_MARGIN: Millis = Millis::from_secs(2);
 /// Lines of evidence kept with a failed rollout.
 const EVIDENCE_LINES: usize = 12;
 
@@ -39,15 +41,15 @@ pub(crate) fn step(draft: &mut Draft<'_>, env: &EnvRef) {
 }
 
 fn begin(draft: &mut Draft<'_>, rollout: &Rollout) {
-    let (now, tally) = (draft.now(), tally(draft, &rollout.env));
+    let (now, mark) = (draft.now(), mark(draft, &rollout.env));
     let environment = draft.environment(&rollout.env);
     let serving = environment.as_ref().and_then(|e| e.serving);
-    let opened = environment.map_or(Tally::default(), |e| e.receipt_end);
+    let opened = environment.map_or(Mark::default(), |e| e.receipt_end.clone());
     draft.put_rollout(rollout.id, |r| {
         r.begun = now;
         r.from = serving;
         r.receipt.opened = opened;
-        r.receipt.started = tally;
+        r.receipt.started = mark;
     });
     draft.move_rollout(rollout.id, RolloutPhase::Baking, None);
 }
@@ -109,7 +111,9 @@ fn launch(draft: &mut Draft<'_>, rollout: &Rollout) {
         draft.move_rollout(rollout.id, RolloutPhase::Validating, None);
         return;
     }
-    if rollout.phase == RolloutPhase::Validating && all(InstanceState::is_validated) {
+    // Instances may have died since they were last seen: what was not seen now is not switched to.
+    let seen = draft.observed.seen.is_some();
+    if rollout.phase == RolloutPhase::Validating && seen && all(InstanceState::is_validated) {
         put_into_use(draft, rollout, &release);
         return;
     }
@@ -182,8 +186,12 @@ fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
     let keep_for = release.spec.services.values().map(|s| s.rollout.keep_previous).max().unwrap_or_default();
     let until = draft.now() + keep_for;
     draft.put_environment(&rollout.env, |env| {
-        let previous = env.serving.filter(|previous| *previous != rollout.to && keep_for > Millis(0));
-        env.keep = previous.map(|previous| (previous, until));
+        // A rollout to what serves already (a deploy was given up for it) replaces nothing.
+        if env.serving != Some(rollout.to) {
+            let previous = env.serving.filter(|_| keep_for > Millis(0));
+            env.keep = previous.map(|previous| (previous, until));
+            env.kept_deaths.clear();
+        }
         env.serving = Some(rollout.to);
         env.deaths.clear();
     });
@@ -197,10 +205,10 @@ fn switch(draft: &mut Draft<'_>, rollout: &Rollout) {
     if rollout.switch.is_none_or(|generation| draft.snapshot.acked < generation) {
         return;
     }
-    let (now, tally) = (draft.now(), tally(draft, &rollout.env));
+    let (now, mark) = (draft.now(), mark(draft, &rollout.env));
     draft.put_rollout(rollout.id, |r| {
         r.switched_after = Some(now.since(r.begun));
-        r.receipt.switched = tally;
+        r.receipt.switched = mark;
     });
     if let Some(release) = draft.snapshot.release(&rollout.env, rollout.to).filter(|r| !r.served).cloned() {
         let mut served = Release::clone(&release);
@@ -210,22 +218,43 @@ fn switch(draft: &mut Draft<'_>, rollout: &Rollout) {
     draft.move_rollout(rollout.id, RolloutPhase::Draining, None);
 }
 
-/// Ends when no request is in flight on the old releases, or the drain limit passed.
+/// Ends when no request is in flight on instances of old releases, when the drain limit passed and what it cuts is cut
+/// (it belongs to this receipt), or when a newer rollout waits: instances drain on their own.
 fn drain(draft: &mut Draft<'_>, rollout: &Rollout) {
     let release = draft.snapshot.release(&rollout.env, rollout.to);
     let limit = release
         .map_or(Millis(0), |r| r.spec.services.values().map(|s| s.rollout.drain).max().unwrap_or_default());
     let deadline = rollout.since + limit;
-    let busy = draft.observed.edge.as_ref().is_none_or(|edge| {
-        let old = |t: &&kiln_model::edge::TargetStatus| t.env == rollout.env && t.release != rollout.to;
-        rollout.switch.is_some_and(|g| edge.generation < g)
-            || edge.targets.iter().filter(old).any(|t| t.in_flight > 0)
+    let old = draft.instances_of(&rollout.env).into_iter().filter(|i| i.release != rollout.to);
+    let busy: Option<Vec<Arc<Instance>>> = draft.observed.edge.as_ref().and_then(|edge| {
+        let in_use = rollout.switch.is_none_or(|g| edge.generation >= g);
+        in_use.then(|| old.filter(|i| in_flight(edge, &i.id) > 0).collect())
     });
-    if busy && draft.now() < deadline {
-        draft.wake_at(deadline);
+    let until = match &busy {
+        None => deadline,
+        Some(busy) => {
+            let cut = busy.iter().filter_map(|i| Some(deadline + cut_limit(draft, i)?)).max();
+            cut.unwrap_or(deadline)
+        }
+    };
+    let newer_waits = draft.snapshot.active_rollouts(&rollout.env).nth(1).is_some();
+    if busy.is_none_or(|busy| !busy.is_empty()) && draft.now() < until && !newer_waits {
+        draft.wake_at(if draft.now() < deadline { deadline } else { until });
         return;
     }
     finish(draft, rollout, RolloutPhase::Succeeded, None);
+}
+
+/// How long after the drain limit an instance is certainly ended; none if it is not to end.
+fn cut_limit(draft: &Draft<'_>, instance: &Instance) -> Option<Millis> {
+    let ends = instance.state == InstanceState::Draining || instance.state.is_over();
+    let release = draft.release_of(instance).filter(|_| ends)?;
+    let stop = release.spec.services.get(&instance.service)?.stop.timeout;
+    Some(Millis(stop.0.saturating_add(CUT_MARGIN.0)))
+}
+
+fn in_flight(edge: &EdgeStatus, id: &InstanceId) -> u64 {
+    edge.targets.iter().filter(|t| &t.instance == id).map(|t| t.in_flight).sum()
 }
 
 fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Vec<String>) {
@@ -240,10 +269,10 @@ fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Ve
 }
 
 fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
-    let tally = tally(draft, &rollout.env);
-    draft.put_rollout(rollout.id, |r| r.receipt.ended = tally);
-    if let Some(tally) = tally {
-        draft.put_environment(&rollout.env, |env| env.receipt_end = tally);
+    let mark = mark(draft, &rollout.env);
+    draft.put_rollout(rollout.id, |r| r.receipt.ended.clone_from(&mark));
+    if let Some(mark) = mark {
+        draft.put_environment(&rollout.env, |env| env.receipt_end = mark);
     }
     draft.move_rollout(rollout.id, phase, reason);
 }
@@ -261,8 +290,8 @@ pub(crate) fn bake_failed(draft: &mut Draft<'_>, env: &EnvRef, release: ReleaseN
     }
 }
 
-fn tally(draft: &Draft<'_>, env: &EnvRef) -> Option<Tally> {
-    draft.observed.edge.as_ref().map(|edge| edge.tally_of(env))
+fn mark(draft: &Draft<'_>, env: &EnvRef) -> Option<Mark> {
+    draft.observed.edge.as_ref().map(|edge| edge.mark_of(env))
 }
 
 /// Releases of which instances should exist, and the reason in order of importance.
@@ -315,8 +344,7 @@ fn create(
     slot: u32,
 ) -> Option<InstanceId> {
     let image = release.image_of(service)?;
-    let deaths =
-        environment.deaths.get(&service.name).filter(|_| environment.serving == Some(release.number));
+    let deaths = environment.deaths_of(release.number).and_then(|deaths| deaths.get(&service.name));
     if let Some((deaths, last)) = deaths.copied() {
         let not_before = heal_not_before(deaths, last);
         if draft.now() < not_before {
@@ -342,11 +370,13 @@ fn create(
     Some(id)
 }
 
-/// An instance that no slot wants: it drains if it served, else it goes at once. The table without it comes first.
+/// An instance that no slot wants: it drains if it may have been sent requests, else it goes at once. The table without
+/// it comes first. A validated one may have some left: it is kept out of rotation, or is in a table that the edge has
+/// not acknowledged.
 fn let_go(draft: &mut Draft<'_>, environment: &Environment, instance: &Instance, wanted_release: bool) {
     match instance.state {
         InstanceState::Tainted if draft.in_proposed_route(&instance.id) || !draft.route_settled() => {}
-        InstanceState::Serving | InstanceState::Tainted => {
+        InstanceState::Validated | InstanceState::Serving | InstanceState::Tainted => {
             if crate::instance::out_of_route(draft, &instance.id) {
                 draft.move_instance(&instance.id, InstanceState::Draining, None);
                 draft.wake_at(draft.now());
@@ -370,9 +400,7 @@ fn drained(draft: &mut Draft<'_>, environment: &Environment, instance: &Instance
     let limit =
         release.and_then(|r| r.spec.services.get(&instance.service)).map_or(Millis(0), |s| s.rollout.drain);
     let deadline = instance.since + limit;
-    let in_flight = draft.observed.edge.as_ref().map(|edge| {
-        edge.targets.iter().filter(|t| t.instance == instance.id).map(|t| t.in_flight).sum::<u64>()
-    });
+    let in_flight = draft.observed.edge.as_ref().map(|edge| in_flight(edge, &instance.id));
     if in_flight == Some(0) || draft.now() >= deadline {
         let cut = in_flight
             .filter(|n| *n > 0)

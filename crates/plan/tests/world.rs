@@ -56,6 +56,8 @@ struct Faults {
     death: u64,
     blind: u64,
     edge_restart: u64,
+    /// Requests that begin and take their time.
+    slow: u64,
 }
 
 struct Running {
@@ -82,6 +84,13 @@ struct World {
     next_address: u32,
     edge: (Generation, RouteTable),
     persisted_edge: (Generation, RouteTable),
+    /// Requests under way: on which instance, and when they end.
+    flights: Vec<(InstanceId, u64)>,
+    /// Whose an instance is that was ever in the edge's table, and when it left the table.
+    targets: BTreeMap<InstanceId, (ServiceName, ReleaseNumber, Option<u64>)>,
+    tally: edge::Tally,
+    edge_process: u64,
+    boot: u64,
     delayed: Vec<Delayed>,
     // What the process knows, gone with a crash.
     busy: BTreeSet<OpKey>,
@@ -158,6 +167,11 @@ impl World {
             next_address: 1,
             edge: Default::default(),
             persisted_edge: Default::default(),
+            flights: vec![],
+            targets: BTreeMap::new(),
+            tally: Default::default(),
+            edge_process: 1,
+            boot: 1,
             delayed: vec![],
             busy: BTreeSet::new(),
             results: vec![],
@@ -204,31 +218,35 @@ impl World {
             (id.clone(), Seen { id: id.clone(), address: Some(r.address), state })
         });
         let seen: BTreeMap<_, _> = seen.collect();
-        let targets = self.edge.1.pools.iter().flat_map(|pool| {
-            pool.targets.iter().map(|t| TargetStatus {
-                instance: t.instance.clone(),
-                env: pool.env.clone(),
-                service: pool.service.clone(),
-                release: pool.release,
-                in_table: true,
-                in_flight: 0,
-                ejected: false,
-                ejected_for: Millis(0),
-                reason: None,
-                tally: Default::default(),
-                latency: vec![],
-            })
+        let in_table: BTreeSet<&InstanceId> =
+            self.edge.1.pools.iter().flat_map(|pool| pool.targets.iter().map(|t| &t.instance)).collect();
+        let flying = self.flights.iter().map(|(id, _)| id);
+        let reported: BTreeSet<&InstanceId> = flying.chain(in_table.iter().copied()).collect();
+        let targets = reported.iter().map(|id| TargetStatus {
+            instance: InstanceId::clone(id),
+            env: env(),
+            service: self.targets[*id].0.clone(),
+            release: self.targets[*id].1,
+            in_table: in_table.contains(*id),
+            in_flight: self.flights.iter().filter(|(flying, _)| flying == *id).count() as u64,
+            ejected: false,
+            ejected_for: Millis(0),
+            reason: None,
+            tally: Default::default(),
+            latency: vec![],
         });
         let edge = EdgeStatus {
             generation: self.edge.0,
             digest: (self.edge.0.0 > 0).then(|| self.edge.1.digest()),
             targets: targets.collect(),
+            process: self.edge_process.to_string(),
+            unrouted: vec![(Some(env()), self.tally)],
             ..EdgeStatus::default()
         };
         Observed {
             now: Boot(self.now),
             wall: Wall(self.now),
-            boot_id: "boot".into(),
+            boot_id: self.boot.to_string(),
             seen: (!blind).then_some(seen),
             edge: (!self.rng.chance(self.faults.blind)).then_some(edge),
             running: self.busy.clone(),
@@ -243,6 +261,13 @@ impl World {
     fn pass(&mut self) -> bool {
         let observed = self.observe();
         let plan = plan(&self.store, &observed);
+        let switches = plan.mutations.iter().any(|m| match m {
+            Mutation::PutRollout(r) => {
+                r.phase == RolloutPhase::Switching && self.store.rollouts[&r.id].phase.is_before_switch()
+            }
+            _ => false,
+        });
+        assert!(!switches || observed.seen.is_some(), "S18: switched without having seen the instances");
         let broken = lint::lint(&self.store, &plan);
         assert!(broken.is_empty(), "{broken:?}");
         if self.rng.chance(self.faults.crash) {
@@ -296,6 +321,16 @@ impl World {
         }
     }
 
+    /// The host starts anew: every program is gone, time begins anew, the edge has its table from disk.
+    fn reboot(&mut self) {
+        self.crash();
+        self.delayed.clear();
+        self.flights.clear();
+        self.running.values_mut().for_each(|r| r.alive = false);
+        self.edge = self.persisted_edge.clone();
+        (self.boot, self.now, self.edge_process) = (self.boot + 1, 5, self.edge_process + 1);
+    }
+
     fn deliver(&mut self) {
         let due: Vec<Delayed> = {
             let (due, later) = std::mem::take(&mut self.delayed).into_iter().partition(|d| d.due <= self.now);
@@ -315,6 +350,52 @@ impl World {
                 self.busy.remove(&op.key);
                 self.results.push(OpResult { key: op.key, id: op.id, outcome });
             }
+        }
+    }
+
+    fn use_table(&mut self, table: (Generation, RouteTable)) {
+        let now = self.now;
+        let routed = |table: &RouteTable| -> BTreeMap<InstanceId, (ServiceName, ReleaseNumber)> {
+            let pools = table.pools.iter();
+            let targets = pools.flat_map(|p| p.targets.iter().map(move |t| (p, t)));
+            targets.map(|(p, t)| (t.instance.clone(), (p.service.clone(), p.release))).collect()
+        };
+        let (before, after) = (routed(&self.edge.1), routed(&table.1));
+        for (id, (service, release)) in before {
+            self.targets.insert(id, (service, release, Some(now)));
+        }
+        for (id, (service, release)) in after {
+            self.targets.insert(id, (service, release, None));
+        }
+        self.edge = table;
+    }
+
+    /// Some requests begin, some end; those of an instance that is not there any more are cut.
+    fn requests(&mut self) {
+        let ids: Vec<InstanceId> =
+            self.edge.1.pools.iter().flat_map(|p| &p.targets).map(|t| t.instance.clone()).collect();
+        if !ids.is_empty() && self.rng.chance(self.faults.slow) {
+            let (n, span) = (self.rng.below(ids.len()), self.rng.next() % 2000);
+            self.flights.push((ids[n].clone(), self.now + span));
+        }
+        for (id, end) in std::mem::take(&mut self.flights) {
+            let alive = self.running.get(&id).is_some_and(|r| r.alive);
+            if !alive || self.now >= end {
+                self.tally.requests += 1;
+                self.tally.cut += u64::from(!alive);
+            } else {
+                self.flights.push((id, end));
+            }
+        }
+    }
+
+    /// S4: what is destroyed has no requests, or had its time to end them. What died by itself is another matter.
+    fn drained(&self, id: &InstanceId) {
+        let busy = self.flights.iter().any(|(flying, _)| flying == id);
+        if busy && self.running.get(id).is_some_and(|r| r.alive) {
+            let left = self.targets.get(id).and_then(|t| t.2).unwrap_or(self.now);
+            let waited = self.now - left;
+            assert!(waited >= 500, "S4: {id} destroyed {waited} ms after it left the table, with requests");
         }
     }
 
@@ -342,6 +423,7 @@ impl World {
                 let routed =
                     self.edge.1.pools.iter().flat_map(|p| &p.targets).any(|t| &t.instance == instance);
                 assert!(!routed, "S4: {instance} destroyed while the edge sends to it");
+                self.drained(instance);
                 self.running.remove(instance);
                 self.provider_tombstones.insert(instance.clone());
             }
@@ -357,7 +439,7 @@ impl World {
                         "S1: {target:?} {validated:?}"
                     );
                 }
-                self.edge = (*generation, RouteTable::clone(table));
+                self.use_table((*generation, RouteTable::clone(table)));
                 self.persisted_edge = self.edge.clone();
             }
         }
@@ -372,6 +454,7 @@ fn settle(world: &mut World) {
     for _ in 0..20_000 {
         world.now += 10;
         world.deliver();
+        world.requests();
         quiet =
             if world.pass() || !world.delayed.is_empty() || !world.busy.is_empty() { 0 } else { quiet + 1 };
         // Longer than every deadline and back-off: what is still to come would have come.
@@ -390,13 +473,18 @@ fn settle(world: &mut World) {
 fn step(world: &mut World) {
     world.now += 10;
     world.deliver();
+    world.requests();
     world.pass();
     if world.rng.chance(world.faults.death) && !world.running.is_empty() {
         let n = world.rng.below(world.running.len());
         world.running.values_mut().nth(n).unwrap().alive = false;
     }
     if world.rng.chance(world.faults.edge_restart) {
-        world.edge = world.persisted_edge.clone();
+        let kept = world.persisted_edge.clone();
+        world.use_table(kept);
+        world.flights.clear();
+        world.tally = Default::default();
+        world.edge_process += 1;
     }
 }
 
@@ -479,6 +567,23 @@ fn a_kept_release_is_rolled_back_to_without_a_boot() {
     assert_eq!(world.store.next_instance, highest, "nothing was started");
 }
 
+#[test]
+fn going_back_to_what_serves_keeps_what_served_before() {
+    let mut world = World::new(1, Faults::default());
+    for commit in [1, 2] {
+        world.deploy(commit, 3_600_000);
+        settle_some(&mut world);
+    }
+    world.deploy(6, 3_600_000);
+    (0..20).for_each(|_| step(&mut world));
+    world.submit(Command::Rollback { env: env(), to: Some(ReleaseNumber(2)) }).unwrap();
+    settle_some(&mut world);
+    let environment = &world.store.environments[&env()];
+    assert_eq!(environment.serving, Some(ReleaseNumber(2)));
+    assert_eq!(environment.keep.map(|k| k.0), Some(ReleaseNumber(1)), "a rollback to it is still warm");
+    assert_eq!(world.running.len(), 10);
+}
+
 /// Steps until no rollout is under way.
 fn settle_some(world: &mut World) {
     for _ in 0..3000 {
@@ -515,6 +620,103 @@ fn scale_heals_and_destroy_leaves_nothing() {
     assert_converged(&mut world, Some(2));
 }
 
+/// One request on each instance in the table, that ends after `span`.
+fn request_each(world: &mut World, span: u64) {
+    let ids = world.edge.1.pools.iter().flat_map(|p| &p.targets).map(|t| t.instance.clone());
+    let flights: Vec<_> = ids.map(|id| (id, world.now + span)).collect();
+    world.flights.extend(flights);
+}
+
+#[test]
+fn receipts_count_what_was_cut_and_survive_a_restart_of_the_edge() {
+    let mut world = World::new(1, Faults::default());
+    world.deploy(1, 0);
+    settle(&mut world);
+    request_each(&mut world, 10);
+    settle(&mut world);
+    world.deploy(2, 0);
+    settle(&mut world);
+    let receipt = |world: &World, id| world.store.rollouts[&RolloutId(id)].receipt.periods();
+    assert_eq!(receipt(&world, 2)[0].requests, 5);
+    world.edge_process += 1;
+    world.tally = Default::default();
+    (0..3).for_each(|_| request_each(&mut world, 10));
+    settle(&mut world);
+    request_each(&mut world, 3_600_000);
+    world.deploy(4, 0);
+    settle(&mut world);
+    assert_converged(&mut world, Some(4));
+    let [before, during, after] = receipt(&world, 3);
+    assert_eq!(before.requests, 15, "those of another process are not taken off");
+    assert_eq!(
+        (before.cut, during.cut, after.cut),
+        (0, 0, 5),
+        "what was cut belongs to the rollout that cut it"
+    );
+    assert!(world.flights.is_empty());
+}
+
+#[test]
+fn a_newer_rollout_does_not_wait_until_the_old_release_has_drained() {
+    let mut world = World::new(1, Faults::default());
+    let deploy = |world: &mut World, commit| {
+        let mut spec = release(commit, 3_600_000);
+        spec.services.values_mut().for_each(|s| s.rollout.drain = Millis(600_000));
+        world.submit(Command::Deploy { env: env(), spec: Box::new(spec) }).unwrap();
+        (0..200).for_each(|_| step(world));
+    };
+    deploy(&mut world, 1);
+    request_each(&mut world, 60_000);
+    deploy(&mut world, 2);
+    assert_eq!(world.store.rollouts[&RolloutId(2)].phase, RolloutPhase::Draining);
+    world.submit(Command::Rollback { env: env(), to: None }).unwrap();
+    (0..50).for_each(|_| step(&mut world));
+    assert_eq!(world.store.environments[&env()].serving, Some(ReleaseNumber(1)));
+    assert_eq!(world.store.rollouts[&RolloutId(2)].phase, RolloutPhase::Succeeded);
+    assert_eq!(world.flights.len(), 5, "nothing was cut");
+}
+
+#[test]
+fn instances_that_die_together_are_replaced_together() {
+    let mut world = World::new(1, Faults::default());
+    world.deploy(1, 0);
+    let instances = [(ServiceName::new("web").unwrap(), Some(20))].into();
+    world.submit(Command::Scale { env: env(), instances }).unwrap();
+    settle(&mut world);
+    let first = world.store.next_instance;
+    world.running.values_mut().for_each(|r| r.alive = false);
+    (0..50).for_each(|_| step(&mut world));
+    let routed: usize = world.edge.1.pools.iter().map(|p| p.targets.len()).sum();
+    assert_eq!(routed, 22, "half a second later all are replaced: {:?}", world.store.environments[&env()]);
+    assert_eq!(world.store.next_instance, first + 22);
+}
+
+/// Whatever dies again and again is started less and less often, and a kept release does not slow down what serves.
+#[test]
+fn crash_loops_slow_down() {
+    for looping in [1, 2] {
+        let mut world = World::new(1, Faults::default());
+        world.deploy(1, 3_600_000);
+        settle_some(&mut world);
+        world.deploy(2, 3_600_000);
+        settle_some(&mut world);
+        let first = world.store.next_instance;
+        for _ in 0..6000 {
+            step(&mut world);
+            world.running.values_mut().filter(|r| r.commit == looping).for_each(|r| r.alive = false);
+        }
+        let started = world.store.next_instance - first;
+        assert!((10..100).contains(&started), "release {looping}: {started} starts in a minute");
+        let first = world.store.next_instance;
+        world.running.values_mut().filter(|r| r.commit == 2).for_each(|r| r.alive = false);
+        (0..50).for_each(|_| step(&mut world));
+        if looping == 1 {
+            let serving = world.running.values().filter(|r| r.commit == 2 && r.alive).count();
+            assert_eq!(serving, 5, "healed at once, {} starts", world.store.next_instance - first);
+        }
+    }
+}
+
 #[test]
 fn a_newer_deploy_supersedes_and_abort_leaves_what_serves() {
     let mut world = World::new(1, Faults::default());
@@ -548,6 +750,7 @@ fn converges_under_faults_from_any_seed() {
             death: rate(20),
             blind: rate(100),
             edge_restart: rate(20),
+            slow: rate(300),
         };
         let result = std::panic::catch_unwind(|| {
             let mut world = World::new(seed, faults);
@@ -568,6 +771,28 @@ fn converges_under_faults_from_any_seed() {
 
 #[test]
 fn every_single_crash_converges() {
+    every_single(World::crash);
+}
+
+#[test]
+fn every_single_reboot_converges() {
+    every_single(World::reboot);
+}
+
+#[test]
+fn a_reboot_is_healed_at_once() {
+    let mut world = World::new(1, Faults::default());
+    world.deploy(1, 0);
+    let instances = [(ServiceName::new("web").unwrap(), Some(20))].into();
+    world.submit(Command::Scale { env: env(), instances }).unwrap();
+    settle(&mut world);
+    world.reboot();
+    (0..50).for_each(|_| step(&mut world));
+    let routed: usize = world.edge.1.pools.iter().map(|p| p.targets.len()).sum();
+    assert_eq!(routed, 22);
+}
+
+fn every_single(fault: impl Fn(&mut World)) {
     let run = |crash_at: Option<u32>| {
         let mut world = World::new(7, Faults::default());
         world.deploy(1, 0);
@@ -578,7 +803,7 @@ fn every_single_crash_converges() {
             passes += 1;
             world.now += 10;
             if Some(passes) == crash_at {
-                world.crash();
+                fault(&mut world);
             }
             world.deliver();
             world.pass();
@@ -591,5 +816,61 @@ fn every_single_crash_converges() {
     assert!(passes > 4);
     for n in 1..=passes {
         run(Some(n));
+    }
+}
+
+/// Whatever is asked for at whatever moment, nothing is cut early, and the last deploy comes true.
+#[test]
+fn any_commands_at_any_time_converge() {
+    let seeds: u64 = std::env::var("KILN_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(30);
+    for seed in 1..=seeds {
+        let mut draw = Rng(seed * 99_991);
+        let mut rate = |high: u64| [0, high / 5, high][draw.below(3)];
+        let faults = Faults {
+            lost_ack: rate(200),
+            late: rate(200),
+            error: rate(150),
+            crash: rate(60),
+            death: rate(10),
+            blind: rate(100),
+            edge_restart: rate(10),
+            slow: rate(300),
+        };
+        let result = std::panic::catch_unwind(|| {
+            let mut world = World::new(seed, faults);
+            let scale = |service: &str, n| Command::Scale {
+                env: env(),
+                instances: [(ServiceName::new(service).unwrap(), n)].into(),
+            };
+            world.deploy(1, 0);
+            for _ in 0..25 {
+                let command = match world.rng.below(10) {
+                    0..4 => {
+                        let (commit, keep) = (1 + world.rng.below(7) as u64, world.rng.below(3) as u64 * 300);
+                        Command::Deploy { env: env(), spec: Box::new(release(commit, keep)) }
+                    }
+                    4 | 5 => Command::Rollback { env: env(), to: None },
+                    6 | 7 => {
+                        let n = world.rng.below(6) as u32;
+                        scale(["api", "web"][world.rng.below(2)], Some(n).filter(|n| *n < 5))
+                    }
+                    8 => Command::Abort { env: env() },
+                    _ => Command::Destroy { env: env() },
+                };
+                // A refusal changes nothing and is fine.
+                let _ = world.submit(command);
+                let steps = world.rng.below(120);
+                (0..steps).for_each(|_| step(&mut world));
+            }
+            settle(&mut world);
+            world.deploy(8, 0);
+            settle(&mut world);
+            for service in ["api", "web"] {
+                world.submit(scale(service, None)).unwrap();
+            }
+            settle(&mut world);
+            assert_converged(&mut world, Some(8));
+        });
+        assert!(result.is_ok(), "seed {seed} fails: run with KILN_SEEDS={seed}");
     }
 }

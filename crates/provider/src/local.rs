@@ -35,9 +35,7 @@ pub use subnet::{Subnet, SubnetError};
 use crate::{Provider, ProviderError};
 use async_trait::async_trait;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
-use kiln_model::{
-    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Seen, SeenState,
-};
+use kiln_model::{Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Seen, SeenState};
 use kiln_sys::cgroup::{Choice, Trees};
 use kiln_sys::{CallError, netlink::Netlink, process};
 use layers::Layers;
@@ -237,6 +235,8 @@ impl Inner {
                 (latest, books.number) = (id.sequence(), record.number);
             }
             if let Some(gone) = folder.read::<Gone>(GONE) {
+                // An earlier server may have died on the way.
+                folder.strip()?;
                 books.gone.insert(id, gone.fence);
             } else if let Some(record) = record {
                 let fence = folder.read(FENCE).unwrap_or(record.fence).max(record.fence);
@@ -261,7 +261,9 @@ impl Inner {
         let state = match (&alive, exit) {
             (_, Some(exit)) => SeenState::Exited(exit.reason),
             (Some(_), None) => SeenState::Running,
-            (None, None) if recorded => SeenState::Exited(ExitReason::Unknown),
+            (None, None) if recorded => {
+                SeenState::Exited(stop::untold(&self.trees.group(&self.mark.cgroup(), id.as_str())))
+            }
             (None, None) => SeenState::Starting,
         };
         (state, alive)
@@ -408,6 +410,7 @@ impl Inner {
             process,
             spec: entry.record.spec.clone(),
             group: self.trees.group(&self.mark.cgroup(), id.as_str()),
+            ids: subnet::ids_of(entry.record.number),
             program: self.config.program.clone(),
         })
     }

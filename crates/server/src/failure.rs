@@ -72,8 +72,11 @@ impl From<WorkshopError> for Failure {
         let code = match &error {
             WorkshopError::NoSource { .. } => Code::NoSource,
             WorkshopError::Source { .. } => Code::SourceRefused,
-            // The text of these has its own hints.
-            WorkshopError::Spec(_) => return Self::hinted(Code::InvalidProject, error.to_string(), None),
+            WorkshopError::Spec(errors) => {
+                let mut failure = Self::hinted(Code::InvalidProject, errors.message(), errors.hint());
+                failure.0.details = errors.details();
+                return failure;
+            }
             WorkshopError::NoSpec { .. }
             | WorkshopError::OtherProject { .. }
             | WorkshopError::Lock { .. }

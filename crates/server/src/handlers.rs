@@ -3,6 +3,7 @@
 use crate::Context;
 use crate::actor::Actor;
 use crate::failure::Failure;
+use crate::named;
 use crate::stream::{Lines, one, stopped, stream};
 use crate::views::{self, View};
 use axum::Json;
@@ -81,6 +82,13 @@ impl Look {
         Ok(Self { snapshot: handle.snapshot()?, observed: handle.observed(), now: handle.now() })
     }
 
+    /// A look for a question about `scope`.
+    pub(crate) fn about(context: &Context, scope: &Scope) -> Result<Self, Failure> {
+        let look = Self::take(context)?;
+        named::environment(&look.snapshot, scope)?;
+        Ok(look)
+    }
+
     pub(crate) fn view(&self) -> View<'_> {
         View { snapshot: &self.snapshot, observed: &self.observed, now: self.now }
     }
@@ -103,7 +111,7 @@ pub(crate) async fn server(State(context): State<Context>) -> Answer<ServerView>
 }
 
 pub(crate) async fn status(State(context): State<Context>, Query(scope): Query<Scope>) -> Answer<StatusView> {
-    let look = Look::take(&context)?;
+    let look = Look::about(&context, &scope)?;
     Ok(Json(StatusView {
         server: server_view(&look.snapshot),
         edge: look.observed.edge.as_ref().map(|edge| views::edge(edge, &look.snapshot)),
@@ -287,7 +295,7 @@ pub(crate) async fn releases(
     State(context): State<Context>,
     Query(scope): Query<Scope>,
 ) -> Answer<ReleaseList> {
-    Ok(Json(ReleaseList { releases: Look::take(&context)?.view().releases(&scope) }))
+    Ok(Json(ReleaseList { releases: Look::about(&context, &scope)?.view().releases(&scope) }))
 }
 
 pub(crate) async fn release(
@@ -306,8 +314,8 @@ pub(crate) async fn instances(
     State(context): State<Context>,
     Query(query): Query<InstanceQuery>,
 ) -> Answer<InstanceList> {
-    let look = Look::take(&context)?;
     let scope = Scope { project: query.project, env: query.env };
+    let look = Look::about(&context, &scope)?;
     let alive = look.snapshot.instances.values().filter(|i| scope.covers(&i.env));
     let mut instances: Vec<_> = alive.map(|i| look.view().instance(i)).collect();
     if query.gone {
@@ -340,6 +348,7 @@ pub(crate) async fn instance(
 }
 
 pub(crate) async fn why(State(context): State<Context>, Query(scope): Query<Scope>) -> Answer<WhyView> {
+    named::environment(&*context.handle.snapshot()?, &scope)?;
     let reasons = context.handle.explain(None)?;
     let reasons = reasons.into_iter().filter(|r| scope.covers(&r.env)).map(views::reason).collect();
     Ok(Json(WhyView { reasons }))
@@ -349,6 +358,8 @@ pub(crate) async fn audit(
     State(context): State<Context>,
     Query(query): Query<AuditQuery>,
 ) -> Answer<AuditView> {
+    let scope = Scope { project: query.project.clone(), env: query.env.clone() };
+    named::environment(&*context.handle.snapshot()?, &scope)?;
     let work = move || -> Result<AuditView, Failure> {
         let mut kept = VecDeque::new();
         let mut from = 1;

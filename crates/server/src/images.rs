@@ -3,11 +3,12 @@
 use crate::Context;
 use crate::failure::Failure;
 use crate::handlers::{Answer, Look, Query};
+use crate::views;
 use axum::Json;
 use axum::extract::{Path, State};
 use kiln_api::Code;
 use kiln_api::environment::Scope;
-use kiln_api::image::{ImageDetail, ImageList, ImageView};
+use kiln_api::image::{ImageDetail, ImageList};
 
 /// Bytes of all layers of an image.
 fn size_of(context: &Context, image: kiln_model::Digest) -> Option<u64> {
@@ -28,7 +29,7 @@ pub(crate) fn find(context: &Context, prefix: &str) -> Result<kiln_model::Digest
 }
 
 pub(crate) async fn list(State(context): State<Context>, Query(scope): Query<Scope>) -> Answer<ImageList> {
-    let look = Look::take(&context)?;
+    let look = Look::about(&context, &scope)?;
     Ok(Json(ImageList { images: look.view().images(&scope, &|image| size_of(&context, image)) }))
 }
 
@@ -37,22 +38,11 @@ pub(crate) async fn show(State(context): State<Context>, Path(prefix): Path<Stri
     let look = Look::take(&context)?;
     let all = look.view().images(&Scope::default(), &|image| size_of(&context, image));
     let provenance = context.workshop.provenance(digest);
-    let released: Option<ImageView> = all.into_iter().find(|image| image.digest == digest);
-    let image = match (released, &provenance) {
-        (Some(image), _) => image,
-        (None, Some(record)) => {
-            let field = |name: &str| record.get(name).cloned().unwrap_or_default();
-            let unreadable =
-                |_| Failure::new(Code::Internal, format!("the record of image {digest} is damaged"));
-            ImageView {
-                digest,
-                name: serde_json::from_value(field("name")).map_err(unreadable)?,
-                commit: serde_json::from_value(field("commit")).map_err(unreadable)?,
-                size: size_of(&context, digest),
-                used_by: vec![],
-            }
-        }
-        (None, None) => return Err(Failure::new(Code::NoImage, format!("no image begins with `{prefix}`"))),
-    };
+    let released = all.into_iter().find(|image| image.digest == digest);
+    // One that was only baked is known by the record beside it.
+    let recorded = || provenance.as_ref().and_then(|p| views::baked(digest, p, size_of(&context, digest)));
+    let image = released.or_else(recorded);
+    let image =
+        image.ok_or_else(|| Failure::new(Code::NoImage, format!("no image begins with `{prefix}`")))?;
     Ok(Json(ImageDetail { manifest: context.workshop.manifest(digest).ok(), provenance, image }))
 }

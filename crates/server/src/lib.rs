@@ -8,6 +8,7 @@ mod handlers;
 mod images;
 mod listen;
 mod logs;
+mod named;
 mod stream;
 mod upload;
 mod views;

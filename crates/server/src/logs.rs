@@ -3,6 +3,7 @@
 use crate::Context;
 use crate::failure::Failure;
 use crate::handlers::Query;
+use crate::named;
 use crate::stream::{Lines, stopped, stream};
 use axum::extract::State;
 use axum::response::Response;
@@ -11,6 +12,7 @@ use kiln_api::error::chain;
 use kiln_api::logs::{LogLine, LogQuery};
 use kiln_api::update::Update;
 use kiln_logs::{Cursor, Filter, Line};
+use kiln_model::InstanceId;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -21,6 +23,8 @@ const BACKLOG: usize = 256;
 
 pub(crate) async fn logs(State(context): State<Context>, Query(query): Query<LogQuery>) -> Response {
     stream(move |lines: Lines<LogLine>| async move {
+        let has_lines = |id: &InstanceId| context.workshop.logs().holds(id);
+        named::lines(&*context.handle.snapshot()?, &query, has_lines)?;
         let follow = query.follow;
         let filter = filter(query);
         let (sender, mut receiver) = tokio::sync::mpsc::channel(BACKLOG);

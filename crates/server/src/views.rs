@@ -229,6 +229,13 @@ fn new_image(
     ImageView { digest, name: name.clone(), commit, size: size(digest), used_by: vec![] }
 }
 
+/// An image that no release uses, as the record beside it says.
+pub(crate) fn baked(digest: Digest, provenance: &serde_json::Value, size: Option<u64>) -> Option<ImageView> {
+    let word = |key: &str| provenance.get(key)?.as_str();
+    let (name, commit) = (word("name")?.parse().ok()?, word("commit")?.parse().ok()?);
+    Some(ImageView { digest, name, commit, size, used_by: vec![] })
+}
+
 fn no_commit() -> kiln_model::CommitId {
     "0".repeat(40).parse().unwrap_or_else(|_| unreachable!("forty digits are a commit"))
 }

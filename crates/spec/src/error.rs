@@ -27,6 +27,24 @@ pub struct SpecError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecErrors(pub Vec<SpecError>);
 
+impl SpecErrors {
+    /// The first error in one line that begins with its place.
+    pub fn message(&self) -> String {
+        self.0.first().map(SpecError::line).unwrap_or_default()
+    }
+
+    /// The text that the first error points at, and the other errors, one line each.
+    pub fn details(&self) -> Vec<String> {
+        let excerpt = self.0.first().into_iter().flat_map(SpecError::excerpt);
+        excerpt.chain(self.0.iter().skip(1).map(SpecError::line)).collect()
+    }
+
+    /// How to mend the first error.
+    pub fn hint(&self) -> Option<String> {
+        self.0.first().and_then(|error| error.hint.clone())
+    }
+}
+
 impl std::error::Error for SpecErrors {}
 
 impl fmt::Display for SpecErrors {
@@ -41,15 +59,29 @@ impl fmt::Display for SpecErrors {
     }
 }
 
+impl SpecError {
+    fn line(&self) -> String {
+        format!("{}:{}:{}: {}", self.file, self.line, self.column, self.message)
+    }
+
+    /// The line, and below it what is meant, underlined.
+    fn excerpt(&self) -> [String; 2] {
+        let number = self.line.to_string();
+        let margin = " ".repeat(number.len());
+        let under = format!("{}{}", " ".repeat(self.column - 1), "^".repeat(self.width.max(1)));
+        [format!("{number} | {}", self.text), format!("{margin} | {under}")]
+    }
+}
+
 impl fmt::Display for SpecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let margin = " ".repeat(self.line.to_string().len());
-        let under = format!("{}{}", " ".repeat(self.column - 1), "^".repeat(self.width.max(1)));
+        let [text, under] = self.excerpt();
         writeln!(f, "{}", self.message)?;
         writeln!(f, "{margin}--> {}:{}:{}", self.file, self.line, self.column)?;
         writeln!(f, "{margin} |")?;
-        writeln!(f, "{} | {}", self.line, self.text)?;
-        write!(f, "{margin} | {under}")?;
+        writeln!(f, "{text}")?;
+        write!(f, "{under}")?;
         if let Some(hint) = &self.hint {
             write!(f, "\nhint: {hint}")?;
         }

@@ -27,8 +27,15 @@ pub enum LockParseError {
     #[error("kiln.lock is larger than {LOCK_BYTES_MAX} bytes")]
     TooLarge,
     /// Not TOML, or not of this shape.
-    #[error("kiln.lock is malformed")]
-    Syntax(#[source] Box<toml::de::Error>),
+    #[error("kiln.lock:{line}:{column}: {message}")]
+    Syntax {
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+        /// What is wrong there, in one line.
+        message: String,
+    },
     /// Another version of the format.
     #[error("kiln.lock has version {found}, this kiln reads version {LOCK_VERSION}")]
     Version {
@@ -109,6 +116,13 @@ impl Recipes {
     pub fn is_empty(&self) -> bool {
         self.debian.is_empty() && self.oci.is_empty()
     }
+}
+
+fn syntax(text: &str, error: &toml::de::Error) -> LockParseError {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    LockParseError::Syntax { line, column, message: error.message().replace('\n', " ") }
 }
 
 /// The Debian part of one image of a `kiln.toml`: what is resolved into a lock.
@@ -215,7 +229,7 @@ impl Lock {
         if text.len() > LOCK_BYTES_MAX {
             return Err(LockParseError::TooLarge);
         }
-        let lock: Lock = toml::from_str(text).map_err(|e| LockParseError::Syntax(Box::new(e)))?;
+        let lock: Lock = toml::from_str(text).map_err(|e| syntax(text, &e))?;
         if lock.version != LOCK_VERSION {
             return Err(LockParseError::Version { found: lock.version });
         }
@@ -395,6 +409,18 @@ mod tests {
             let bad = text.replacen(from, to, 1);
             assert_ne!(bad, text, "{from}");
             assert!(Lock::parse(&bad).is_err(), "{to}");
+        }
+    }
+
+    #[test]
+    fn what_is_malformed_has_a_place() {
+        for (bad, expected) in [
+            ("garbage", "kiln.lock:1:8: key with no value, expected `=`"),
+            ("version = 1\n[[package]]\nname = 3\n", "kiln.lock:2:3: unknown field `package`"),
+            ("<<<<<<< HEAD\nversion = 1\n", "kiln.lock:1:"),
+        ] {
+            let error = Lock::parse(bad).unwrap_err().to_string();
+            assert!(error.starts_with(expected) && !error.contains('\n'), "{error}");
         }
     }
 

@@ -106,9 +106,18 @@ fn read(mut root: Table<'_>, sink: Shared<'_, '_>) -> Option<Project> {
             None
         }
     };
+    let absent = |key, hint: &str| {
+        sink.borrow_mut().push(0..0, format!("there are no `{key}`"), Some(hint.into()));
+    };
     let images = images(root.table("images", sink), sink);
+    if images.is_empty() && !root.has_misspelt("images") {
+        absent("images", "add an `[images.NAME]` with a `base`");
+    }
     let names: Vec<ImageName> = images.keys().cloned().collect();
     let services = root.take("services");
+    if services.is_none() && !root.has_misspelt("services") {
+        absent("services", "add a `[services.NAME]` with `image` and `command`");
+    }
     let routes = root.take("routes");
     let table = services.as_ref().and_then(|s| s.as_table("[services]".into(), sink));
     let base = environment(table, routes.clone(), &names, sink);
@@ -140,11 +149,7 @@ fn read(mut root: Table<'_>, sink: Shared<'_, '_>) -> Option<Project> {
 
 fn images(table: Option<Table<'_>>, sink: Shared<'_, '_>) -> BTreeMap<ImageName, ImageRecipe> {
     let mut images = BTreeMap::new();
-    let Some(mut table) = table else {
-        let hint = "add an `[images.NAME]` with a `base`".to_owned();
-        sink.borrow_mut().push(0..0, "there are no `images`", Some(hint));
-        return images;
-    };
+    let Some(mut table) = table else { return images };
     for (key, span) in table.keys() {
         let Some(value) = table.take_named(&key) else { continue };
         match ImageName::new(key.clone()) {
@@ -210,18 +215,14 @@ fn environment(
     sink: Shared<'_, '_>,
 ) -> EnvironmentSpec {
     let mut read = BTreeMap::new();
-    match services {
-        Some(mut table) => {
-            for (key, span) in table.keys() {
-                let Some(value) = table.take_named(&key) else { continue };
-                let Some(one) = value.as_table(table.child(&key), sink) else { continue };
-                one_service(&key, one.at(span), images, &mut read, sink);
-            }
-        }
-        None => {
-            let hint = "add a `[services.NAME]` with `image` and `command`".to_owned();
-            sink.borrow_mut().push(0..0, "there are no `services`", Some(hint));
-        }
+    let Some(mut table) = services else {
+        // That there are none was reported; routes to them would only bring more errors.
+        return EnvironmentSpec { services: read, routes: vec![] };
+    };
+    for (key, span) in table.keys() {
+        let Some(value) = table.take_named(&key) else { continue };
+        let Some(one) = value.as_table(table.child(&key), sink) else { continue };
+        one_service(&key, one.at(span), images, &mut read, sink);
     }
     if read.len() > limits::SERVICES_MAX {
         sink.borrow_mut().push(0..0, format!("more than {} services", limits::SERVICES_MAX), None);

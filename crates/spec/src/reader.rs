@@ -58,6 +58,15 @@ impl<'d> Table<'d> {
         self.entries.contains_key(key)
     }
 
+    /// Whether a key is there that is probably meant to be this one: it will be reported as unknown.
+    pub(crate) fn has_misspelt(&self, key: &str) -> bool {
+        self.entries.keys().any(|other| other != key && did_you_mean(other, &[key]).is_some())
+    }
+
+    fn is_root(&self) -> bool {
+        matches!(&*self.name, "" | "[]")
+    }
+
     /// Whether the key is absent or an empty array.
     pub(crate) fn is_empty_array(&self, key: &str) -> bool {
         let value = self.entries.get(key).map(|(_, value)| value.value.as_array());
@@ -188,7 +197,8 @@ impl<'d> Table<'d> {
     /// Refuses a key that a later kiln will have.
     pub(crate) fn reserved(&mut self, key: &'static str, hint: &str, sink: Shared<'_, '_>) {
         let Some((span, _)) = self.entries.remove(key) else { return };
-        let message = format!("`{key}` in `{}` is not available yet", self.name);
+        let place = if self.is_root() { String::new() } else { format!(" in `{}`", self.name) };
+        let message = format!("`{key}`{place} is not available yet");
         sink.borrow_mut().push(span, message, Some(hint.to_owned()));
     }
 
@@ -197,11 +207,8 @@ impl<'d> Table<'d> {
         for (key, (span, _)) in &self.entries {
             let hint = did_you_mean(key, &self.known)
                 .unwrap_or_else(|| format!("known keys are {}", self.known.join(", ")));
-            let message = if self.name.is_empty() || self.name == "[]" {
-                format!("unknown key `{key}`")
-            } else {
-                format!("unknown key `{key}` in `{}`", self.name)
-            };
+            let place = if self.is_root() { String::new() } else { format!(" in `{}`", self.name) };
+            let message = format!("unknown key `{key}`{place}");
             sink.borrow_mut().push(span.clone(), message, Some(hint));
         }
     }

@@ -32,7 +32,9 @@ pub(crate) fn read(
     let command = argv(&mut table, sink).unwrap_or_default();
     let max = u64::from(limits::INSTANCES_PER_SERVICE_MAX);
     let instances = table.integer("instances", 0..=max, sink).unwrap_or(1) as u32;
-    let port = table.integer("port", 1..=65535, sink).map(|p| p as u16);
+    // One that is wrong is reported as such, not as one that is missing: what stands in for it is never used.
+    let stand_in = table.has("port").then_some(u16::MAX);
+    let port = table.integer("port", 1..=65535, sink).map(|p| p as u16).or(stand_in);
     let unchecked = !table.has("health") && table.is_empty_array("validate");
     let health = table.table("health", sink).and_then(|t| health(t, port, sink));
     let validate = validate(&mut table, port, sink);
@@ -77,6 +79,10 @@ fn image(name: &ServiceName, table: &mut Table<'_>, images: &[ImageName], sink: 
     };
     if let Some(image) = images.iter().find(|i| i.as_str() == text) {
         return image.clone();
+    }
+    if images.is_empty() {
+        // That there are none at all was reported.
+        return fallback();
     }
     let known: Vec<&str> = images.iter().map(ImageName::as_str).collect();
     let hint =

@@ -187,7 +187,7 @@ fn every_kind_of_mistake_is_found() {
         ("port = 80", "port = 80\nstop = { signal = \"TERM\" }", "unknown signal"),
         ("port = 80", "port = 80\nport = 81", "duplicate key"),
         ("name = \"x\"", "name = \"X\"", "not a legal project name"),
-        ("name = \"x\"", "name = \"x\"\n[data.main]\nkind = \"postgres\"", "`data` in"),
+        ("name = \"x\"", "name = \"x\"\n[data.main]\nkind = \"postgres\"", "`data` is not available yet"),
         (
             "[services.a]",
             "[[routes]]\nservice = \"a\"\ntcp = 5\n[services.a]",
@@ -234,6 +234,36 @@ fn every_kind_of_mistake_is_found() {
         let found = errors(&SMALL.replacen(from, to, 1));
         assert!(found.contains(expected), "{to}: expected {expected:?} in\n{found}");
     }
+}
+
+#[test]
+fn one_mistake_is_one_error() {
+    let routed = format!("{SMALL}[[routes]]\nservice = \"a\"\n");
+    let mistakes = [
+        ("port = 80", "port = 99999", "kiln.toml:7:8: `port` must be a whole number from 1 to 65535"),
+        ("[services.a]", "[service.a]", "kiln.toml:4:2: unknown key `service`"),
+        ("[images.a]", "[image.a]", "kiln.toml:2:2: unknown key `image`"),
+        ("[images.a]\nbase = \"scratch\"\n", "", "kiln.toml:1:1: there are no `images`"),
+        ("[images.a]\nbase = \"scratch\"\n", "[images]\n", "kiln.toml:1:1: there are no `images`"),
+        ("[services.a]", "[jobs.x]\n[services.a]", "kiln.toml:4:2: `jobs` is not available yet"),
+    ];
+    for (from, to, expected) in mistakes {
+        assert!(routed.contains(from), "{from}");
+        let errors = Project::parse(&routed.replacen(from, to, 1), "kiln.toml").unwrap_err();
+        assert_eq!((errors.0.len(), errors.message().as_str()), (1, expected), "{to}: {errors}");
+        assert!(errors.details().len() == 2, "the line and what is underlined: {:?}", errors.details());
+    }
+}
+
+#[test]
+fn a_message_has_the_place_of_the_first_error_and_its_hint() {
+    let errors = Project::parse(&SMALL.replace("port = 80", "prot = 80\nport = 0"), "kiln.toml").unwrap_err();
+    assert_eq!(errors.message(), "kiln.toml:7:1: unknown key `prot` in `[services.a]`");
+    assert_eq!(
+        errors.details(),
+        ["7 | prot = 80", "  | ^^^^", "kiln.toml:8:8: `port` must be a whole number from 1 to 65535"]
+    );
+    assert_eq!(errors.hint().as_deref(), Some("did you mean `port`?"));
 }
 
 #[test]

@@ -16,9 +16,14 @@ pub(crate) fn entry(previous: &str, sequence: u64, revision: Revision, event: &E
     LedgerEntry { sequence, revision, event: event.clone(), previous: previous.to_owned(), hash }
 }
 
-/// Walks the chain over raw rows (sequence, revision, body, previous, hash).
+/// Where the chain ends: (sequence, hash) of its last entry, or nothing and [`GENESIS`]. Kept apart from the entries, so
+/// that a missing end shows.
+pub(crate) type Head = (u64, String);
+
+/// Walks the chain over raw rows (sequence, revision, body, previous, hash) up to `head`.
 pub(crate) fn verify(
     rows: impl Iterator<Item = (u64, u64, String, String, String)>,
+    head: &Head,
 ) -> Result<u64, (u64, String)> {
     let (mut expected, mut chained) = (1, GENESIS.to_owned());
     for (sequence, revision, body, previous, stored) in rows {
@@ -33,5 +38,11 @@ pub(crate) fn verify(
         }
         (expected, chained) = (sequence + 1, stored);
     }
-    Ok(expected - 1)
+    match expected - 1 {
+        last if last < head.0 => {
+            Err((expected, format!("entry {expected} and what came after it is missing")))
+        }
+        last if (last, &chained) != (head.0, &head.1) => Err((last, "it is not the end of the chain".into())),
+        last => Ok(last),
+    }
 }

@@ -7,6 +7,7 @@
 mod ledger;
 pub mod lock;
 mod memory;
+mod reserve;
 pub mod rules;
 mod sqlite;
 

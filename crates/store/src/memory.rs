@@ -83,7 +83,9 @@ impl Store for MemStore {
             let body = serde_json::to_string(&e.event).unwrap_or_default();
             (e.sequence, e.revision.0, body, e.previous.clone(), e.hash.clone())
         });
-        Ok(ledger::verify(rows))
+        let head =
+            state.ledger.last().map_or((0, ledger::GENESIS.to_owned()), |e| (e.sequence, e.hash.clone()));
+        Ok(ledger::verify(rows, &head))
     }
 
     fn is_tombstoned(&self, id: &InstanceId) -> Result<bool, StoreError> {

@@ -1,5 +1,6 @@
 //! The store on SQLite: one writer connection, WAL, every commit flushed to disk before it counts.
 
+use crate::reserve::Reserve;
 use crate::{LedgerEntry, Store, StoreError, ledger, rules};
 use kiln_model::{
     Environment, Epoch, Event, Generation, Incarnation, Instance, InstanceId, Mutation, Op, OpId, Release,
@@ -8,6 +9,7 @@ use kiln_model::{
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,7 +34,9 @@ CREATE TABLE ledger(sequence INTEGER PRIMARY KEY, revision INTEGER NOT NULL, bod
 struct State {
     connection: Connection,
     snapshot: Arc<Snapshot>,
-    poisoned: bool,
+    reserve: Reserve,
+    /// What kind of failure a commit met, after which nothing is known.
+    poisoned: Option<ErrorKind>,
 }
 
 /// Durable truth in one file.
@@ -60,20 +64,59 @@ impl SqliteStore {
         }
         migrate(&mut connection, path)?;
         let snapshot = Arc::new(read(&connection).map_err(fail("reading"))?);
-        Ok(Self { state: Mutex::new(State { connection, snapshot, poisoned: false }), path: path.to_owned() })
+        let state = State { connection, snapshot, reserve: Reserve::beside(path), poisoned: None };
+        Ok(Self { state: Mutex::new(state), path: path.to_owned() })
     }
 
     fn state(&self) -> Result<MutexGuard<'_, State>, StoreError> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.poisoned {
-            let text = "an earlier commit failed; nothing is known until a restart";
-            return Err(io("using", &self.path, std::io::Error::other(text)));
+        if let Some(kind) = state.poisoned {
+            let text = match kind {
+                ErrorKind::StorageFull => "the disk is full; nothing is known until a restart",
+                _ => "an earlier commit failed; nothing is known until a restart",
+            };
+            return Err(io("using", &self.path, std::io::Error::new(kind, text)));
         }
         Ok(state)
     }
 
     fn fail(&self, step: &'static str) -> impl Fn(rusqlite::Error) -> StoreError + '_ {
         move |source| io(step, &self.path, source)
+    }
+
+    fn try_commit(
+        &self,
+        state: &mut State,
+        epoch: Epoch,
+        base: Revision,
+        mutations: &[Mutation],
+        events: &[Event],
+    ) -> Result<Revision, StoreError> {
+        let fail = self.fail("committing");
+        let tx = state.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
+        let holder = Epoch(meta(&tx, "epoch").map_err(&fail)?);
+        if holder != epoch {
+            return Err(StoreError::LeaseLost { mine: epoch, holder });
+        }
+        let newest = Revision(meta(&tx, "revision").map_err(&fail)?);
+        if base != newest || state.snapshot.revision != newest {
+            return Err(StoreError::Conflict { base, newest });
+        }
+        let tombstoned = |id: &InstanceId| tombstone_exists(&tx, id).unwrap_or(true);
+        let mut after = rules::check(&state.snapshot, mutations, tombstoned)
+            .map_err(|detail| StoreError::Illegal { detail })?;
+        after.revision = newest.next();
+        let written = write(&tx, &state.snapshot, &after, mutations)
+            .and_then(|()| append(&tx, after.revision, events))
+            .and_then(|()| tx.commit());
+        if let Err(error) = written.map_err(fail) {
+            let full = error.is_disk_full();
+            state.poisoned = Some(if full { ErrorKind::StorageFull } else { ErrorKind::Other });
+            return Err(error);
+        }
+        let revision = after.revision;
+        state.snapshot = Arc::new(after);
+        Ok(revision)
     }
 }
 
@@ -257,13 +300,25 @@ fn rewrite_times(tx: &Transaction<'_>, after: &Snapshot) -> rusqlite::Result<()>
     Ok(())
 }
 
+/// Where the ledger ends, as it was written with its last entry.
+fn ledger_head(connection: &Connection) -> rusqlite::Result<ledger::Head> {
+    let hash: String = meta(connection, "ledger_hash")?;
+    if !hash.is_empty() {
+        return Ok((meta(connection, "ledger_sequence")?, hash));
+    }
+    // Nothing was written yet, or by a kiln that did not keep it.
+    let last =
+        connection.query_row("SELECT sequence, hash FROM ledger ORDER BY sequence DESC LIMIT 1", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        });
+    Ok(last.optional()?.unwrap_or((0, ledger::GENESIS.to_owned())))
+}
+
 fn append(tx: &Transaction<'_>, revision: Revision, events: &[Event]) -> rusqlite::Result<()> {
-    let last = tx
-        .query_row("SELECT sequence, hash FROM ledger ORDER BY sequence DESC LIMIT 1", [], |row| {
-            Ok((row.get::<_, u64>(0)?, row.get::<_, String>(1)?))
-        })
-        .optional()?;
-    let (mut sequence, mut previous) = last.unwrap_or((0, ledger::GENESIS.to_owned()));
+    if events.is_empty() {
+        return Ok(());
+    }
+    let (mut sequence, mut previous) = ledger_head(tx)?;
     for event in events {
         sequence += 1;
         let entry = ledger::entry(&previous, sequence, revision, event);
@@ -276,7 +331,8 @@ fn append(tx: &Transaction<'_>, revision: Revision, events: &[Event]) -> rusqlit
         ])?;
         previous = entry.hash;
     }
-    Ok(())
+    set_meta(tx, "ledger_sequence", sequence)?;
+    set_meta(tx, "ledger_hash", &previous)
 }
 
 impl Store for SqliteStore {
@@ -304,30 +360,17 @@ impl Store for SqliteStore {
     ) -> Result<Revision, StoreError> {
         let mut guard = self.state()?;
         let state = &mut *guard;
-        let fail = self.fail("committing");
-        let tx = state.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
-        let holder = Epoch(meta(&tx, "epoch").map_err(&fail)?);
-        if holder != epoch {
-            return Err(StoreError::LeaseLost { mine: epoch, holder });
+        let mut done = self.try_commit(state, epoch, base, mutations, events);
+        let full = done.as_ref().is_err_and(StoreError::is_disk_full);
+        // It was taken back whole, so that it can be done again with the space that is kept for this.
+        if full && state.connection.is_autocommit() && state.reserve.give() {
+            state.poisoned = None;
+            done = self.try_commit(state, epoch, base, mutations, events);
         }
-        let newest = Revision(meta(&tx, "revision").map_err(&fail)?);
-        if base != newest || state.snapshot.revision != newest {
-            return Err(StoreError::Conflict { base, newest });
+        if done.is_ok() {
+            state.reserve.keep();
         }
-        let tombstoned = |id: &InstanceId| tombstone_exists(&tx, id).unwrap_or(true);
-        let mut after = rules::check(&state.snapshot, mutations, tombstoned)
-            .map_err(|detail| StoreError::Illegal { detail })?;
-        after.revision = newest.next();
-        let written = write(&tx, &state.snapshot, &after, mutations)
-            .and_then(|()| append(&tx, after.revision, events))
-            .and_then(|()| tx.commit());
-        if let Err(source) = written {
-            state.poisoned = true;
-            return Err(fail(source));
-        }
-        let revision = after.revision;
-        state.snapshot = Arc::new(after);
-        Ok(revision)
+        done
     }
 
     fn ledger(&self, from: u64, limit: usize) -> Result<Vec<LedgerEntry>, StoreError> {
@@ -358,7 +401,8 @@ impl Store for SqliteStore {
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
             .map_err(&fail)?;
         let rows: Vec<_> = rows.collect::<Result<_, _>>().map_err(&fail)?;
-        Ok(ledger::verify(rows.into_iter()))
+        let head = ledger_head(&state.connection).map_err(&fail)?;
+        Ok(ledger::verify(rows.into_iter(), &head))
     }
 
     fn is_tombstoned(&self, id: &InstanceId) -> Result<bool, StoreError> {

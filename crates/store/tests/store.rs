@@ -49,6 +49,12 @@ fn suite(store: &dyn Store) {
     assert!(matches!(again, Err(StoreError::Illegal { .. })), "an id is never used twice");
     assert!(store.is_tombstoned(&InstanceId::new(&ServiceName::new("web").unwrap(), 1)).unwrap());
     assert_eq!(store.departed(10).unwrap().len(), 1);
+    let mut third = commit(third, &[gone(3)]).unwrap();
+    for _ in 0..2 {
+        let next = store.load().unwrap().next_instance;
+        third = commit(third, &[instance(next, InstanceState::Intent)])
+            .expect("a leftover of a newer history was removed: its number is not given again");
+    }
     let jump = Mutation::PutRoute { generation: Generation(2), table: Box::default() };
     assert!(matches!(commit(third, &[jump]), Err(StoreError::Illegal { .. })), "generations have no gaps");
     let ahead = Mutation::RouteAcked { generation: Generation(1) };
@@ -56,7 +62,7 @@ fn suite(store: &dyn Store) {
     let (_, newer) = store.take_lease("b").unwrap();
     assert!(newer > epoch);
     assert!(matches!(commit(third, &[]), Err(StoreError::LeaseLost { .. })), "an older server cannot write");
-    assert_eq!(store.verify_ledger().unwrap(), Ok(3));
+    assert_eq!(store.verify_ledger().unwrap(), Ok(6));
     assert_eq!(store.ledger(2, 1).unwrap()[0].sequence, 2);
 }
 
@@ -145,6 +151,8 @@ fn an_edited_ledger_names_its_first_bad_entry() {
         ("UPDATE ledger SET body = replace(body, 'thing', 'nothing') WHERE sequence = 3", 3),
         ("DELETE FROM ledger WHERE sequence = 4", 4),
         ("UPDATE ledger SET hash = previous WHERE sequence = 2", 2),
+        ("DELETE FROM ledger WHERE sequence >= 5", 5),
+        ("DELETE FROM ledger", 1),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kiln.db");
@@ -153,6 +161,19 @@ fn an_edited_ledger_names_its_first_bad_entry() {
         let store = SqliteStore::open(&path).unwrap();
         assert_eq!(store.verify_ledger().unwrap().unwrap_err().0, bad, "{change}");
     }
+}
+
+#[test]
+fn a_ledger_whose_end_was_not_recorded_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln.db");
+    history(&SqliteStore::open(&path).unwrap(), 6);
+    let forget = "DELETE FROM meta WHERE key LIKE 'ledger%'";
+    rusqlite::Connection::open(&path).unwrap().execute_batch(forget).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
+    let (_, epoch) = store.take_lease("b").unwrap();
+    store.commit(epoch, store.load().unwrap().revision, &[], &[event(7)]).unwrap();
+    assert_eq!(store.verify_ledger().unwrap(), Ok(7));
 }
 
 #[test]

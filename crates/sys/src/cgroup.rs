@@ -131,9 +131,8 @@ impl Trees {
     pub fn children(&self, parent: &str) -> Vec<String> {
         let mut names: Vec<String> = vec![];
         for directory in self.directories(parent) {
-            let Ok(entries) = fs::read_dir(directory) else { continue };
-            let found = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
-            names.extend(found.map(|e| e.file_name().to_string_lossy().into_owned()));
+            let found = nested(&directory);
+            names.extend(found.iter().filter_map(|d| Some(d.file_name()?.to_string_lossy().into_owned())));
         }
         names.sort();
         names.dedup();
@@ -162,10 +161,19 @@ fn make(directory: &Path) -> Result<(), CallError> {
     .context("create cgroup", directory.display())
 }
 
+/// The groups in a group.
+fn nested(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { return vec![] };
+    let found = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+    found.map(|e| e.path()).collect()
+}
+
 /// Removes a group's directory. A group that just became empty may stay busy for a moment.
 fn remove(directory: &Path) -> Result<(), CallError> {
     const PATIENCE: Duration = Duration::from_secs(5);
     let end = Instant::now() + PATIENCE;
+    // Those of programs that were running beside the main one when their server died.
+    nested(directory).iter().try_for_each(|d| remove(d))?;
     loop {
         match fs::remove_dir(directory) {
             Ok(()) => return Ok(()),
@@ -250,6 +258,21 @@ impl Group {
         self.directories.iter().filter(wanted).map(open).collect()
     }
 
+    /// Makes a group in this one, for a program that can be killed without the others. It has no limits of its own. With
+    /// it come the files for joining, as from [`Group::doors`].
+    pub fn nest(&self, name: &str) -> Result<(Group, Vec<fs::File>), CallError> {
+        let Some((first, others)) = self.directories.split_first() else {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV)).context("nest cgroup", name);
+        };
+        let directory = first.join(name);
+        make(&directory)?;
+        let unified = (self.unified.as_ref() == Some(first)).then(|| directory.clone());
+        let group = Group { directories: vec![directory.clone()], unified, memory: None, v2_memory: false };
+        let joined = Group { directories: [&[directory], others].concat(), ..group.clone() };
+        let doors = joined.doors(true).inspect_err(|_| drop(group.remove()))?;
+        Ok((group, doors))
+    }
+
     /// The file that counts kills for want of memory, for [`oom_kills`].
     pub fn oom_file(&self) -> Result<Option<fs::File>, CallError> {
         let name = if self.v2_memory { "memory.events" } else { "memory.oom_control" };
@@ -260,10 +283,10 @@ impl Group {
         self.memory.as_ref().map(open).transpose()
     }
 
-    /// The processes in it, from all trees.
+    /// The processes in it and in the groups in it, from all trees.
     pub fn processes(&self) -> Vec<i32> {
         let mut pids: Vec<i32> = vec![];
-        for directory in &self.directories {
+        for directory in self.directories.iter().flat_map(|d| [vec![d.clone()], nested(d)].concat()) {
             let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
             pids.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|p| *p > 0));
         }

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::error::check;
-use crate::process::{Clone, Namespaces};
+use crate::process::{self, Clone, Namespaces};
 use crate::{CallError, Context};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -45,9 +45,16 @@ pub fn map_ids(pid: i32, base: u32, count: u32) -> Result<(), CallError> {
 
 /// A user namespace that nobody lives in, for an idmapped mount. The caller has one thread.
 pub fn user_namespace(base: u32, count: u32) -> Result<OwnedFd, CallError> {
+    // The child must not outlive a parent that is killed here: it has copies of all of its descriptors. The alarm is for
+    // a parent that died before the child could ask for its own death.
+    const LIFE_SECONDS: u32 = 5;
     let child = Clone::new(Namespaces::USER).spawn(|| {
+        process::end_after(LIFE_SECONDS);
+        if process::die_with_parent().is_err() {
+            return 1;
+        }
         loop {
-            // SAFETY: waits for a signal; the child is killed by its parent below.
+            // SAFETY: waits for a signal; the child is killed by its parent below, or dies with it.
             unsafe { libc::pause() };
         }
     })?;

@@ -163,13 +163,17 @@ impl Netlink {
 
     /// The number of an interface.
     pub fn index(&self, name: &str) -> Result<u32, CallError> {
+        self.find(name).map(|link| link.index)
+    }
+
+    /// An interface.
+    pub fn find(&self, name: &str) -> Result<Link, CallError> {
         let mut message = Message::new(libc::RTM_GETLINK, 0).link(0, 0);
         message.text(IFLA_IFNAME, name);
         let answers = self.request(message, libc::NLM_F_ACK as u16).context("find interface", name)?;
         answers
             .iter()
             .find_map(|a| parse_link(a))
-            .map(|link| link.index)
             .ok_or(io::Error::from_raw_os_error(libc::ENODEV))
             .context("find interface", name)
     }

@@ -8,6 +8,9 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 /// runs as another user.
 pub const CAP_KILL: u32 = 5;
 
+/// The version of the capability calls (`_LINUX_CAPABILITY_VERSION_3`).
+const VERSION_3: u32 = 0x2008_0522;
+
 /// Becomes `uid`:`gid` in real, effective and saved form, without supplementary groups.
 pub fn become_user(uid: u32, gid: u32) -> Result<(), CallError> {
     // SAFETY: the three calls take plain numbers; an empty group list is never read.
@@ -17,6 +20,34 @@ pub fn become_user(uid: u32, gid: u32) -> Result<(), CallError> {
         check(libc::syscall(libc::SYS_setresgid, gid, gid, gid)).context("setresgid", gid)?;
         check(libc::syscall(libc::SYS_setresuid, uid, uid, uid)).context("setresuid", uid)?;
     }
+    Ok(())
+}
+
+/// Runs `work` with `uid` as the effective user and with all capabilities all the same: what `work` makes belongs to `uid`.
+/// The caller is the host's root and has one thread.
+pub(crate) fn as_owner<T>(uid: u32, work: impl FnOnce() -> T) -> Result<T, CallError> {
+    let become_effective = |uid: u32| {
+        // SAFETY: takes plain numbers; -1 leaves the real and the saved user as they are.
+        check(unsafe { libc::syscall(libc::SYS_setresuid, -1, uid, -1) }).context("setresuid", uid)
+    };
+    become_effective(uid)?;
+    // The effective set went with the effective user; the permitted one stayed with the other two.
+    let done = raise_capabilities().map(|()| work());
+    become_effective(0)?;
+    done
+}
+
+/// Makes every permitted capability effective.
+fn raise_capabilities() -> Result<(), CallError> {
+    let header = [VERSION_3, 0];
+    let mut data = [0u32; 6];
+    // SAFETY: version 3 has two words of header and six of data, and both arrays have that length.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) })
+        .context("capget", "self")?;
+    (data[0], data[3]) = (data[1], data[4]);
+    // SAFETY: as above.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) })
+        .context("capset", "all that is permitted")?;
     Ok(())
 }
 
@@ -41,7 +72,6 @@ pub fn drop_bounding_set() -> Result<(), CallError> {
 
 /// Keeps only the capabilities whose bits are set in `mask`, in the permitted and effective sets.
 pub fn keep_capabilities(mask: u64) -> Result<(), CallError> {
-    const VERSION_3: u32 = 0x2008_0522;
     let header = [VERSION_3, 0];
     let (low, high) = (mask as u32, (mask >> 32) as u32);
     let data = [low, low, 0, high, high, 0];
@@ -71,8 +101,13 @@ pub fn limit_resources(files_max: u64) -> Result<(), CallError> {
     Ok(())
 }
 
-/// Makes the kernel prefer this process when memory is short: 0 to 1000. Raising needs no right.
+/// Makes the kernel prefer this process when memory is short: 0 to 1000. Raising needs no right, but the file belongs to
+/// the host's root unless the process may be dumped, so it may be for a moment. What could use that moment has fewer
+/// capabilities than the caller, which has not given up its own yet, and the kernel refuses it for that.
 pub fn prefer_for_oom(score: u16) -> Result<(), CallError> {
     const PATH: &str = "/proc/self/oom_score_adj";
-    std::fs::write(PATH, score.to_string()).context("write", PATH)
+    set_dumpable_behavior(DumpableBehavior::Dumpable).context("set", "dumpable")?;
+    let written = std::fs::write(PATH, score.to_string()).context("write", PATH);
+    not_dumpable()?;
+    written
 }

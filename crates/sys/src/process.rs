@@ -54,18 +54,28 @@ impl BitOr for Namespaces {
 pub struct Clone<'a> {
     namespaces: Namespaces,
     cgroup: Option<BorrowedFd<'a>>,
+    owner: Option<u32>,
 }
 
 impl<'a> Clone<'a> {
     /// A child in new namespaces of these kinds.
     pub fn new(namespaces: Namespaces) -> Self {
-        Self { namespaces, cgroup: None }
+        Self { namespaces, cgroup: None, owner: None }
     }
 
     /// The child is born in this v2 cgroup, given by an open directory.
     #[must_use]
     pub fn into_cgroup(mut self, directory: BorrowedFd<'a>) -> Self {
         self.cgroup = Some(directory);
+        self
+    }
+
+    /// The new user namespace belongs to this user of the host instead of root. The kernel counts what a user has of some
+    /// things (inotify instances, pending signals, message queues, …) for the owner of the user's namespace as well: with
+    /// root as the owner of all, one instance could take them from the host and from all others.
+    #[must_use]
+    pub fn owned_by(mut self, uid: u32) -> Self {
+        self.owner = Some(uid);
         self
     }
 
@@ -88,13 +98,21 @@ impl<'a> Clone<'a> {
         args.pidfd = &raw mut pidfd as u64;
         args.exit_signal = libc::SIGCHLD as u64;
         args.cgroup = cgroup;
-        // SAFETY: like fork, as no flag shares memory; there is one thread (checked), so no lock is held by another.
-        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
-        let pid = check(pid).context("clone3", format!("{:?}", self.namespaces))? as i32;
-        if pid == 0 {
-            let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101);
-            exit_now(status);
-        }
+        let clone = || {
+            // SAFETY: like fork, as no flag shares memory; there is one thread (checked), so no lock is held by another.
+            let pid =
+                unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+            let pid = check(pid).context("clone3", format!("{:?}", self.namespaces))? as i32;
+            if pid == 0 {
+                let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101);
+                exit_now(status);
+            }
+            Ok(pid)
+        };
+        let pid = match self.owner {
+            Some(uid) => crate::privilege::as_owner(uid, clone)??,
+            None => clone()?,
+        };
         // SAFETY: the kernel stored a new descriptor that nobody else owns.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         Ok(Child { pid, pidfd })

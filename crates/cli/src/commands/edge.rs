@@ -1,5 +1,6 @@
 //! `kiln edge`: its options. The binary carries it out.
 
+use super::serve::traffic_address;
 use crate::{Context, Failure};
 use clap::Args;
 use std::net::SocketAddr;
@@ -15,10 +16,11 @@ Examples:
 )]
 pub struct EdgeArgs {
     /// The folder of its socket, its table and its log: `edge` in the state folder of the server
-    #[arg(long, value_name = "DIR")]
+    // An id of its own: `dir` is that of the global `-C`, which this would replace.
+    #[arg(id = "edge_dir", long = "dir", value_name = "DIR")]
     pub dir: PathBuf,
     /// An address that takes traffic; may be given several times
-    #[arg(long, value_name = "ADDR", required = true)]
+    #[arg(long, value_name = "ADDR", required = true, value_parser = traffic_address)]
     pub listen: Vec<SocketAddr>,
     /// Log every request
     #[arg(long)]

@@ -76,7 +76,7 @@ pub(crate) fn run(context: &Context<'_>, _: InitArgs) -> Result<(), Failure> {
 
 fn text(name: &str) -> String {
     format!(
-        "# What to run, and of what it is made. All of it: docs/reference, or the schema in docs/kiln.schema.json.\nname = \"{name}\"\n{TEMPLATE}"
+        "# What to run, and of what it is made. All of it: docs/how-to/write-kiln-toml.md, or the schema in docs/kiln.schema.json.\nname = \"{name}\"\n{TEMPLATE}"
     )
 }
 

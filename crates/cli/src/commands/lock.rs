@@ -4,10 +4,9 @@ use crate::progress::Progress;
 use crate::project::{self, LOCK, SPEC};
 use crate::{Context, Failure};
 use clap::Args;
-use kiln_api::Code;
 use kiln_api::lock::LockRequest;
 use kiln_model::limits;
-use kiln_spec::{Project, SpecErrors};
+use kiln_spec::Project;
 
 /// Options of `kiln lock`.
 #[derive(Debug, Args)]
@@ -31,7 +30,7 @@ pub struct LockArgs {
 pub(crate) async fn run(context: &Context<'_>, arguments: LockArgs) -> Result<(), Failure> {
     let dir = context.project_dir()?;
     let toml = project::read(&dir.join(SPEC), limits::SPEC_BYTES_MAX)?;
-    Project::parse(&toml, SPEC).map_err(invalid)?;
+    Project::parse(&toml, SPEC)?;
     let path = dir.join(LOCK);
     let previous = if path.exists() { Some(project::read(&path, limits::LOCK_BYTES_MAX)?) } else { None };
     let request = LockRequest { toml, previous, update: arguments.update };
@@ -61,14 +60,4 @@ pub(crate) async fn run(context: &Context<'_>, arguments: LockArgs) -> Result<()
         context.out().hint(&format!("`git add {LOCK} && git commit` pins what the project is made of"));
     }
     Ok(())
-}
-
-/// The first error carries its own hint; the others are shown below it.
-fn invalid(errors: SpecErrors) -> Failure {
-    let hint = errors.0.first().and_then(|error| error.hint.clone());
-    let hint = hint.unwrap_or_else(|| Code::InvalidProject.entry().help.to_owned());
-    let place = |e: &kiln_spec::SpecError| format!("{}:{}:{}: {}", e.file, e.line, e.column, e.message);
-    let mut lines = errors.0.iter().map(place);
-    let first = lines.next().unwrap_or_else(|| format!("`{SPEC}` is not valid"));
-    Failure::new(Code::InvalidProject, first).details(lines.collect()).hint(hint)
 }

@@ -25,8 +25,8 @@ pub struct ServeArgs {
     /// The socket that the command line talks to
     #[arg(long, value_name = "ADDR", env = "KILN_ADDR", default_value = address::DEFAULT, hide_env_values = true)]
     pub listen: Address,
-    /// An address that takes traffic; may be given several times
-    #[arg(long, value_name = "ADDR")]
+    /// An address that takes traffic; may be given several times. Without it a load balancer must run already
+    #[arg(long, value_name = "ADDR", value_parser = traffic_address)]
     pub edge: Vec<SocketAddr>,
     /// The network that instances get their addresses from
     #[arg(long, value_name = "CIDR", default_value = "10.83.0.0/16")]
@@ -34,6 +34,12 @@ pub struct ServeArgs {
     /// Where Debian packages come from: `http://HOST/debian` or `file:DIR` [default: the apt sources of this host]
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
+}
+
+/// The address of a load balancer. Names are not looked up: what a name means may change.
+pub(crate) fn traffic_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "expected ADDRESS:PORT, as in `0.0.0.0:80`, `127.0.0.1:8080` or `[::]:80`".into())
 }
 
 pub(crate) fn run(context: &Context<'_>, arguments: ServeArgs) -> Result<(), Failure> {

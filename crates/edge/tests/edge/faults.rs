@@ -21,6 +21,9 @@ pub(crate) const CASES: &[Case] = &[
     ("a_silent_instance_is_a_504_and_not_asked_again", silent),
     ("idle_connections_closed_by_the_instance_repeat_no_post", idle_close),
     ("retries_stay_within_their_budget", budget),
+    ("a_check_that_only_control_can_run_readmits_nobody", command_check),
+    ("a_client_that_stops_reading_is_not_in_flight_for_ever", stalled_reader),
+    ("an_instance_that_does_not_read_is_at_fault_and_not_the_client", stalled_instance),
 ];
 
 fn death() {
@@ -187,6 +190,83 @@ fn abandoned() {
     edge.wait("counted", |s| s.targets[0].tally == expected && s.targets[0].in_flight == 0);
 }
 
+/// Starts the edge again with a variable in its environment.
+fn again_with(edge: &mut Edge, name: &str, value: &str) {
+    edge.kill();
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.env(name, value).arg("edge").arg("--dir").arg(edge.dir.path());
+    command.arg("--listen").arg(edge.address.to_string()).stdin(std::process::Stdio::null());
+    edge.child = Some(command.spawn().unwrap());
+    while std::net::TcpStream::connect(edge.address).is_err() {
+        std::thread::yield_now();
+    }
+}
+
+fn command_check() {
+    let (a, b) = (Backend::new("a"), Backend::new("b"));
+    let mut pools = pool(1, &[(1, &a), (2, &b)]);
+    let check = Check { kind: CheckKind::Command { argv: vec!["/ok".into()] }, timeout: Millis(1000) };
+    let (every, grace, healthy_after, unhealthy_after) = (Millis(50), Millis(0), 1, 1);
+    pools.health = Some(Health { check, every, grace, healthy_after, unhealthy_after });
+    let edge = Edge::with(pools);
+    a.kill();
+    edge.wait("ejected", |s| {
+        assert_eq!(conn_get(edge.address), 200);
+        s.targets[0].ejected
+    });
+    // Longer than it takes control to replace it, which asks for an uninterrupted ejection.
+    edge.wait("ejected for two seconds", |s| {
+        assert!(s.targets[0].ejected, "readmitted, and nothing listens there");
+        s.targets[0].ejected_for >= Millis(2000)
+    });
+}
+
+fn stalled_reader() {
+    let backend = Backend::with("a", |_, _, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let chunk = [b"10000\r\n".as_slice(), &[b'x'; 0x10000], b"\r\n"].concat();
+        while stream.write_all(&chunk).is_ok() {}
+        false
+    });
+    let other = Backend::new("b");
+    let mut edge = Edge::with(pool(1, &[(1, &backend)]));
+    again_with(&mut edge, "TEST_STALL_TIMEOUT_MS", "500");
+    let mut reader = Conn::new(edge.address);
+    reader.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    reader.head().unwrap();
+    edge.wait("in flight", |s| s.targets[0].in_flight == 1);
+    edge.set(2, &crate::stage::table(vec![(pool(2, &[(2, &other)]), 1)])).unwrap();
+    backend.kill();
+    // The client holds its connection and reads nothing more of what it was sent.
+    edge.wait("ended", |s| s.targets.iter().all(|t| t.in_flight == 0));
+    assert_eq!(edge.target(1).tally.requests, 1);
+    drop(reader);
+}
+
+fn stalled_instance() {
+    let backend = Backend::with("a", |_, _, _| true);
+    let mut edge = Edge::with(pool(1, &[(1, &backend)]));
+    // Stands still: the kernel accepts for it, and nobody reads.
+    let still = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut pools = pool(1, &[(1, &backend)]);
+    pools.targets[0].port = still.local_addr().unwrap().port();
+    edge.set(2, &crate::stage::table(vec![(pools, 1)])).unwrap();
+    again_with(&mut edge, "TEST_ANSWER_TIMEOUT_MS", "300");
+    let mut conn = Conn::new(edge.address);
+    let length = 64 << 20;
+    conn.write(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n")).unwrap();
+    let mut sender = conn.stream().try_clone().unwrap();
+    let sending = std::thread::spawn(move || drop(sender.write_all(&vec![b'x'; length])));
+    let got = conn.head().unwrap();
+    assert_eq!((got.status, got.header("x-kiln-error")), (504, Some("timeout")));
+    conn.stream().shutdown(Shutdown::Both).unwrap();
+    sending.join().unwrap();
+    edge.wait("counted", |s| {
+        s.targets.iter().map(|t| t.tally).fold(Tally::default(), Tally::plus)
+            == Tally { requests: 1, failed: 1, ..Tally::default() }
+    });
+}
+
 fn silent() {
     let backend = Backend::with("a", |_, asked, stream| match asked.path.as_str() {
         "/" => answer(stream, 200, b""),
@@ -196,16 +276,8 @@ fn silent() {
             false
         }
     });
-    let program = std::env::current_exe().unwrap();
     let mut edge = Edge::with(pool(1, &[(1, &backend)]));
-    edge.kill();
-    let mut command = std::process::Command::new(program);
-    command.env("TEST_ANSWER_TIMEOUT_MS", "300").arg("edge").arg("--dir").arg(edge.dir.path());
-    command.arg("--listen").arg(edge.address.to_string()).stdin(std::process::Stdio::null());
-    edge.child = Some(command.spawn().unwrap());
-    while std::net::TcpStream::connect(edge.address).is_err() {
-        std::thread::yield_now();
-    }
+    again_with(&mut edge, "TEST_ANSWER_TIMEOUT_MS", "300");
     let got = get(edge.address, "/silent").unwrap();
     assert_eq!((got.status, got.header("x-kiln-error")), (504, Some("timeout")));
     assert_eq!(Conn::new(edge.address).post("/silent", b"x").unwrap().status, 504);

@@ -15,7 +15,76 @@ pub(crate) const CASES: &[Case] = &[
     ("pipelined_requests_are_answered_in_order", pipelined),
     ("a_websocket_survives_a_flip_and_is_in_flight_until_it_ends", websocket),
     ("bytes_behind_a_refused_upgrade_are_a_request_of_their_own", refused_upgrade),
+    ("a_request_whose_body_nobody_reads_ends_the_connection_and_says_so", unread),
+    ("answers_with_ambiguous_lengths_do_not_reach_the_client_as_such", ambiguous_answers),
+    ("interim_answers_are_not_taken_for_the_answer", interim),
 ];
+
+fn unread() {
+    let edge = Edge::new();
+    let other = Backend::new("a");
+    let mut routes = table(vec![(pool(1, &[]), 1)]);
+    routes.routes[0].path = "/x".into();
+    edge.set(1, &routes).unwrap();
+    for path in ["/", "/x"] {
+        let mut conn = Conn::new(edge.address);
+        conn.write(format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nxx")).unwrap();
+        let got = conn.read("POST").unwrap();
+        assert!(got.status == 404 || got.status == 503, "{got:?}");
+        assert_eq!(got.header("connection"), Some("close"), "{path}: {got:?}");
+        // One without a body keeps its connection.
+        let mut conn = Conn::new(edge.address);
+        assert_eq!(conn.get(path).unwrap().header("connection"), None);
+        assert_eq!(conn.get(path).unwrap().status, got.status);
+    }
+    drop(other);
+}
+
+fn ambiguous_answers() {
+    let backend = Backend::with("a", |_, asked, stream| {
+        let bytes: &[u8] = match asked.path.as_str() {
+            "/both" => b"HTTP/1.1 200 X\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            "/two" => b"HTTP/1.1 200 X\r\nContent-Length: 5\r\nContent-Length: 3\r\n\r\nhello",
+            "/equal" => b"HTTP/1.1 200 X\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+            "/204" => b"HTTP/1.1 204 X\r\nContent-Length: 5\r\n\r\nHTTP/",
+            _ => b"HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\nok",
+        };
+        stream.write_all(bytes).is_ok()
+    });
+    let edge = Edge::with(pool(1, &[(1, &backend)]));
+    for path in ["/both", "/two", "/equal", "/204"] {
+        for _ in 0..3 {
+            let mut conn = Conn::new(edge.address);
+            let got = conn.get(path).unwrap();
+            let lengths = got.headers.iter().filter(|(n, _)| n == "content-length").count();
+            let codings = got.headers.iter().filter(|(n, _)| n == "transfer-encoding").count();
+            assert!(lengths + codings <= 1, "{path}: {got:?}");
+            assert!(got.status == 502 || got.status == 204 || got.body == b"hello", "{path}: {got:?}");
+            if got.header("connection") != Some("close") {
+                assert_eq!(conn.get("/").unwrap().text(), "ok", "after {path}");
+            }
+            // What was left over on the connection to the instance is nobody's answer.
+            assert_eq!(get(edge.address, "/").unwrap().text(), "ok", "after {path}");
+        }
+    }
+}
+
+fn interim() {
+    let backend = Backend::with("a", |_, asked, stream| {
+        stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n").unwrap();
+        stream.write_all(b"HTTP/1.1 102 Processing\r\n\r\n").unwrap();
+        answer(stream, 200, asked.path.as_bytes())
+    });
+    let edge = Edge::with(pool(1, &[(1, &backend)]));
+    let mut conn = Conn::new(edge.address);
+    for path in ["/a", "/b"] {
+        let mut got = conn.get(path).unwrap();
+        while got.status < 200 {
+            got = conn.read("GET").unwrap();
+        }
+        assert_eq!((got.status, got.text()), (200, path));
+    }
+}
 
 fn smuggling() {
     let backend = Backend::new("a");

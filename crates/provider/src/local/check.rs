@@ -8,11 +8,13 @@ use kiln_model::limits::EVIDENCE_BYTES_MAX;
 use kiln_model::{Check, CheckKind, Evidence, InstanceSpec, Millis, Wall};
 use kiln_sys::cgroup::Group;
 use kiln_sys::{mount, path, process};
+use rustix::fs::{Gid, Uid};
 use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
@@ -27,6 +29,8 @@ pub(super) struct Target {
     pub process: Process,
     pub spec: InstanceSpec,
     pub group: Group,
+    /// What the host calls the instance's user 0.
+    pub ids: u32,
     pub program: PathBuf,
 }
 
@@ -154,6 +158,28 @@ fn listens(line: &str, port: u16) -> bool {
     local == Some(Ok(port)) && fields.nth(1) == Some("0A")
 }
 
+/// The group of one check's program. Whatever it started goes with it, also what left its process group.
+struct Place(Group);
+
+impl Place {
+    fn new(group: &Group) -> Result<(Self, Vec<std::fs::File>), String> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        // A server before this one, with other numbers, may have left some.
+        let name = format!("check-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let (group, doors) = group.nest(&name).map_err(|error| error.line())?;
+        Ok((Self(group), doors))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // What cannot be killed now goes with the instance.
+        if self.0.kill(HELPER_GRACE).is_ok_and(|is_empty| is_empty) {
+            let _ = self.0.remove();
+        }
+    }
+}
+
 fn command(target: &Target, argv: Vec<String>, timeout: Millis) -> Outcome {
     let user = program::user_of(&target.spec)?;
     let environment = target.spec.environment.clone().into_iter().collect();
@@ -162,7 +188,14 @@ fn command(target: &Target, argv: Vec<String>, timeout: Millis) -> Outcome {
     let (mut out_read, out_write) = io::pipe().map_err(|e| e.to_string())?;
     let pidfd =
         process::open_same(target.process.pid, target.process.started).ok_or("the instance has ended")?;
-    let doors = target.group.doors(true).map_err(|error| error.line())?;
+    // Where the program may write by name as well, it owns what it writes to.
+    rustix::fs::fchown(
+        &out_write,
+        Some(Uid::from_raw(target.ids + user.0)),
+        Some(Gid::from_raw(target.ids + user.1)),
+    )
+    .map_err(|e| e.to_string())?;
+    let (place, doors) = Place::new(&target.group)?;
     let mut child = {
         let mut command = Command::new(&target.program);
         command.args(["internal", "exec"]).env_clear().stdin(Stdio::from(theirs));
@@ -177,9 +210,9 @@ fn command(target: &Target, argv: Vec<String>, timeout: Millis) -> Outcome {
         Ok(()) => listen(&ours, &mut out_read, Instant::now() + timeout.duration() + HELPER_GRACE),
         Err(error) => (Err(error.to_string()), vec![]),
     };
-    // Its program dies with it.
     let _ = child.kill();
     let _ = child.wait();
+    drop(place);
     let tail = String::from_utf8_lossy(&tail);
     let tail = tail.trim();
     let with_tail = |text: String| if tail.is_empty() { text } else { format!("{text}: {tail}") };
@@ -192,7 +225,8 @@ fn command(target: &Target, argv: Vec<String>, timeout: Millis) -> Outcome {
     }
 }
 
-/// Reads the program's output until the helper reports, and keeps the last of it.
+/// Reads the program's output until the helper reports, and keeps the last of it. What the program left behind may go on
+/// printing: after the report no more is read than a pipe holds.
 fn listen(
     socket: &std::os::fd::OwnedFd,
     output: &mut io::PipeReader,
@@ -200,9 +234,11 @@ fn listen(
 ) -> (Result<ExecReport, String>, Vec<u8>) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     const TAIL_BYTES: usize = EVIDENCE_BYTES_MAX / 2;
+    const PIPE_BYTES: usize = 64 * 1024;
     let mut tail = vec![];
     let mut open = true;
     let mut report = None;
+    let mut rest = PIPE_BYTES;
     loop {
         // After the report only what is there already is read.
         let left = match report {
@@ -216,16 +252,19 @@ fn listen(
                 fds.push(PollFd::new(&*output, PollFlags::IN));
             }
             let n = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&left))).unwrap_or(0);
-            if n == 0 && report.is_none() {
+            if report.is_none() && (n == 0 || Instant::now() > end) {
                 return (Err("the helper did not answer".into()), tail);
             }
             (!fds[0].revents().is_empty(), fds.get(1).is_some_and(|fd| !fd.revents().is_empty()))
         };
-        if printed {
+        if printed && rest > 0 {
             let mut chunk = [0; 8192];
             match output.read(&mut chunk) {
                 Ok(0) | Err(_) => open = false,
-                Ok(n) => tail.extend(&chunk[..n]),
+                Ok(n) => {
+                    tail.extend(&chunk[..n]);
+                    rest -= if report.is_some() { n.min(rest) } else { 0 };
+                }
             }
             let excess = tail.len().saturating_sub(TAIL_BYTES);
             tail.drain(..excess);

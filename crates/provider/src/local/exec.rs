@@ -30,9 +30,7 @@ fn run() -> Result<ExecReport, String> {
     let null = File::open("/dev/null").map_err(|e| e.to_string())?;
     let (mut status_read, status_write) = io::pipe().map_err(|e| e.to_string())?;
     let spawned = process::Clone::new(Namespaces::default()).spawn(|| {
-        let ready = process::die_with_parent()
-            .and_then(|()| process::new_session())
-            .and_then(|()| process::set_standard(&null, 0));
+        let ready = process::new_session().and_then(|()| process::set_standard(&null, 0));
         let error = ready.map_or_else(|error| error.line(), |()| program.run());
         let mut status = &status_write;
         let _ = status.write_all(error.as_bytes());
@@ -45,14 +43,19 @@ fn run() -> Result<ExecReport, String> {
     if !error.is_empty() {
         return Err(error);
     }
-    let waited = child.wait(Some(order.timeout.duration())).map_err(|e| e.line())?;
+    let ended = process::wait_readable(child.pidfd(), Some(order.timeout.duration()));
+    // What it started and what stayed in its process group goes with it; the server, which made the cgroup of this check,
+    // kills the others. Before it is reaped its number means nobody else.
+    let _ = process::signal_group(child.pid(), libc::SIGKILL);
+    let waited = match ended.map_err(|error| error.line())? {
+        true => child.wait(None).map_err(|error| error.line())?,
+        false => None,
+    };
     let report = match waited {
         Some(Ended::Status(code)) => ExecReport::Status(code),
         Some(Ended::Signal(signal)) => ExecReport::Signal(signal),
         None => ExecReport::TimedOut,
     };
-    // Whatever it started goes with it: it leads its own process group.
-    let _ = process::signal_group(child.pid(), libc::SIGKILL);
     if matches!(report, ExecReport::TimedOut) {
         child.kill_and_reap().map_err(|error| error.line())?;
     }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `spec.json` | server, before anything exists | [`Record`]: the specification, address and id range. Never changes |
 //! | `fence.json` | server | the highest fence seen for this id |
-//! | `lock` | supervisor and pid 1 hold it (`flock`) | somebody is at work or alive |
+//! | `lock` | supervisor and pid 1 hold it (`flock`), a server while it clears or buries | somebody is at work or alive |
 //! | `process.json` | supervisor, before the program starts | [`Process`]: pid 1 as the host sees it |
 //! | `out.0`, `out.1` | pid 1 | the black box, `kiln_model::frame` |
 //! | `exit.json` | pid 1 | [`Exit`]; empty while it runs |
@@ -21,6 +21,11 @@ use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a supervisor of an earlier server may take until this one gives up waiting for it. More than its own
+/// deadline.
+const SETTLE: Duration = Duration::from_secs(35);
 
 pub(crate) const SPEC: &str = "spec.json";
 pub(crate) const FENCE: &str = "fence.json";
@@ -74,10 +79,14 @@ pub(crate) struct Gone {
     pub at: Wall,
 }
 
+fn temporary(name: &str) -> String {
+    format!(".{name}.new")
+}
+
 /// Writes a file so that after a crash it is there as a whole or not at all, and makes its name durable.
 pub(crate) fn durable(directory: impl AsFd, name: &str, value: &impl Serialize) -> io::Result<()> {
     let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
-    let temporary = format!(".{name}.new");
+    let temporary = temporary(name);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let mut file: File =
         rustix::fs::openat(&directory, &temporary, flags, Mode::from_raw_mode(0o640))?.into();
@@ -121,6 +130,11 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
+    /// The folder at this path.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self { root: path.parent().unwrap_or(path).to_owned(), path: path.to_owned() }
+    }
+
     /// Makes it, durably.
     pub(crate) fn create(&self) -> io::Result<()> {
         match std::fs::create_dir(&self.path) {
@@ -147,6 +161,32 @@ impl Folder {
         })
     }
 
+    /// Waits while a supervisor is at work that nobody can find yet: it has the lock, and no process is written down.
+    pub(crate) fn wait_for_others(&self) {
+        let end = Instant::now() + SETTLE;
+        while self.is_locked() && !self.path.join(PROCESS).exists() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Takes the lock, and the folder with it: as long as it is held no supervisor can begin, however late it comes. None:
+    /// somebody else has it.
+    pub(crate) fn claim(&self) -> io::Result<Option<File>> {
+        self.create()?;
+        let file = File::options().write(true).create(true).truncate(false).open(self.path.join(LOCK))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether a supervisor that holds the lock must not begin: the instance was started or ended before it came.
+    pub(crate) fn is_spent(&self) -> bool {
+        let has_ended = std::fs::metadata(self.path.join(EXIT)).is_ok_and(|exit| exit.len() > 0);
+        has_ended || [GONE, PROCESS].iter().any(|name| self.path.join(name).exists())
+    }
+
     /// Removes one of its files; fine if it is not there.
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
         match std::fs::remove_file(self.path.join(name)) {
@@ -155,10 +195,17 @@ impl Folder {
         }
     }
 
-    /// Writes the tombstone and leaves only what stays. The tombstone first: from there on it is gone.
+    /// Writes the tombstone and leaves only what stays. The tombstone first: from there on it is gone. The caller holds
+    /// the lock.
     pub(crate) fn bury(&self, gone: &Gone) -> io::Result<()> {
-        self.create()?;
         self.write(GONE, gone)?;
-        [FENCE, LOCK, PROCESS].iter().try_for_each(|name| self.remove(name))
+        self.strip()
+    }
+
+    /// Removes what does not stay beside a tombstone, halves of files included.
+    pub(crate) fn strip(&self) -> io::Result<()> {
+        let halves = [SPEC, FENCE, PROCESS, EXIT, GONE].map(temporary);
+        let halves = halves.iter().map(String::as_str);
+        [FENCE, LOCK, PROCESS].into_iter().chain(halves).try_for_each(|name| self.remove(name))
     }
 }

@@ -10,6 +10,17 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of a status line with all header fields.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
+/// Bytes of everything that comes over the connection: the body, and what its framing adds to it.
+const WIRE_BYTES_MAX: usize = 2 * BODY_BYTES_MAX;
+
+/// Bytes of the line with a chunk's length.
+const CHUNK_LINE_BYTES_MAX: usize = 4096;
+/// Chunks of a body.
+const CHUNKS_MAX: usize = 64 * 1024;
+const DAMAGED: &str = "the answer has a damaged chunk";
+/// Answers with a status of 100 to 199 before the one that counts.
+const INTERIM_MAX: usize = 16;
+
 /// An answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
@@ -42,6 +53,9 @@ pub(crate) async fn get(address: SocketAddr, host: &str, path: &str) -> io::Resu
                 .ok_or_else(|| bad("the connection was closed before the answer ended"));
         }
         bytes.extend(&chunk[..n]);
+        if bytes.len() > WIRE_BYTES_MAX {
+            return Err(bad("the answer does not end within 2 MiB"));
+        }
     }
 }
 
@@ -50,7 +64,26 @@ fn bad(text: &str) -> io::Error {
 }
 
 /// The answer, if enough of it is there. `ended`: no more will come.
-fn parse(bytes: &[u8], ended: bool) -> io::Result<Option<Answer>> {
+fn parse(mut bytes: &[u8], ended: bool) -> io::Result<Option<Answer>> {
+    for _ in 0..=INTERIM_MAX {
+        match parse_one(bytes, ended)? {
+            Some(Part::Answer(answer)) => return Ok(Some(answer)),
+            // Another one follows.
+            Some(Part::Interim(length)) => bytes = &bytes[length..],
+            None => return Ok(None),
+        }
+    }
+    Err(bad("too many interim answers come before the answer"))
+}
+
+/// What a server sends.
+enum Part {
+    /// With a status of 100 to 199; so many bytes.
+    Interim(usize),
+    Answer(Answer),
+}
+
+fn parse_one(bytes: &[u8], ended: bool) -> io::Result<Option<Part>> {
     let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else {
         if bytes.len() > HEAD_BYTES_MAX {
             return Err(bad("the answer's header is longer than 64 KiB"));
@@ -76,7 +109,7 @@ fn parse(bytes: &[u8], ended: bool) -> io::Result<Option<Answer>> {
     }
     let rest = &bytes[end + 4..];
     if (100..200).contains(&status) {
-        return parse(rest, ended);
+        return Ok(Some(Part::Interim(end + 4)));
     }
     let body = match (status, chunked, length) {
         (204 | 304, ..) => Some(vec![]),
@@ -89,17 +122,20 @@ fn parse(bytes: &[u8], ended: bool) -> io::Result<Option<Answer>> {
             (ended || rest.len() >= BODY_BYTES_MAX).then(|| rest[..rest.len().min(BODY_BYTES_MAX)].to_vec())
         }
     };
-    Ok(body.map(|body| Answer { status, body }))
+    Ok(body.map(|body| Part::Answer(Answer { status, body })))
 }
 
 /// The body of a chunked answer, if all of it is there or the limit is reached.
 fn unchunk(mut rest: &[u8]) -> io::Result<Option<Vec<u8>>> {
     let mut body = vec![];
-    loop {
-        let Some(line) = rest.windows(2).position(|w| w == b"\r\n") else { return Ok(None) };
+    for _ in 0..CHUNKS_MAX {
+        let start = &rest[..rest.len().min(CHUNK_LINE_BYTES_MAX)];
+        let Some(line) = start.windows(2).position(|w| w == b"\r\n") else {
+            return if start.len() == CHUNK_LINE_BYTES_MAX { Err(bad(DAMAGED)) } else { Ok(None) };
+        };
         let text = std::str::from_utf8(&rest[..line]).unwrap_or("");
         let size = usize::from_str_radix(text.split(';').next().unwrap_or("").trim(), 16)
-            .map_err(|_| bad("the answer has a damaged chunk"))?;
+            .map_err(|_| bad(DAMAGED))?;
         if size == 0 {
             return Ok(Some(body));
         }
@@ -112,11 +148,12 @@ fn unchunk(mut rest: &[u8]) -> io::Result<Option<Vec<u8>>> {
         match rest.get(size..).and_then(|r| r.strip_prefix(b"\r\n")) {
             Some(next) => rest = next,
             None if rest.len() >= size.saturating_add(2) => {
-                return Err(bad("the answer has a damaged chunk"));
+                return Err(bad(DAMAGED));
             }
             None => return Ok(None),
         }
     }
+    Err(bad("the answer has too many chunks"))
 }
 
 #[cfg(test)]
@@ -149,5 +186,38 @@ mod tests {
         assert_eq!(whole("SSH-2.0\r\n\r\n"), None);
         assert_eq!(whole("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel"), None);
         assert_eq!(whole("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), None);
+    }
+
+    #[test]
+    fn an_endless_answer_costs_neither_stack_nor_memory() {
+        let interim = "HTTP/1.1 100 \r\n\r\n";
+        let many = interim.repeat(100_000);
+        assert!(parse(many.as_bytes(), false).is_err());
+        let chunk = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;";
+        for (start, then, expected) in [
+            (chunk, "x", "damaged"),
+            (interim, interim, "interim"),
+            (chunk, ";\r\nx\r\n1", "too many chunks"),
+        ] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let server = std::thread::spawn(move || {
+                use std::io::Write;
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.write_all(start.as_bytes()).unwrap();
+                let more = then.repeat(4096);
+                let mut sent = 0;
+                while stream.write_all(more.as_bytes()).is_ok() {
+                    sent += more.len();
+                }
+                sent
+            });
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let error = runtime.block_on(get(address, "x", "/")).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            let sent = server.join().unwrap();
+            // What the kernel holds between the two comes on top.
+            assert!(sent < 64 * BODY_BYTES_MAX, "{sent}");
+        }
     }
 }

@@ -116,7 +116,7 @@ fn make_etc(record: &Record) -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
     let id = &record.spec.id;
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {id}\n", record.address);
     // An instance has no route to a name server; do not let libraries wait for one.
-    let resolver = "# instances reach nothing but the edge\noptions timeout:1 attempts:1\n".to_owned();
+    let resolver = "# instances reach nothing but their host\noptions timeout:1 attempts:1\n".to_owned();
     let files = [("hosts", hosts), ("hostname", format!("{id}\n")), ("resolv.conf", resolver)];
     let attributes = Attributes { no_exec: true, ..Attributes::default() };
     let directory = mount::tmpfs("755", 64 * 1024, (0, 0), attributes)?;

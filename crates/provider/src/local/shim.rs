@@ -13,10 +13,13 @@ use kiln_model::{ExitReason, Wall};
 use kiln_sys::process::{self, Ended, Namespaces, SignalFd};
 use kiln_sys::{CallError, cgroup, namespace, privilege};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Gid, Uid};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// Asks pid 1 to kill the program and to end as if the program had ended by itself.
+pub(super) const KILL: i32 = libc::SIGQUIT;
 /// Bytes read at a time from the program's output.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// How long the drain waits for a writer that outlived the kill of its whole namespace, which nothing should.
@@ -101,7 +104,7 @@ fn prepare(inside: Inside<'_>, parts: Parts) -> Result<SignalFd, Problem> {
     namespace::unshare(Namespaces::CGROUP)?;
     parts.assemble(inside.record, inside.user).map_err(Problem::Before)?;
     process::new_session()?;
-    Ok(SignalFd::new(&[libc::SIGTERM, libc::SIGCHLD])?)
+    Ok(SignalFd::new(&[libc::SIGTERM, KILL, libc::SIGCHLD])?)
 }
 
 struct Started {
@@ -120,6 +123,11 @@ fn start(
 ) -> Result<Started, Problem> {
     let null = File::options().read(true).open("/dev/null")?;
     let ((out_read, out_write), (err_read, err_write)) = (io::pipe()?, io::pipe()?);
+    // Whoever owns them may open them by name: `/dev/stdout`.
+    let (uid, gid) = (Uid::from_raw(inside.user.0), Gid::from_raw(inside.user.1));
+    for pipe in [&out_write, &err_write] {
+        rustix::fs::fchown(pipe, Some(uid), Some(gid)).map_err(io::Error::from)?;
+    }
     let (mut status_read, status_write) = io::pipe()?;
     let (hold_read, mut hold_write) = io::pipe()?;
     let child = process::Clone::new(Namespaces::default()).spawn(|| {
@@ -210,14 +218,23 @@ const STREAMS: [Stream; 2] = [Stream::Out, Stream::Err];
 
 impl Pump<'_> {
     fn run(mut self, stop_signal: i32, oom: Option<&File>) -> ExitReason {
+        let mut is_killed = false;
         let ended = loop {
             if self.turn(None).unwrap_or(false) {
                 while let Some(signal) = self.signals.next() {
-                    if signal == libc::SIGTERM {
-                        self.spool.note(&format!("stopping: signal {stop_signal}"));
-                        // Gone already is as good.
-                        let _ = process::signal_pid(self.pid, stop_signal);
-                    }
+                    // Gone already is as good.
+                    let _ = match signal {
+                        libc::SIGTERM => {
+                            self.spool.note(&format!("stopping: signal {stop_signal}"));
+                            process::signal_pid(self.pid, stop_signal)
+                        }
+                        KILL => {
+                            self.spool.note("not ended in time: killing it");
+                            is_killed = true;
+                            process::signal_pid(self.pid, libc::SIGKILL)
+                        }
+                        _ => Ok(()),
+                    };
                 }
                 let mut main = None;
                 while let Some((pid, ended)) = process::reap() {
@@ -232,7 +249,9 @@ impl Pump<'_> {
         };
         let reason = match ended {
             Ended::Status(code) => ExitReason::Status { code },
-            Ended::Signal(libc::SIGKILL) if oom.is_some_and(|file| cgroup::oom_kills(file) > 0) => {
+            Ended::Signal(libc::SIGKILL)
+                if !is_killed && oom.is_some_and(|file| cgroup::oom_kills(file) > 0) =>
+            {
                 ExitReason::OutOfMemory
             }
             Ended::Signal(signal) => ExitReason::Signal { signal },

@@ -1,6 +1,6 @@
 //! `ensure`: from a specification to a running instance. What was decided is durable before anything exists.
 
-use super::folder::{EXIT, Exit, PROCESS, Record, SPEC};
+use super::folder::{EXIT, Exit, Record, SPEC};
 use super::order::{self, Failure, Order, Report};
 use super::{Entry, Inner};
 use crate::ProviderError;
@@ -8,11 +8,6 @@ use kiln_model::{ExitReason, Fence, InstanceId, InstanceSpec, Seen, SeenState, W
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
-
-/// How long a supervisor of an earlier server may take until this one gives up waiting for it. More than its own
-/// deadline.
-const SETTLE: Duration = Duration::from_secs(35);
 
 impl Inner {
     pub(super) fn ensure(self: &Arc<Self>, fence: Fence, spec: InstanceSpec) -> Result<Seen, ProviderError> {
@@ -64,7 +59,7 @@ impl Inner {
 
     /// Starts an instance that is written down and not started, whatever is left of earlier tries.
     fn start(self: &Arc<Self>, id: &InstanceId) -> Result<(), ProviderError> {
-        self.wait_for_others(id);
+        self.root.folder(id).wait_for_others();
         self.settle(id);
         if self.seen(id).is_none_or(|seen| seen.state != SeenState::Starting) {
             self.watch(id);
@@ -92,16 +87,6 @@ impl Inner {
         if !failure.permanent {
             // Best effort: the next try does the same first.
             let _ = self.clear(id);
-            let _ = folder.remove(PROCESS);
-        }
-    }
-
-    /// Waits while a supervisor that another server started is at work.
-    pub(super) fn wait_for_others(&self, id: &InstanceId) {
-        let folder = self.root.folder(id);
-        let end = Instant::now() + SETTLE;
-        while folder.is_locked() && folder.read::<super::Process>(PROCESS).is_none() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

@@ -4,18 +4,24 @@ use super::Inner;
 use super::folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use super::mark::Mark;
 use super::order::Failure;
+use super::shim;
 use crate::ProviderError;
-use kiln_model::{Fence, InstanceId, Stop, Wall};
-use kiln_sys::cgroup::{Choice, Trees};
+use kiln_model::{ExitReason, Fence, InstanceId, Stop, Wall};
+use kiln_sys::cgroup::{self, Choice, Group, Trees};
 use kiln_sys::netlink::Netlink;
 use kiln_sys::{CallError, process};
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a killed process may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long pid 1 may take to write down what a killed program said last. More than its own drain takes.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(5);
+/// How long supervisors may keep coming for an instance that is being removed.
+const TAKE_PATIENCE: Duration = Duration::from_secs(35);
 
 /// What is needed to take an instance away: no server, only the host and the folder.
 struct Hands<'a> {
@@ -25,6 +31,26 @@ struct Hands<'a> {
 }
 
 impl Hands<'_> {
+    /// Ends everything that runs for the instance, and keeps out every supervisor that may still come while what this
+    /// answers is held.
+    fn take(&self, id: &InstanceId, stop: Option<Stop>) -> Result<File, Failure> {
+        let folder = self.root.folder(id);
+        let end = Instant::now() + TAKE_PATIENCE;
+        loop {
+            folder.wait_for_others();
+            self.end(id, stop)?;
+            if let Some(lock) =
+                folder.claim().map_err(|error| Failure::io("lock the instance's folder", &error))?
+            {
+                return Ok(lock);
+            }
+            if Instant::now() >= end {
+                return Err(Failure::retry("lock the instance's folder", "somebody else holds it"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Ends the instance's processes, gently at first if `stop` says how.
     fn end(&self, id: &InstanceId, stop: Option<Stop>) -> Result<(), Failure> {
         let boot = kiln_sys::clock::boot_id()?;
@@ -36,6 +62,11 @@ impl Hands<'_> {
                 // Pid 1 passes it on as the signal that the service asked for.
                 let _ = process::signal(pidfd, libc::SIGTERM);
                 ended = process::wait_readable(pidfd, Some(stop.timeout.duration()))?;
+                if !ended {
+                    // Pid 1 kills all others, and still has a moment for their last lines and for the reason.
+                    let _ = process::signal(pidfd, shim::KILL);
+                    ended = process::wait_readable(pidfd, Some(LAST_WORDS_PATIENCE))?;
+                }
             }
             if !ended {
                 let _ = process::signal(pidfd, libc::SIGKILL);
@@ -51,25 +82,41 @@ impl Hands<'_> {
         Ok(group.remove()?)
     }
 
-    /// Removes the interface. It mostly went with its namespace already.
+    /// Removes the interface. It mostly went with its namespace already. One that is at another bridge belongs to another
+    /// state folder whose mark begins alike.
     fn unplug(&self, id: &InstanceId) -> Result<(), Failure> {
-        let (host, name) = (Netlink::open()?, self.mark.link(id));
-        match host.index(&name) {
-            Ok(index) => Ok(host.delete(index)?),
-            Err(error) if error.errno() == libc::ENODEV => Ok(()),
-            Err(error) => Err(error.into()),
+        let host = Netlink::open()?;
+        let find = |name: &str| match host.find(name) {
+            Err(error) if error.errno() == libc::ENODEV => Ok(None),
+            found => found.map(Some),
+        };
+        let (Some(link), bridge) = (find(&self.mark.link(id))?, find(&self.mark.bridge())?) else {
+            return Ok(());
+        };
+        match link.master.is_some() && link.master == bridge.map(|b| b.index) {
+            true => Ok(host.delete(link.index)?),
+            false => Ok(()),
         }
     }
 
-    fn bury(&self, id: &InstanceId, fence: Fence) -> Result<(), Failure> {
+    fn bury(&self, id: &InstanceId, fence: Fence, reason: ExitReason) -> Result<(), Failure> {
         let folder = self.root.folder(id);
         let at = Wall(kiln_sys::clock::wall_ms());
         // A kill from outside leaves an exit record without content; readers would take it for running.
         if folder.read::<Exit>(EXIT).is_none() && folder.path.join(SPEC).exists() {
-            let exit = Exit { at, reason: kiln_model::ExitReason::Unknown };
+            let exit = Exit { at, reason };
             folder.write(EXIT, &exit).map_err(|error| Failure::io("write `exit.json`", &error))?;
         }
         folder.bury(&Gone { fence, at }).map_err(|error| Failure::io("write `gone.json`", &error))
+    }
+}
+
+/// Why an instance ended whose pid 1 did not live to tell: the kernel may have killed that for want of memory, too, if
+/// the program made it the better choice.
+pub(super) fn untold(group: &Group) -> ExitReason {
+    match group.oom_file() {
+        Ok(Some(file)) if cgroup::oom_kills(&file) > 0 => ExitReason::OutOfMemory,
+        _ => ExitReason::Unknown,
     }
 }
 
@@ -89,12 +136,12 @@ impl Inner {
         let stop = self.books().entries.get(id).map(|entry| entry.record.spec.stop);
         let hands = self.hands();
         let gone = (|| {
+            let reason = untold(&hands.trees.group(&hands.mark.cgroup(), id.as_str()));
+            let _lock = hands.take(id, stop)?;
             if stop.is_some() {
-                self.wait_for_others(id);
-                hands.end(id, stop)?;
                 hands.unplug(id)?;
             }
-            hands.bury(id, fence)
+            hands.bury(id, fence, reason)
         })();
         gone.map_err(|failure| failure.of(id))?;
         let mut books = self.books();
@@ -107,7 +154,9 @@ impl Inner {
 
     /// Removes what is left of an earlier try to start an instance.
     pub(super) fn clear(&self, id: &InstanceId) -> Result<(), Failure> {
-        self.hands().end(id, None)?;
+        let _lock = self.hands().take(id, None)?;
+        let removed = self.root.folder(id).remove(PROCESS);
+        removed.map_err(|error| Failure::io("remove `process.json`", &error))?;
         self.hands().unplug(id)
     }
 
@@ -178,14 +227,21 @@ pub fn sweep(state: &Path) -> Result<(), SweepError> {
     let hands = Hands { trees: &trees, mark: &mark, root: &root };
     let failed = |source| SweepError::State { path: root.0.display().to_string(), source };
     let ids = if root.0.exists() { root.ids().map_err(failed)? } else { vec![] };
-    std::thread::scope(|scope| {
+    let removed = std::thread::scope(|scope| {
         let threads: Vec<_> = ids.iter().map(|id| scope.spawn(|| remove(&hands, id))).collect();
         threads.into_iter().try_for_each(|thread| match thread.join() {
             Ok(removed) => removed,
             Err(panic) => std::panic::resume_unwind(panic),
         })
-    })?;
-    scavenge(&trees, &mark, &[]).map_err(SweepError::Host)?;
+    });
+    clean_host(&trees, &mark)?;
+    // Told last: an instance that ended and cannot be written down, as on a full disk, keeps nothing on the host.
+    removed
+}
+
+/// Removes what instances left on the host, and what they shared.
+fn clean_host(trees: &Trees, mark: &Mark) -> Result<(), SweepError> {
+    scavenge(trees, mark, &[]).map_err(SweepError::Host)?;
     trees.remove_parent(&mark.cgroup()).map_err(SweepError::Host)?;
     let host = Netlink::open().map_err(SweepError::Host)?;
     match host.index(&mark.bridge()) {
@@ -202,9 +258,9 @@ fn remove(hands: &Hands<'_>, id: &InstanceId) -> Result<(), SweepError> {
     }
     let record = folder.read::<Record>(SPEC);
     let fence = folder.read(FENCE).or(record.as_ref().map(|r| r.fence)).unwrap_or_default();
+    let reason = untold(&hands.trees.group(&hands.mark.cgroup(), id.as_str()));
     hands
-        .end(id, record.map(|r| r.spec.stop))
-        .and_then(|()| hands.unplug(id))
-        .and_then(|()| hands.bury(id, fence))
+        .take(id, record.map(|r| r.spec.stop))
+        .and_then(|_lock| hands.unplug(id).and_then(|()| hands.bury(id, fence, reason)))
         .map_err(|Failure { step, detail, .. }| SweepError::Instance { id: id.clone(), step, detail })
 }

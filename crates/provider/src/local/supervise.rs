@@ -10,7 +10,7 @@
 //! ```
 //! The order matters: before `go` nothing of the image has run, and from process.json on a later server finds pid 1.
 
-use super::folder::{EXIT, LOCK, OUT, PROCESS, Process, Record, SPEC, durable};
+use super::folder::{EXIT, Folder, LOCK, OUT, PROCESS, Process, Record, SPEC, durable};
 use super::order::{self, Failure, Order, Report};
 use super::rootfs::Parts;
 use super::subnet::{IDS_EACH, ids_of};
@@ -67,6 +67,11 @@ impl Files {
         // Kept by pid 1, so that it is held as long as anything of the instance lives.
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| Failure::io("lock the instance's folder", &e.into()))?;
+        // The server that ordered this may be dead, and its successor may have gone on without it.
+        if Folder::at(directory).is_spent() {
+            let detail = "it was started, or ended, by another supervisor before this one came";
+            return Err(Failure::retry("start the instance", detail));
+        }
         let exit = open(EXIT).map_err(failed("open `exit.json`"))?;
         let out = [open(OUT[0]), open(OUT[1])];
         let [a, b] = out.map(|file| file.map_err(failed("open the black box")));
@@ -101,7 +106,7 @@ fn supervise(directory: &Path) -> Result<(), Failure> {
     let (report_read, report_write) = order::pair().map_err(failed("make a socket"))?;
     let namespaces =
         Namespaces::USER | Namespaces::PID | Namespaces::MOUNT | Namespaces::UTS | Namespaces::IPC;
-    let mut clone = process::Clone::new(namespaces);
+    let mut clone = process::Clone::new(namespaces).owned_by(ids_of(record.number));
     if let Some(birthplace) = &birthplace {
         clone = clone.into_cgroup(birthplace.as_fd());
     }

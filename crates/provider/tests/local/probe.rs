@@ -43,6 +43,16 @@ fn main() {
         "true" => println!("fine"),
         "false" => std::process::exit(3),
         "audit" => audit(arg(1)),
+        "fill" => fill(arg(1)),
+        "fill-bravely" => {
+            // The kernel is to take pid 1 instead.
+            std::fs::write("/proc/self/oom_score_adj", "0").unwrap();
+            fill(arg(1));
+        }
+        "inotify" => inotify(),
+        "daemon" => daemon(),
+        "reopen" => reopen(),
+        "reach" => reach(&args[1..]),
         other => panic!("{other}"),
     }
 }
@@ -89,6 +99,73 @@ fn forks() {
     println!("forks {count}");
     std::io::stdout().flush().unwrap();
     std::process::exit(0);
+}
+
+/// Fills a tmpfs until that fails.
+fn fill(place: &str) {
+    let mut file = std::fs::File::create(place).unwrap();
+    let chunk = [1; 1 << 16];
+    while file.write_all(&chunk).is_ok() {}
+    println!("full");
+    forever();
+}
+
+/// Takes all the inotify instances that it gets, and keeps them.
+fn inotify() {
+    let mut count = 0;
+    while unsafe { syscall(294, 0i64) } >= 0 {
+        count += 1;
+    }
+    println!("inotify {count}");
+    forever();
+}
+
+/// Leaves a process behind that belongs to no session of its starter's, and that prints for ever.
+fn daemon() {
+    if unsafe { syscall(57) } != 0 {
+        println!("left one behind");
+        std::process::exit(0);
+    }
+    unsafe { syscall(112) };
+    let line = [b'y'; 4096];
+    while std::io::stdout().write_all(&line).is_ok() {}
+    forever();
+}
+
+/// Opens its output by name, as many servers are configured to do.
+fn reopen() {
+    for name in ["/dev/stdout", "/dev/stderr", "/proc/self/fd/1"] {
+        let file = std::fs::OpenOptions::new().append(true).open(name);
+        match file.and_then(|mut file| file.write_all(b"by name\n")) {
+            Ok(()) => {}
+            Err(error) => println!("{name}: {error}"),
+        }
+    }
+}
+
+/// Tries to connect to each address, from its interface as well, past the routing table.
+fn reach(addresses: &[String]) {
+    for address in addresses {
+        let (ip, port) = address.rsplit_once(':').unwrap();
+        let ip: Ipv4Addr = ip.parse().unwrap();
+        let port: u16 = port.parse().unwrap();
+        for bound in [false, true] {
+            let fd = unsafe { syscall(41, 2i64, 1i64, 0i64) };
+            if bound {
+                let name = c"eth0";
+                unsafe { syscall(54, fd, 1i64, 25i64, name.as_ptr() as i64, 5i64) };
+            }
+            // Seconds and microseconds until a connect is given up.
+            let timeout = [0i64, 700_000];
+            unsafe { syscall(54, fd, 1i64, 21i64, timeout.as_ptr() as i64, 16i64) };
+            let mut raw = [0u8; 16];
+            raw[0] = 2;
+            raw[2..4].copy_from_slice(&port.to_be_bytes());
+            raw[4..8].copy_from_slice(&ip.octets());
+            let answer = unsafe { syscall(42, fd, raw.as_ptr() as i64, 16i64) };
+            println!("{address} bound {bound}: {}", if answer == 0 { "reached" } else { "not reached" });
+        }
+    }
 }
 
 fn say(name: &str, held: bool, detail: &str) {
@@ -181,6 +258,11 @@ fn audit(other: &str) {
         let answer = unsafe { syscall(41, family, 3i64, 0i64) };
         say(&format!("socket({name})"), answer < 0, &std::io::Error::last_os_error().to_string());
     }
+    let answer = unsafe { syscall(53, 30i64, 1i64, 0i64, [0i32; 2].as_mut_ptr() as i64) };
+    let error = std::io::Error::last_os_error();
+    say("socketpair(tipc)", answer < 0 && error.raw_os_error() == Some(97), &error.to_string());
+    let score = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    say("goes first when memory is short", score.trim() == "200", score.trim());
     let address: SocketAddr = other.parse().unwrap();
     refused("other instance", TcpStream::connect_timeout(&address, Duration::from_millis(700)));
     let outside: SocketAddr = "192.0.2.1:80".parse().unwrap();

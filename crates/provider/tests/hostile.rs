@@ -1,0 +1,472 @@
+//! The local provider against programs that mean harm, and against deaths at the worst moments. Needs root; skips
+//! loudly otherwise. Everything happens in a network namespace of its own. `cargo test --test hostile -- NAME` runs
+//! one case.
+
+#[path = "local/host.rs"]
+mod host;
+
+use host::Host;
+use kiln_model::frame::Stream;
+use kiln_model::*;
+use kiln_provider::conformance::{Behaviour, Subject, check, until, until_ready};
+use kiln_provider::local::{self, Inventory, LocalConfig, LocalProvider, inventory};
+use kiln_provider::{Provider, ProviderError};
+use kiln_sys::netlink::Netlink;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// As the name of the program: the supervisor sleeps before its first step.
+const SLOW: &str = "slow";
+const SLOW_TIME: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    let args: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
+    match (word(1), word(2)) {
+        ("internal", "supervise") => {
+            if Path::new(word(0)).file_name().is_some_and(|name| name == SLOW) {
+                std::thread::sleep(SLOW_TIME);
+            }
+            return local::supervise::main(args.into_iter().skip(3));
+        }
+        ("internal", "exec") => return local::exec::main(),
+        ("owners", _) => loop {
+            kiln_sys::namespace::user_namespace(100_000, 65_536).unwrap();
+        },
+        ("server", state) => return server(state.into(), word(3), word(4)),
+        _ => {}
+    }
+    if args.iter().any(|a| a == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: the local provider's tests need root");
+        return ExitCode::SUCCESS;
+    }
+    kiln_sys::namespace::enter_private_net().unwrap();
+    let runtime = runtime();
+    let wanted = args.iter().skip(1).filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')).unwrap_or("");
+    runtime.block_on(all(wanted));
+    ExitCode::SUCCESS
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+async fn all(wanted: &str) {
+    let host = Host::new();
+    macro_rules! cases {
+        ($($case:ident)*) => {$(
+            if stringify!($case).contains(wanted) {
+                let begun = Instant::now();
+                $case(&host).await;
+                println!("{}: {} ms", stringify!($case), begun.elapsed().as_millis());
+            }
+        )*};
+    }
+    cases! {
+        full_tmpfs inotify_is_its_own reopened_output
+        stubborn_end
+        noisy_daemon_of_a_check helper_killed
+        supervisor_killed_at_any_moment owner_killed server_killed_at_any_moment
+        late_supervisor_after_absent late_supervisor_after_sweep late_supervisor_after_the_end
+        past_the_routing_table interface_of_another leftovers_of_a_burial
+    }
+    local::sweep(host.state()).unwrap();
+    assert_eq!(inventory(host.state()), Inventory::default());
+}
+
+fn fence() -> Fence {
+    Fence { incarnation: Incarnation(1), epoch: Epoch(9), revision: Revision(100), op: OpId(1) }
+}
+
+async fn ended(provider: &LocalProvider, id: &InstanceId) -> ExitReason {
+    match until(provider, id, |state| matches!(state, SeenState::Exited(_))).await {
+        SeenState::Exited(reason) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits for a condition on which no event can be waited for.
+async fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// With a server: only the bridge and the parents of the groups.
+fn nothing_is_left(host: &Host) {
+    let left = inventory(host.state());
+    assert_eq!(Inventory { cgroups: 0, links: left.links - 1, ..left }, Inventory::default(), "{left:?}");
+}
+
+/// The memory of an instance may be full of files when its program is killed: the rest of it must still be able to
+/// tell.
+async fn full_tmpfs(host: &Host) {
+    let provider = host.provider();
+    let cases = [
+        ("fill", "/tmp/x"),
+        ("fill", "/dev/shm/x"),
+        ("fill", "/data/x"),
+        ("fill-bravely", "/tmp/x"),
+        ("fill-bravely", "/dev/shm/x"),
+    ];
+    for (sequence, (how, place)) in (1..).zip(cases) {
+        let spec = host.spec(sequence, &["probe", how, place]);
+        provider.ensure(fence(), &spec).await.unwrap();
+        assert_eq!(ended(&provider, &spec.id).await, ExitReason::OutOfMemory, "{how} {place}");
+        provider.absent(fence(), &spec.id).await.unwrap();
+        let exit = local::instance_folder(host.state(), &spec.id).join("exit.json");
+        let exit = std::fs::read_to_string(exit).unwrap();
+        assert!(exit.contains("out_of_memory"), "{exit}");
+        if how == "fill" {
+            let last = host.printed(&spec.id, Stream::Supervisor).pop().unwrap();
+            assert_eq!(last, ExitReason::OutOfMemory.to_string());
+        }
+    }
+    nothing_is_left(host);
+}
+
+/// What the kernel counts per user is counted for the instance, not for the host's root.
+async fn inotify_is_its_own(host: &Host) {
+    let provider = host.provider();
+    let spec = host.spec(10, &["probe", "inotify"]);
+    provider.ensure(fence(), &spec).await.unwrap();
+    wait_for("the program took all", || !host.printed(&spec.id, Stream::Out).is_empty()).await;
+    println!("{:?}", host.printed(&spec.id, Stream::Out));
+    let own = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC);
+    assert!(own.is_ok(), "the host's root gets none: {own:?}");
+    let other = host.spec(11, &["probe", "inotify"]);
+    provider.ensure(fence(), &other).await.unwrap();
+    wait_for("the other took all", || !host.printed(&other.id, Stream::Out).is_empty()).await;
+    assert_eq!(host.printed(&spec.id, Stream::Out), host.printed(&other.id, Stream::Out));
+    provider.absent(fence(), &spec.id).await.unwrap();
+    provider.absent(fence(), &other.id).await.unwrap();
+}
+
+async fn reopened_output(host: &Host) {
+    let provider = host.provider();
+    let spec = host.spec(20, &["probe", "reopen"]);
+    provider.ensure(fence(), &spec).await.unwrap();
+    assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 0 });
+    assert_eq!(host.printed(&spec.id, Stream::Out), ["by name", "by name"]);
+    assert_eq!(host.printed(&spec.id, Stream::Err), ["by name"]);
+    provider.absent(fence(), &spec.id).await.unwrap();
+}
+
+/// A program that kiln itself had to kill ends with a reason, and with every line that it printed.
+async fn stubborn_end(host: &Host) {
+    let provider = host.provider();
+    let spec = Subject::spec(&host, 30, Behaviour::Stubborn);
+    provider.ensure(fence(), &spec).await.unwrap();
+    wait_for("it prints", || !host.printed(&spec.id, Stream::Out).is_empty()).await;
+    provider.absent(fence(), &spec.id).await.unwrap();
+    let words = host.printed(&spec.id, Stream::Supervisor);
+    assert_eq!(words[1..], ["stopping: signal 15", "not ended in time: killing it", "killed by signal 9"]);
+    let exit = std::fs::read(local::instance_folder(host.state(), &spec.id).join("exit.json")).unwrap();
+    let exit: serde_json::Value = serde_json::from_slice(&exit).unwrap();
+    assert_eq!((&exit["exit"], &exit["signal"]), (&"signal".into(), &9.into()));
+}
+
+/// The program of a `command` check leaves nothing behind, and cannot keep the server busy.
+async fn noisy_daemon_of_a_check(host: &Host) {
+    let provider = host.provider();
+    let spec = Subject::spec(&host, 40, Behaviour::Serve);
+    provider.ensure(fence(), &spec).await.unwrap();
+    until_ready(&provider, &spec.id, &check()).await;
+    let before = inventory(host.state()).processes;
+    for _ in 0..3 {
+        let kind = CheckKind::Command { argv: vec!["probe".into(), "daemon".into()] };
+        let check = Check { kind, timeout: Millis(5000) };
+        let evidence = tokio::time::timeout(PATIENCE, provider.check(&spec.id, &check)).await;
+        let evidence = evidence.expect("a check ends");
+        assert!(evidence.passed, "{evidence:?}");
+    }
+    assert_eq!(inventory(host.state()).processes, before, "a check left processes");
+    provider.absent(fence(), &spec.id).await.unwrap();
+}
+
+/// Processes of this host whose arguments start so.
+fn running(arguments: &[&str]) -> Vec<i32> {
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse::<i32>().ok()));
+    let is_it = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let own: Vec<&[u8]> = line.split(|b| *b == 0).skip(1).collect();
+        own.len() >= arguments.len() && own.iter().zip(arguments).all(|(a, b)| *a == b.as_bytes())
+    };
+    pids.filter(is_it).collect()
+}
+
+fn parent_of(pid: i32) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    rest.split_whitespace().nth(1).and_then(|f| f.parse().ok()).unwrap_or(0)
+}
+
+/// The program of a check dies with the helper that started it.
+async fn helper_killed(host: &Host) {
+    let provider = host.provider();
+    let spec = Subject::spec(&host, 50, Behaviour::Serve);
+    provider.ensure(fence(), &spec).await.unwrap();
+    until_ready(&provider, &spec.id, &check()).await;
+    let before = inventory(host.state()).processes;
+    let kind = CheckKind::Command { argv: vec!["probe".into(), "sleep".into()] };
+    let task = tokio::spawn({
+        let (provider, id) = (provider.clone(), spec.id.clone());
+        async move { provider.check(&id, &Check { kind, timeout: Millis(20_000) }).await }
+    });
+    wait_for("the program runs", || !running(&["sleep"]).is_empty()).await;
+    let own = std::process::id() as i32;
+    let helper = running(&["internal", "exec"]).into_iter().find(|pid| parent_of(*pid) == own).unwrap();
+    kiln_sys::process::signal_pid(helper, 9).unwrap();
+    assert!(!task.await.unwrap().passed);
+    wait_for("the program dies too", || inventory(host.state()).processes == before).await;
+    provider.absent(fence(), &spec.id).await.unwrap();
+}
+
+/// Kills the supervisor at moments all over its life. Whatever comes of it, the instance can be removed.
+async fn supervisor_killed_at_any_moment(host: &Host) {
+    let provider = host.provider();
+    let mut ends = [0; 3];
+    for n in 0..120u64 {
+        let spec = host.spec(1000 + n, &["probe", "sleep"]);
+        let folder = local::instance_folder(host.state(), &spec.id);
+        let task = std::thread::spawn({
+            let (provider, spec, runtime) =
+                (provider.clone(), spec.clone(), tokio::runtime::Handle::current());
+            move || runtime.block_on(provider.ensure(fence(), &spec))
+        });
+        let argument = folder.to_str().unwrap().to_owned();
+        let end = Instant::now() + Duration::from_millis(200);
+        let own = std::process::id() as i32;
+        let mut victim = None;
+        while victim.is_none() && Instant::now() < end {
+            victim =
+                running(&["internal", "supervise", &argument]).into_iter().find(|pid| parent_of(*pid) == own);
+        }
+        match n {
+            // However slow this machine is now, some are killed when all is done.
+            115.. => wait_for("it ends", || task.is_finished()).await,
+            _ => std::thread::sleep(Duration::from_micros(n * 250)),
+        }
+        // It may have ended already.
+        if let Some(victim) = victim.filter(|pid| parent_of(*pid) == own) {
+            let _ = kiln_sys::process::signal_pid(victim, 9);
+        }
+        wait_for("ensure ends", || task.is_finished()).await;
+        let ensured = task.join().unwrap();
+        ends[match ensured {
+            Ok(Seen { state: SeenState::Running, .. }) => 0,
+            Err(ProviderError::Retry { .. }) => 1,
+            other => panic!("{other:?}"),
+        }] += 1;
+        tokio::time::timeout(PATIENCE, provider.absent(fence(), &spec.id))
+            .await
+            .expect("absent ends")
+            .unwrap();
+        nothing_is_left(host);
+    }
+    println!("supervisor killed: {} started all the same, {} were given up", ends[0], ends[1]);
+    assert!(ends[0] > 0 && ends[1] > 0, "the moments are not all over its life");
+}
+
+/// The helper that makes a user namespace for an idmap never outlives who asked for it.
+async fn owner_killed(_: &Host) {
+    for n in 0..20u64 {
+        let mut owner = Command::new(std::env::current_exe().unwrap()).args(["owners", "x"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(3000 + n * 137));
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+    }
+    // Each of them is dead before anybody could have asked it to die.
+    wait_for("its helpers die", || running(&["owners", "x"]).is_empty()).await;
+}
+
+/// Kills the server at moments all over a start and a stop. The next one can finish either, and nothing is left.
+async fn server_killed_at_any_moment(host: &Host) {
+    let mut states = [0; 4];
+    for n in 0..60u64 {
+        let spec = host.spec(2000 + n, &["probe", "sleep"]);
+        let mut server = server_command(host, &spec, &std::env::current_exe().unwrap()).spawn().unwrap();
+        let folder = local::instance_folder(host.state(), &spec.id);
+        wait_for("it is written down", || folder.exists()).await;
+        match n {
+            // However slow this machine is now, some are killed when it runs and some when all is done.
+            54.. => wait_for("it is gone", || folder.join("gone.json").exists()).await,
+            48.. => wait_for("it runs", || folder.join("process.json").exists()).await,
+            _ => std::thread::sleep(Duration::from_micros(n * 2500)),
+        }
+        server.kill().unwrap();
+        server.wait().unwrap();
+        let at =
+            ["gone.json", "process.json", "spec.json"].iter().position(|name| folder.join(name).exists());
+        states[at.unwrap_or(3)] += 1;
+        if n % 3 == 2 {
+            local::sweep(host.state()).unwrap();
+            assert_eq!(inventory(host.state()), Inventory { dirs: 0, ..Inventory::default() });
+        }
+        let provider = host.provider();
+        if n % 3 == 1 {
+            match provider.ensure(fence(), &spec).await {
+                // The server that died may have been stopping it.
+                Ok(seen) => assert_ne!(seen.state, SeenState::Starting),
+                Err(ProviderError::Tombstoned { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        provider.absent(fence(), &spec.id).await.unwrap();
+        nothing_is_left(host);
+        let mut names: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.retain(|name| {
+            !["exit.json", "gone.json", "out.0", "out.1", "spec.json"].contains(&name.as_str())
+        });
+        assert_eq!(names, [""; 0], "files are left");
+    }
+    println!(
+        "server killed: {} when gone, {} when it ran, {} before, {} with nothing",
+        states[0], states[1], states[2], states[3]
+    );
+    assert!(states[0] > 0 && states[1] > 0 && states[2] + states[3] > 0, "the moments are not all over");
+}
+
+/// A server of its own that starts one instance and ends it, until it is killed.
+fn server(state: std::path::PathBuf, spec: &str, program: &str) -> ExitCode {
+    let spec: InstanceSpec = serde_json::from_str(spec).unwrap();
+    let mut config = LocalConfig::new(state);
+    config.program = program.into();
+    runtime().block_on(async {
+        let provider = LocalProvider::open(config).unwrap();
+        let _ = provider.ensure(fence(), &spec).await;
+        let _ = provider.absent(fence(), &spec.id).await;
+    });
+    ExitCode::SUCCESS
+}
+
+fn server_command(host: &Host, spec: &InstanceSpec, program: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg("server").arg(host.state()).arg(serde_json::to_string(spec).unwrap()).arg(program);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Has a server killed that just ordered a supervisor which has not done anything yet.
+async fn order_and_die(host: &Host, spec: &InstanceSpec) {
+    let slow = host.state().join(SLOW);
+    let _ = std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &slow);
+    let mut server = server_command(host, spec, &slow).spawn().unwrap();
+    wait_for("the supervisor exists", || !supervisors(host, spec).is_empty()).await;
+    // The order is sent right after that.
+    tokio::time::sleep(SLOW_TIME / 4).await;
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+fn supervisors(host: &Host, spec: &InstanceSpec) -> Vec<i32> {
+    let folder = local::instance_folder(host.state(), &spec.id);
+    running(&["internal", "supervise", folder.to_str().unwrap()])
+}
+
+/// What was destroyed never runs again, also if a supervisor that an earlier server started comes late.
+async fn late_supervisor_after_absent(host: &Host) {
+    let spec = host.spec(60, &["probe", "sleep"]);
+    order_and_die(host, &spec).await;
+    let provider = host.provider();
+    provider.absent(fence(), &spec.id).await.unwrap();
+    tokio::time::sleep(SLOW_TIME * 2).await;
+    assert_eq!(supervisors(host, &spec), [0; 0], "a destroyed instance runs");
+    nothing_is_left(host);
+}
+
+async fn late_supervisor_after_sweep(host: &Host) {
+    let spec = host.spec(61, &["probe", "sleep"]);
+    order_and_die(host, &spec).await;
+    local::sweep(host.state()).unwrap();
+    tokio::time::sleep(SLOW_TIME * 2).await;
+    assert_eq!(supervisors(host, &spec), [0; 0], "a destroyed instance runs");
+    assert_eq!(inventory(host.state()), Inventory::default());
+}
+
+/// An instance that ended is never started again.
+async fn late_supervisor_after_the_end(host: &Host) {
+    let spec = host.spec(62, &["probe", "print", "3", "7"]);
+    order_and_die(host, &spec).await;
+    let provider = host.provider();
+    // The late one and this one's are at it together: either is fine, both are not.
+    while provider.ensure(fence(), &spec).await.is_err() {}
+    assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 7 });
+    let folder = local::instance_folder(host.state(), &spec.id);
+    let exit = std::fs::read(folder.join("exit.json")).unwrap();
+    tokio::time::sleep(SLOW_TIME * 2).await;
+    assert_eq!(supervisors(host, &spec), [0; 0]);
+    assert_eq!(std::fs::read(folder.join("exit.json")).unwrap(), exit);
+    assert_eq!(host.printed(&spec.id, Stream::Supervisor).len(), 2);
+    provider.absent(fence(), &spec.id).await.unwrap();
+    nothing_is_left(host);
+}
+
+/// A socket that is bound to the interface takes no heed of routes. Other instances and other networks stay out of reach.
+async fn past_the_routing_table(host: &Host) {
+    let provider = host.provider();
+    let other = Subject::spec(&host, 70, Behaviour::Serve);
+    let seen = provider.ensure(fence(), &other).await.unwrap();
+    until_ready(&provider, &other.id, &check()).await;
+    let address = format!("{}:8080", seen.address.unwrap());
+    let spec = host.spec(71, &["probe", "reach", &address, "192.0.2.1:80"]);
+    provider.ensure(fence(), &spec).await.unwrap();
+    assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 0 });
+    let lines = host.printed(&spec.id, Stream::Out);
+    assert!(lines.len() == 4 && lines.iter().all(|line| line.ends_with(": not reached")), "{lines:?}");
+    provider.absent(fence(), &other.id).await.unwrap();
+    provider.absent(fence(), &spec.id).await.unwrap();
+}
+
+/// An interface of another state folder, whose name is the same by chance, is not touched.
+async fn interface_of_another(host: &Host) {
+    let provider = host.provider();
+    let net = Netlink::open().unwrap();
+    let spec = host.spec(80, &["probe", "sleep"]);
+    provider.ensure(fence(), &spec).await.unwrap();
+    let links = net.links().unwrap();
+    let prefix = links.iter().find_map(|l| l.name.strip_suffix("80").filter(|p| p.len() == 5)).unwrap();
+    let bridge = net.bridge("another", [2, 0, 0, 0, 0, 1]).unwrap();
+    let name = format!("{prefix}81");
+    let own = kiln_sys::namespace::current_net().unwrap();
+    net.veth(&name, bridge, "peer", [2, 0, 0, 0, 0, 2], own).unwrap();
+    let other = host.spec(81, &["probe", "sleep"]);
+    let refused = provider.ensure(fence(), &other).await;
+    assert!(matches!(refused, Err(ProviderError::Retry { .. })), "{refused:?}");
+    provider.absent(fence(), &other.id).await.unwrap();
+    let link = net.find(&name).unwrap();
+    assert_eq!(link.master, Some(bridge));
+    net.delete(link.index).unwrap();
+    net.delete(bridge).unwrap();
+    provider.absent(fence(), &spec.id).await.unwrap();
+    nothing_is_left(host);
+}
+
+/// Files that a server left beside a tombstone when it was killed go with the next one.
+async fn leftovers_of_a_burial(host: &Host) {
+    let provider = host.provider();
+    let spec = host.spec(90, &["probe", "sleep"]);
+    provider.ensure(fence(), &spec).await.unwrap();
+    provider.absent(fence(), &spec.id).await.unwrap();
+    drop(provider);
+    let folder = local::instance_folder(host.state(), &spec.id);
+    for name in ["lock", "process.json", "fence.json", ".gone.json.new"] {
+        std::fs::write(folder.join(name), "x").unwrap();
+    }
+    drop(host.provider());
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["exit.json", "gone.json", "out.0", "out.1", "spec.json"]);
+}
