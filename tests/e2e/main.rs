@@ -6,6 +6,7 @@ mod bakes;
 mod crashes;
 mod deploys;
 mod operations;
+mod retention;
 mod second_project;
 mod taken_back;
 mod tiny;
@@ -24,6 +25,7 @@ fn main() {
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
         ("operations", operations::run),
+        ("retention_of_images", retention::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),
         ("crash_moments", crashes::moments),

@@ -209,14 +209,17 @@ impl Client {
 
     /// One image, by its digest or the first digits of it; anything else is refused here.
     pub async fn image(&self, digest: &str) -> Result<image::ImageDetail, ClientError> {
-        let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-        let legal = (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        if !legal {
-            let message = format!("`{digest}` is not the beginning of an image digest");
-            let hint = Some("give at least 4 hexadecimal digits, as `kiln image list` shows them".into());
-            return Err(ClientError::Server(Box::new(WireError::new(Code::Usage, message, hint))));
-        }
-        self.get(&path::fill(path::IMAGE, &[&hex.to_ascii_lowercase()])).await
+        self.get(&path::fill(path::IMAGE, &[&digits(digest)?])).await
+    }
+
+    /// What differs between two images.
+    pub async fn image_diff(&self, before: &str, after: &str) -> Result<image::DiffView, ClientError> {
+        self.get(&path::fill(path::IMAGE_DIFF, &[&digits(before)?, &digits(after)?])).await
+    }
+
+    /// Removes what nothing needs. The stream's one item is the answer.
+    pub async fn image_gc(&self, request: &image::GcRequest) -> Result<Updates<image::GcView>, ClientError> {
+        self.stream(Method::POST, path::IMAGE_GC, json(request)).await
     }
 
     /// Instances.
@@ -349,6 +352,17 @@ impl Client {
     fn lost(&self, source: impl std::error::Error + Send + Sync + 'static) -> ClientError {
         ClientError::Lost { address: self.address.clone(), source: Box::new(source) }
     }
+}
+
+/// The digits of an image's digest or of its beginning, lower case.
+fn digits(digest: &str) -> Result<String, ClientError> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    if (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(hex.to_ascii_lowercase());
+    }
+    let message = format!("`{digest}` is not the beginning of an image digest");
+    let hint = Some("give at least 4 hexadecimal digits, as `kiln image list` shows them".into());
+    Err(ClientError::Server(Box::new(WireError::new(Code::Usage, message, hint))))
 }
 
 fn refused(path: &str, status: StatusCode, bytes: &[u8]) -> ClientError {

@@ -9,7 +9,9 @@
 
 pub mod bake;
 pub mod debian;
+pub mod diff;
 pub mod erofs;
+pub mod gc;
 pub mod layers;
 pub mod objects;
 pub mod source;

@@ -5,6 +5,8 @@
 mod actor;
 mod failure;
 mod handlers;
+mod image_diff;
+mod image_gc;
 mod images;
 mod listen;
 mod logs;
@@ -61,6 +63,8 @@ fn router(context: Context) -> Router {
         .route(path::RELEASE, get(handlers::release))
         .route(path::IMAGES, get(images::list))
         .route(path::IMAGE, get(images::show))
+        .route(path::IMAGE_DIFF, get(image_diff::diff))
+        .route(path::IMAGE_GC, post(image_gc::gc))
         .route(path::INSTANCES, get(handlers::instances))
         .route(path::INSTANCE, get(handlers::instance))
         .route(path::LOGS, get(logs::logs))

@@ -1,5 +1,7 @@
 //! `kiln image`: what instances are made of, and where it came from. Each command has a file of its own in `image/`.
 
+mod diff;
+mod gc;
 mod list;
 mod show;
 
@@ -21,12 +23,18 @@ enum ImageCommand {
     List(list::ListArgs),
     /// Show the layers of an image and what it was made from
     Show(show::ShowArgs),
+    /// Say what differs between two images
+    Diff(diff::DiffArgs),
+    /// Remove what no release needs
+    Gc(gc::GcArgs),
 }
 
 pub(crate) async fn run(context: &Context<'_>, arguments: ImageArgs) -> Result<(), Failure> {
     match arguments.command {
         ImageCommand::List(arguments) => list::run(context, arguments).await,
         ImageCommand::Show(arguments) => show::run(context, arguments).await,
+        ImageCommand::Diff(arguments) => diff::run(context, arguments).await,
+        ImageCommand::Gc(arguments) => gc::run(context, arguments).await,
     }
 }
 
