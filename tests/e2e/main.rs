@@ -5,6 +5,7 @@ mod bad_input;
 mod bakes;
 mod crashes;
 mod deploys;
+mod exchange;
 mod operations;
 mod retention;
 mod second_project;
@@ -24,6 +25,7 @@ fn main() {
     let cases: &[(&str, fn())] = &[
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
+        ("exchange", exchange::run),
         ("operations", operations::run),
         ("retention_of_images", retention::run),
         ("taken_back", taken_back::run),

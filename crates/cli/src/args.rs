@@ -151,6 +151,7 @@ mod tests {
             "kiln image list",
             "kiln image show sha256:abcd",
             "kiln image diff abcd ef01",
+            "kiln image export abcd --format docker-archive --service web --name a/b:1 --output x.tar",
             "kiln image gc --plan --explain --older-than 1h",
             "kiln instance list --gone",
             "kiln instance show web-7",

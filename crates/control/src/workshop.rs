@@ -6,6 +6,9 @@ use crate::handle::Progress;
 use async_trait::async_trait;
 use kiln_image::bake::{self, BakeJob};
 use kiln_image::debian::{self, Mirror};
+use kiln_image::export::ExportError;
+use kiln_image::export::blob::Compression;
+use kiln_image::export::oci::{self, Labels, OciImage, RunAs};
 use kiln_image::objects::write_durable;
 use kiln_image::worker::{self, WorkerError, chain};
 use kiln_image::{ObjectError, Objects, SourceError, Sources};
@@ -341,6 +344,22 @@ impl Workshop {
         let touched = touched.and_then(|file| file.set_modified(std::time::SystemTime::now()));
         touched.map_err(|source| WorkshopError::State { path, source })?;
         Ok(baked.image)
+    }
+
+    /// Prepares an image for other tools. Blocks.
+    ///
+    /// # Errors
+    /// [`ExportError`] with the layer at fault.
+    pub fn export(
+        &self,
+        image: Digest,
+        compression: Compression,
+        run_as: &RunAs,
+        labels: &Labels,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<OciImage, ExportError> {
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        oci::prepare(&self.config.state, &self.objects, image, compression, run_as, labels, progress)
     }
 
     /// The content store.

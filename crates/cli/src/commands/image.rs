@@ -1,6 +1,7 @@
 //! `kiln image`: what instances are made of, and where it came from. Each command has a file of its own in `image/`.
 
 mod diff;
+mod export;
 mod gc;
 mod list;
 mod show;
@@ -25,6 +26,8 @@ enum ImageCommand {
     Show(show::ShowArgs),
     /// Say what differs between two images
     Diff(diff::DiffArgs),
+    /// Write an image for other tools
+    Export(export::ExportArgs),
     /// Remove what no release needs
     Gc(gc::GcArgs),
 }
@@ -34,6 +37,7 @@ pub(crate) async fn run(context: &Context<'_>, arguments: ImageArgs) -> Result<(
         ImageCommand::List(arguments) => list::run(context, arguments).await,
         ImageCommand::Show(arguments) => show::run(context, arguments).await,
         ImageCommand::Diff(arguments) => diff::run(context, arguments).await,
+        ImageCommand::Export(arguments) => export::run(context, arguments).await,
         ImageCommand::Gc(arguments) => gc::run(context, arguments).await,
     }
 }
