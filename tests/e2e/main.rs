@@ -5,7 +5,9 @@ mod bad_input;
 mod bakes;
 mod crashes;
 mod deploys;
+mod exchange;
 mod operations;
+mod retention;
 mod second_project;
 mod taken_back;
 mod tiny;
@@ -23,7 +25,9 @@ fn main() {
     let cases: &[(&str, fn())] = &[
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
+        ("exchange", exchange::run),
         ("operations", operations::run),
+        ("retention_of_images", retention::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),
         ("crash_moments", crashes::moments),

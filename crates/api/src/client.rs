@@ -5,7 +5,8 @@ use crate::address::Address;
 use crate::error::{Code, ErrorBody, WireError};
 use crate::update::{ALIVE_EVERY, Update};
 use crate::{
-    audit, bake, deploy, environment, image, instance, lock, logs, path, release, rollout, scale, server,
+    audit, bake, deploy, environment, export, image, instance, lock, logs, path, release, rollout, scale,
+    server,
 };
 use crate::{source, status, why};
 use bytes::{Buf, Bytes, BytesMut};
@@ -209,14 +210,44 @@ impl Client {
 
     /// One image, by its digest or the first digits of it; anything else is refused here.
     pub async fn image(&self, digest: &str) -> Result<image::ImageDetail, ClientError> {
-        let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-        let legal = (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        if !legal {
-            let message = format!("`{digest}` is not the beginning of an image digest");
-            let hint = Some("give at least 4 hexadecimal digits, as `kiln image list` shows them".into());
-            return Err(ClientError::Server(Box::new(WireError::new(Code::Usage, message, hint))));
+        self.get(&path::fill(path::IMAGE, &[&digits(digest)?])).await
+    }
+
+    /// What differs between two images.
+    pub async fn image_diff(&self, before: &str, after: &str) -> Result<image::DiffView, ClientError> {
+        self.get(&path::fill(path::IMAGE_DIFF, &[&digits(before)?, &digits(after)?])).await
+    }
+
+    /// Removes what nothing needs. The stream's one item is the answer.
+    pub async fn image_gc(&self, request: &image::GcRequest) -> Result<Updates<image::GcView>, ClientError> {
+        self.stream(Method::POST, path::IMAGE_GC, json(request)).await
+    }
+
+    /// Prepares an export. The stream's one item is the answer.
+    pub async fn prepare_export(
+        &self,
+        digest: &str,
+        request: &export::ExportRequest,
+    ) -> Result<Updates<export::ExportView>, ClientError> {
+        let path = path::fill(path::IMAGE_EXPORT, &[&digits(digest)?]);
+        self.stream(Method::POST, &path, json(request)).await
+    }
+
+    /// The bytes of an export that was prepared.
+    pub async fn export(
+        &self,
+        digest: &str,
+        request: &export::ExportRequest,
+    ) -> Result<Download, ClientError> {
+        let path = with_query(&path::fill(path::IMAGE_EXPORT, &[&digits(digest)?]), request);
+        let sent = self.send(Method::GET, &path, empty());
+        let response = timeout(ANSWER_TIMEOUT, sent).await.map_err(|elapsed| self.lost(elapsed))??;
+        let status = response.status();
+        if !status.is_success() {
+            let bytes = self.read_all(&path, response).await?;
+            return Err(refused(&path, status, &bytes));
         }
-        self.get(&path::fill(path::IMAGE, &[&hex.to_ascii_lowercase()])).await
+        Ok(Download { client: self.clone(), body: response.into_body() })
     }
 
     /// Instances.
@@ -351,6 +382,17 @@ impl Client {
     }
 }
 
+/// The digits of an image's digest or of its beginning, lower case.
+fn digits(digest: &str) -> Result<String, ClientError> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    if (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(hex.to_ascii_lowercase());
+    }
+    let message = format!("`{digest}` is not the beginning of an image digest");
+    let hint = Some("give at least 4 hexadecimal digits, as `kiln image list` shows them".into());
+    Err(ClientError::Server(Box::new(WireError::new(Code::Usage, message, hint))))
+}
+
 fn refused(path: &str, status: StatusCode, bytes: &[u8]) -> ClientError {
     match serde_json::from_slice::<ErrorBody>(bytes) {
         Ok(body) => ClientError::Server(Box::new(body.error)),
@@ -446,6 +488,31 @@ impl<T: DeserializeOwned> Updates<T> {
 
     fn misunderstood(&self, detail: String) -> ClientError {
         ClientError::Protocol { path: self.path.clone(), detail }
+    }
+}
+
+/// A large answer, in pieces.
+#[derive(Debug)]
+pub struct Download {
+    client: Client,
+    body: Incoming,
+}
+
+impl Download {
+    /// The next piece; none at the end. An answer that broke off is an error.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            match timeout(SILENCE_MAX, self.body.frame()).await {
+                Err(elapsed) => return Err(self.client.lost(elapsed)),
+                Ok(Some(Err(error))) => return Err(self.client.lost(error)),
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
     }
 }
 

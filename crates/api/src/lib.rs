@@ -12,6 +12,7 @@ pub mod client;
 pub mod deploy;
 pub mod environment;
 pub mod error;
+pub mod export;
 pub mod image;
 pub mod instance;
 pub mod lock;

@@ -29,6 +29,13 @@ pub const RELEASE: &str = "/v1/release/{project}/{env}/{number}";
 pub const IMAGES: &str = "/v1/image";
 /// GET with a digest or its first digits: [`crate::image::ImageDetail`].
 pub const IMAGE: &str = "/v1/image/{digest}";
+/// GET with two digests or their first digits: [`crate::image::DiffView`].
+pub const IMAGE_DIFF: &str = "/v1/image/{digest}/diff/{other}";
+/// POST [`crate::export::ExportRequest`]: a stream of [`crate::update::Update`] of [`crate::export::ExportView`], after which
+/// all is prepared. GET with the same as query: the bytes.
+pub const IMAGE_EXPORT: &str = "/v1/image/{digest}/export";
+/// POST [`crate::image::GcRequest`]: a stream of [`crate::update::Update`] of [`crate::image::GcView`].
+pub const IMAGE_GC: &str = "/v1/image-gc";
 /// GET with [`crate::instance::InstanceQuery`]: [`crate::instance::InstanceList`].
 pub const INSTANCES: &str = "/v1/instance";
 /// GET: [`crate::instance::InstanceDetail`].

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod collect;
 pub mod crash;
 pub mod execute;
 pub mod handle;
@@ -14,6 +15,7 @@ pub mod reconcile;
 pub mod start;
 pub mod workshop;
 
+pub use collect::Collected;
 pub use handle::{Handle, Progress, SubmitError};
 pub use reconcile::ReconcileError;
 pub use start::{Control, ControlConfig, StartError, take_state};

@@ -6,6 +6,9 @@ use crate::handle::Progress;
 use async_trait::async_trait;
 use kiln_image::bake::{self, BakeJob};
 use kiln_image::debian::{self, Mirror};
+use kiln_image::export::ExportError;
+use kiln_image::export::blob::Compression;
+use kiln_image::export::oci::{self, Labels, OciImage, RunAs};
 use kiln_image::objects::write_durable;
 use kiln_image::worker::{self, WorkerError, chain};
 use kiln_image::{ObjectError, Objects, SourceError, Sources};
@@ -17,7 +20,7 @@ use kiln_model::{
 use kiln_spec::{Lock, Project, Recipes, SpecErrors};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{Semaphore, broadcast};
 
 /// Bakes at the same time; each uses about one core.
@@ -196,6 +199,8 @@ pub struct Workshop {
     logs: LogFolder,
     bakes: Semaphore,
     resolving: Mutex<()>,
+    /// Held for reading by bakes, for writing while objects are removed.
+    pub(crate) collecting: RwLock<()>,
     progress: broadcast::Sender<Progress>,
 }
 
@@ -210,6 +215,7 @@ impl Workshop {
             logs: LogFolder::new(&config.state),
             bakes: Semaphore::new(BAKES_MAX),
             resolving: Mutex::new(()),
+            collecting: RwLock::new(()),
             progress,
             config,
         })
@@ -273,11 +279,7 @@ impl Workshop {
         progress: &mut dyn FnMut(String),
     ) -> Result<Lock, WorkshopError> {
         let _one_at_a_time = self.resolving.lock().unwrap_or_else(PoisonError::into_inner);
-        let debian = recipes.debian.iter().map(|(name, recipe)| format!("{name} {}\n", recipe.digest()));
-        let key: String =
-            debian.chain(recipes.oci.iter().map(|reference| format!("oci {reference}\n"))).collect();
-        let file = format!("{project}-{}.lock", Digest::of(key.as_bytes()).short());
-        let path = self.config.state.join("locks").join(file);
+        let path = self.unpinned_path(project, recipes);
         let kept = std::fs::read_to_string(&path).ok().and_then(|text| Lock::parse(&text).ok());
         if let Some(lock) = kept.filter(|lock| spec.fits(lock)) {
             return Ok(lock);
@@ -334,8 +336,60 @@ impl Workshop {
             mirror: self.config.mirror.clone(),
             program: self.config.program.clone(),
         };
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
         let baked = worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?;
+        // Until a release refers to it, the time of its record keeps it from being collected.
+        let path = self.record_path(baked.image);
+        let touched = std::fs::File::options().append(true).open(&path);
+        let touched = touched.and_then(|file| file.set_modified(std::time::SystemTime::now()));
+        touched.map_err(|source| WorkshopError::State { path, source })?;
         Ok(baked.image)
+    }
+
+    /// Prepares an image for other tools. Blocks.
+    ///
+    /// # Errors
+    /// [`ExportError`] with the layer at fault.
+    pub fn export(
+        &self,
+        image: Digest,
+        compression: Compression,
+        run_as: &RunAs,
+        labels: &Labels,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<OciImage, ExportError> {
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        oci::prepare(&self.config.state, &self.objects, image, compression, run_as, labels, progress)
+    }
+
+    /// The content store.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// Where the record of an image lies.
+    pub(crate) fn record_path(&self, image: Digest) -> PathBuf {
+        bake::provenance_path(&self.config.state, image)
+    }
+
+    /// The lock that a commit is baked with; none if it has none, or it cannot be read.
+    pub(crate) fn lock_of(&self, project: &ProjectName, commit: &CommitId) -> Option<Lock> {
+        let read = |file, max| self.sources.read(project, commit, file, max as u64).ok().flatten();
+        if let Some(text) = read(LOCK_FILE, limits::LOCK_BYTES_MAX) {
+            return Lock::parse(&String::from_utf8_lossy(&text)).ok();
+        }
+        let spec =
+            Project::parse(&String::from_utf8_lossy(&read(SPEC_FILE, limits::SPEC_BYTES_MAX)?), SPEC_FILE);
+        let path = self.unpinned_path(project, &spec.ok()?.recipes());
+        std::fs::read_to_string(path).ok().and_then(|text| Lock::parse(&text).ok())
+    }
+
+    /// Where the lock of commits without one is kept.
+    fn unpinned_path(&self, project: &ProjectName, recipes: &Recipes) -> PathBuf {
+        let debian = recipes.debian.iter().map(|(name, recipe)| format!("{name} {}\n", recipe.digest()));
+        let oci = recipes.oci.iter().map(|reference| format!("oci {reference}\n"));
+        let key: String = debian.chain(oci).collect();
+        self.config.state.join("locks").join(format!("{project}-{}.lock", Digest::of(key.as_bytes()).short()))
     }
 
     /// The manifest of a baked image.

@@ -9,7 +9,10 @@
 
 pub mod bake;
 pub mod debian;
+pub mod diff;
 pub mod erofs;
+pub mod export;
+pub mod gc;
 pub mod layers;
 pub mod objects;
 pub mod source;

@@ -78,6 +78,11 @@ impl Objects {
         Ok(())
     }
 
+    /// The folder of the store.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Where an object lies.
     pub fn path(&self, digest: Digest) -> PathBuf {
         let hex = digest.hex();

@@ -73,6 +73,19 @@ impl Content {
         }
     }
 
+    /// Fills `buffer` with the bytes from `at` on.
+    pub fn read_at(&self, buffer: &mut [u8], at: u64) -> std::io::Result<()> {
+        match self {
+            Content::Bytes(bytes) => {
+                let part = usize::try_from(at).ok().and_then(|at| bytes.get(at..)?.get(..buffer.len()));
+                buffer.copy_from_slice(part.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+            Content::Slice { file, at: start, .. } => file.0.read_exact_at(buffer, start + at),
+            Content::Path { path, .. } => File::open(path)?.read_exact_at(buffer, at),
+        }
+    }
+
     /// All bytes. An error if the file has another size by now.
     pub fn read(&self) -> std::io::Result<std::borrow::Cow<'_, [u8]>> {
         match self {

@@ -3,8 +3,12 @@
 #![forbid(unsafe_code)]
 
 mod actor;
+mod download;
 mod failure;
 mod handlers;
+mod image_diff;
+mod image_export;
+mod image_gc;
 mod images;
 mod listen;
 mod logs;
@@ -62,6 +66,9 @@ fn router(context: Context) -> Router {
         .route(path::RELEASE, get(handlers::release))
         .route(path::IMAGES, get(images::list))
         .route(path::IMAGE, get(images::show))
+        .route(path::IMAGE_DIFF, get(image_diff::diff))
+        .route(path::IMAGE_EXPORT, post(image_export::prepare).get(image_export::bytes))
+        .route(path::IMAGE_GC, post(image_gc::gc))
         .route(path::INSTANCES, get(handlers::instances))
         .route(path::INSTANCE, get(handlers::instance))
         .route(path::LOGS, get(logs::logs))

@@ -16,3 +16,4 @@ pub use error::{SpecError, SpecErrors};
 pub use lock::{DebianRecipe, Lock, RecipeName, Recipes};
 pub use project::{EnvironmentSpec, Project};
 pub use recipe::{Base, BuildRecipe, CopyRule, CopySource, ImageRecipe, LintKind, LintRule, Provision};
+pub use units::duration;

@@ -8,7 +8,8 @@ pub(crate) const SIZE: &str = "a size such as \"64KiB\", \"128MiB\" or \"1GiB\""
 /// Longer than any sensible setting, short enough that sums cannot overflow: 30 days.
 const DURATION_MAX_MS: u64 = 30 * 24 * 3_600_000;
 
-pub(crate) fn duration(text: &str) -> Option<Millis> {
+/// A duration as people write it; none if it is none, or longer than 30 days.
+pub fn duration(text: &str) -> Option<Millis> {
     let (number, unit) = split(text)?;
     let scale = match unit {
         "ms" => 1,

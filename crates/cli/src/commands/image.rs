@@ -1,5 +1,8 @@
 //! `kiln image`: what instances are made of, and where it came from. Each command has a file of its own in `image/`.
 
+mod diff;
+mod export;
+mod gc;
 mod list;
 mod show;
 
@@ -21,12 +24,21 @@ enum ImageCommand {
     List(list::ListArgs),
     /// Show the layers of an image and what it was made from
     Show(show::ShowArgs),
+    /// Say what differs between two images
+    Diff(diff::DiffArgs),
+    /// Write an image for other tools
+    Export(export::ExportArgs),
+    /// Remove what no release needs
+    Gc(gc::GcArgs),
 }
 
 pub(crate) async fn run(context: &Context<'_>, arguments: ImageArgs) -> Result<(), Failure> {
     match arguments.command {
         ImageCommand::List(arguments) => list::run(context, arguments).await,
         ImageCommand::Show(arguments) => show::run(context, arguments).await,
+        ImageCommand::Diff(arguments) => diff::run(context, arguments).await,
+        ImageCommand::Export(arguments) => export::run(context, arguments).await,
+        ImageCommand::Gc(arguments) => gc::run(context, arguments).await,
     }
 }
 

@@ -1,0 +1,90 @@
+//! `kiln image export`: what kiln exports, other tools take and run.
+
+use crate::tiny;
+use kiln_tests::{Answer, Kiln, free_address, run as run_program};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+/// A program of another house, without its usual storage.
+fn tool(name: &str, arguments: &[&str], storage: &Path) -> Answer {
+    if name != "podman" {
+        return run_program(Command::new(name).args(arguments));
+    }
+    // Its crun refuses a host with both kinds of cgroups, so the second kind is out of sight, in a mount namespace of its own.
+    const HIDE: &str =
+        "if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec podman \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--", "sh", "-c", HIDE, "podman"]);
+    let text = |part: &str| storage.join(part).display().to_string();
+    command.args(["--root", &text("root"), "--runroot", &text("run"), "--cgroup-manager=cgroupfs"]);
+    command.args(["--storage-driver", "vfs", "--events-backend", "none"]);
+    run_program(command.args(arguments))
+}
+
+pub fn run() {
+    let kiln = Kiln::started(&free_address());
+    let project = tiny::project();
+    kiln.in_project(&project, &["deploy"]).expect(0);
+    let images = kiln.in_project(&project, &["image", "list", "--json"]).expect(0).json();
+    let digest = images["images"][0]["digest"].as_str().expect("digest").to_owned();
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let export = |name: &str, more: &[&str]| {
+        let name = path(name);
+        let head = [
+            "image",
+            "export",
+            &digest,
+            "--service",
+            "api",
+            "--name",
+            "localhost/shop/api:1",
+            "--output",
+            &name,
+        ];
+        kiln.in_project(&project, &[&head[..], more, &["--json"]].concat()).expect(0).json()
+    };
+    export("gzip.tar", &[]);
+    let again = export("again.tar", &[]);
+    let bytes = |name: &str| std::fs::read(path(name)).expect("an archive");
+    assert!(bytes("gzip.tar") == bytes("again.tar"), "the same image gives the same archive");
+    export("zstd", &["--format", "oci-dir", "--compression", "zstd"]);
+    export("docker.tar", &["--format", "docker-archive"]);
+    let taken = kiln.in_project(&project, &["image", "export", &digest, "--output", &path("gzip.tar")]);
+    assert!(taken.expect(1).stderr.contains("exists"));
+
+    for source in [
+        format!("oci-archive:{}", path("gzip.tar")),
+        format!("oci:{}", path("zstd")),
+        format!("docker-archive:{}", path("docker.tar")),
+    ] {
+        let seen = tool("skopeo", &["inspect", "--config", &source], folder.path()).expect(0).json();
+        assert_eq!(seen["config"]["Cmd"][0], "/bin/api", "{seen}");
+        assert_eq!(seen["config"]["Labels"]["kiln.image"], *digest);
+        let copied = format!("dir:{}", path(&format!("copy-{}", source.len())));
+        // It compares every digest on the way.
+        tool("skopeo", &["--insecure-policy", "copy", &source, &copied], folder.path()).expect(0);
+    }
+    let manifest = tool("skopeo", &["inspect", &format!("oci-archive:{}", path("gzip.tar"))], folder.path());
+    let manifest = manifest.expect(0).json();
+    assert_eq!(manifest["Digest"], again["manifest"]);
+    podman(&path("gzip.tar"), folder.path());
+    podman(&path("docker.tar"), folder.path());
+    kiln.down();
+}
+
+/// Loads an archive and runs its program, which prints how it is used.
+fn podman(archive: &str, storage: &Path) {
+    let loaded = tool("podman", &["load", "--quiet", "--input", archive], storage).expect(0);
+    let images: Value = tool("podman", &["images", "--format", "json"], storage).expect(0).json();
+    let id = images[0]["Id"].as_str().expect("an image").to_owned();
+    let run = "run --rm --network none --read-only --cgroups=disabled --ulimit nofile=1024:1024 --ulimit nproc=4096:4096";
+    let mut arguments: Vec<&str> = run.split(' ').collect();
+    arguments.extend([id.as_str(), "/bin/api", "--verbose"]);
+    let ran = tool("podman", &arguments, storage);
+    assert!(ran.stderr.contains("usage: api"), "{ran:?}");
+    assert_eq!(ran.code, 2, "{ran:?}");
+    tool("podman", &["rmi", "--force", &id], storage).expect(0);
+    println!("podman loaded {} and ran it", loaded.stdout.trim());
+}
