@@ -12,6 +12,7 @@ pub mod debian;
 pub mod erofs;
 pub mod layers;
 pub mod objects;
+pub mod oci;
 pub mod source;
 pub mod tree;
 pub mod worker;
