@@ -215,3 +215,53 @@ fn passwords(dir: &Path, layout: &Path) {
     kiln.in_project(&project, &["lock"]).expect(0);
     kiln.down();
 }
+
+/// A Containerfile is built in a sandbox that is nobody on the host, once per committed tree, and is said to be what it is.
+pub fn containerfile() {
+    // buildah makes a name of the path of a layout, and names have no capitals.
+    let name = format!("kiln-bases-{}", std::process::id());
+    let dir = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().expect("temporary folder");
+    let toml = r#"
+name = "container"
+[images.app]
+base = "containerfile:build/Containerfile"
+copy = [{ from = "build/text", to = "/srv/" }]
+[services.app]
+image = "app"
+command = ["/usr/bin/api"]
+"#;
+    let text = "FROM scratch\nCOPY bin/api /usr/bin/api\nCOPY build/text /srv/first\nRUN [\"/usr/bin/api\", \"--self-test\"]\n";
+    let project = project(toml, &[("build/Containerfile", text), ("build/text", "one"), ("kiln.md", "")]);
+    std::fs::create_dir_all(project.path("bin")).expect("bin/");
+    std::fs::copy(compiled_api(), project.path("bin/api")).expect("bin/api");
+    project.commit("program");
+    let kiln = Kiln::started(&free_address());
+    let cold = kiln.in_project(&project, &["bake", "--json"]).expect(0);
+    assert_eq!(cold.stderr.matches("not reproducible").count(), 1, "{}", cold.stderr);
+    assert_eq!(cold.json()["warnings"].as_array().expect("warnings").len(), 1);
+    let shown = kiln.in_project(&project, &["image", "show", &image_of(&cold, "app")]).expect(0);
+    assert!(shown.stdout.contains("unreproducible"), "{}", shown.stdout);
+    let warm = kiln.in_project(&project, &["bake", "--json"]).expect(0);
+    assert_eq!(warm.json()["images"], cold.json()["images"]);
+    println!("Containerfile: cold {:.2} s, again {:.2} s", cold.took.as_secs_f64(), warm.took.as_secs_f64());
+    // What runs is not root of the host: a folder that only root may enter stays shut.
+    let layout = layout(dir.path());
+    let mode =
+        |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).expect("chmod");
+    mode(0o700);
+    project.write("build/Containerfile", &format!("FROM oci:{}:1\n", layout.display()));
+    project.commit("reads the host");
+    let refused = kiln.in_project(&project, &["bake"]).expect(1);
+    assert!(refused.stderr.contains("permission denied"), "{}", refused.stderr);
+    mode(0o755);
+    kiln.in_project(&project, &["bake"]).expect(0);
+    // A step that fails: its output comes to the user.
+    let text = format!("FROM oci:{}:1\nRUN [\"/usr/bin/api\", \"--no-such\"]\n", layout.display());
+    project.write("build/Containerfile", &text);
+    project.commit("fails");
+    let failed = kiln.in_project(&project, &["bake"]).expect(1);
+    assert!(failed.stderr.contains("--no-such"), "{}", failed.stderr);
+    let left = std::fs::read_dir(kiln.state.path().join("buildah")).expect("buildah/").count();
+    assert_eq!(left, 0, "folders of builds");
+    kiln.down();
+}

@@ -25,6 +25,7 @@ fn main() {
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
         ("bases_of_oci", bases::oci),
+        ("bases_of_buildah", bases::containerfile),
         ("operations", operations::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),

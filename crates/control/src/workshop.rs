@@ -212,6 +212,9 @@ impl Draft {
     }
 }
 
+/// Held while something is made that would otherwise be made twice.
+type Turn = Arc<Mutex<()>>;
+
 /// The workshop of one state folder.
 #[derive(Debug)]
 pub struct Workshop {
@@ -222,7 +225,7 @@ pub struct Workshop {
     bakes: Semaphore,
     resolving: Mutex<()>,
     /// Images that are being baked.
-    turns: Mutex<BTreeMap<(CommitId, ImageName), Arc<Mutex<()>>>>,
+    turns: Mutex<BTreeMap<(CommitId, ImageName), Turn>>,
     progress: broadcast::Sender<Progress>,
 }
 
@@ -231,6 +234,8 @@ impl Workshop {
     pub fn open(config: WorkshopConfig, progress: broadcast::Sender<Progress>) -> Result<Self, ObjectError> {
         let objects = Objects::open(&config.state.join("objects"))?;
         objects.sweep()?;
+        // Folders of builds that were interrupted; there need not be any.
+        let _ = std::fs::remove_dir_all(config.state.join(kiln_image::containerfile::FOLDER));
         Ok(Self {
             objects,
             sources: Sources::new(&config.state.join("repos")),
@@ -414,7 +419,7 @@ impl Workshop {
     }
 
     /// What is held while an image of a commit is baked.
-    fn turn(&self, commit: &CommitId, image: &ImageName) -> Arc<Mutex<()>> {
+    fn turn(&self, commit: &CommitId, image: &ImageName) -> Turn {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         turns.entry((commit.clone(), image.clone())).or_default().clone()

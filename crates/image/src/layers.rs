@@ -1,10 +1,12 @@
 //! The layers below the application, by the kind of base: one file each. All are found again by what they are made of.
 
+mod containerfile;
 mod debian;
 mod image;
 mod oci;
 
 use crate::bake::BakeJob;
+use crate::containerfile::ContainerfileError;
 use crate::debian::MirrorError;
 use crate::debian::rootfs::RootfsError;
 use crate::objects::{ObjectError, Objects, write_durable};
@@ -92,6 +94,15 @@ pub enum LayersError {
         #[source]
         source: crate::erofs::ErofsError,
     },
+    /// What buildah makes.
+    #[error("cannot build `{path}`")]
+    Containerfile {
+        /// The path in the commit.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<ContainerfileError>,
+    },
     /// The image below was not baked first.
     #[error("image `{0}`, which this one stands on, is not baked")]
     NotBaked(ImageName),
@@ -115,6 +126,7 @@ impl LayersError {
         match self {
             Self::NoLock(_) | Self::NoBase(_) => Some("run `kiln lock` and commit kiln.lock".into()),
             Self::Base(source) => Some(source.hint()),
+            Self::Containerfile { source, .. } => source.hint(),
             Self::Blob { .. } | Self::Layer { .. } => {
                 Some("the base was made in a way that kiln does not take: rebuild it, or use another".into())
             }
@@ -168,6 +180,7 @@ pub fn below(
         Base::Debian { suite } => Below { layers: debian::below(&mut room, suite)?, ..Below::default() },
         Base::Oci { reference } => oci::below(&mut room, reference)?,
         Base::Image { name } => image::below(&mut room, name)?,
+        Base::Containerfile { path } => containerfile::below(&mut room, path)?,
         other => return Err(LayersError::NotYet(format!("{other:?}"))),
     };
     if job.recipe.provision.is_some() {

@@ -151,7 +151,20 @@ impl Fetcher<'_> {
         {
             return Ok(manifest);
         }
-        let reference = Reference::parse(text)?;
+        self.fetch_reference(text, Reference::parse(text)?, pinned, progress)
+    }
+
+    /// As [`Fetcher::fetch`], of a reference that is called `text` in what is told of it.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub fn fetch_reference(
+        &self,
+        text: &str,
+        reference: Reference,
+        pinned: Option<Digest>,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Digest, FetchError> {
         progress(format!("fetching base `oci:{text}`"));
         let from = match &reference.origin {
             Origin::Path(path) => {
