@@ -265,3 +265,109 @@ command = ["/usr/bin/api"]
     assert_eq!(left, 0, "folders of builds");
     kiln.down();
 }
+
+const PLAYBOOK: &str = r#"
+- hosts: all
+  become: true
+  vars:
+    port: 8080
+  tasks:
+    - name: a template
+      template: { src: motd.j2, dest: /etc/motd, mode: "0640" }
+    - name: a user
+      user: { name: worker, uid: 2001, shell: /usr/sbin/nologin, system: true, create_home: true }
+    - name: a folder of the user
+      file: { path: /srv/data, state: directory, owner: worker, group: worker, mode: "0750" }
+    - name: a link
+      file: { src: /srv/data, dest: /srv/link, state: link }
+    - name: a line
+      lineinfile: { path: /etc/login.defs, regexp: "^UMASK", line: "UMASK 027" }
+    - name: nothing of a file that the base has
+      file: { path: /etc/issue.net, state: absent }
+"#;
+
+/// A playbook runs in the bake, over the packages and before the application, without the host showing through.
+pub fn provision() {
+    let toml = r#"
+name = "managed"
+[images.app]
+base = "debian:bookworm"
+provision = { ansible = "ansible/site.yml" }
+copy = [{ from = "kiln.toml", to = "/srv/" }]
+[services.app]
+image = "app"
+command = ["/bin/sleep", "1000"]
+"#;
+    let template = "{{ ansible_distribution }} {{ port }} {{ ansible_managed | length > 0 }} {{ inventory_hostname }}\n\
+                    {% for name in ['hostname', 'default_ipv4', 'date_time', 'processor'] %}{{ ansible_facts[name] is defined }} {% endfor %}\n";
+    let project = project(
+        toml,
+        &[("ansible/site.yml", PLAYBOOK), ("ansible/templates/motd.j2", template), ("other", "")],
+    );
+    let first = Kiln::started(&free_address());
+    first.in_project(&project, &["lock"]).expect(0);
+    let lock = std::fs::read_to_string(project.path("kiln.lock")).expect("kiln.lock");
+    assert!(lock.contains("app.provision") && lock.contains("\"ansible-core\""));
+    project.commit("locked");
+    let cold = first.in_project(&project, &["bake", "--json"]).expect(0);
+    // What the playbook made is forgotten, so that it runs again.
+    let mut n_forgotten = 0;
+    for entry in std::fs::read_dir(first.state.path().join("cache")).expect("cache").flatten() {
+        if std::fs::read_to_string(entry.path()).is_ok_and(|text| text.contains("\"provision\"")) {
+            std::fs::remove_file(entry.path()).expect("a cached layer");
+            n_forgotten += 1;
+        }
+    }
+    assert_eq!(n_forgotten, 1);
+    let again = first.in_project(&project, &["bake", "--json"]).expect(0);
+    assert!(again.stderr.contains("running playbook"), "{}", again.stderr);
+    assert_eq!(cold.json()["images"], again.json()["images"], "the playbook ran twice");
+    let image = image_of(&cold, "app");
+    let roles: Vec<_> = layers(&first, &project, &image)
+        .iter()
+        .map(|layer| {
+            (layer["role"].as_str().expect("role").to_owned(), layer["size"].as_u64().expect("size"))
+        })
+        .collect();
+    let names: Vec<_> = roles.iter().map(|(role, _)| role.as_str()).collect();
+    assert_eq!(names, ["base", "provision", "app"], "Ansible is not part of the image");
+    let (cold, again) = (cold.took.as_secs_f64(), again.took.as_secs_f64());
+    println!(
+        "playbook: cold {cold:.2} s, the playbook alone {again:.2} s, its layer has {} bytes",
+        roles[1].1
+    );
+    let digest = layers(&first, &project, &image)[1]["digest"].as_str().expect("digest").to_owned();
+    let hex = digest.trim_start_matches("sha256:");
+    let object = first.state.path().join("objects/sha256").join(&hex[..2]).join(&hex[2..]);
+    let extracted = tempfile::tempdir().expect("temporary folder");
+    let out = format!("--extract={}", extracted.path().display());
+    run_program(Command::new("fsck.erofs").arg(out).arg("--overwrite").arg(&object)).expect(0);
+    let read = |path: &str| {
+        std::fs::read_to_string(extracted.path().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    };
+    assert_eq!(read("etc/motd"), "Debian 8080 True localhost\nFalse False False False \n");
+    assert!(read("etc/passwd").contains("worker:x:2001:"));
+    assert!(read("etc/login.defs").contains("UMASK 027"));
+    let meta = |path: &str| std::fs::symlink_metadata(extracted.path().join(path)).expect("metadata");
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((meta("etc/motd").mode() & 0o7777, meta("srv/data").mode() & 0o7777), (0o640, 0o750));
+    assert_eq!(meta("srv/data").uid(), 2001);
+    assert!(meta("srv/link").is_symlink());
+    for gone in ["run/kiln", "root/.ansible", "usr/bin/ansible-playbook"] {
+        assert!(!extracted.path().join(gone).exists(), "{gone}");
+    }
+    // Another file of the commit: the playbook does not run again. A task that fails is named with what it said.
+    project.write("other", "changed");
+    project.commit("another file");
+    let warm = first.in_project(&project, &["bake", "--json"]).expect(0);
+    assert!(!warm.stderr.contains("running playbook"), "{}", warm.stderr);
+    project.edit("ansible/site.yml", "src: motd.j2", "src: none.j2");
+    project.commit("fails");
+    let failed = first.in_project(&project, &["bake"]).expect(1);
+    assert!(failed.stderr.contains("a template") && failed.stderr.contains("none.j2"), "{}", failed.stderr);
+    project.edit("ansible/site.yml", "hosts: all", "hosts: nobody");
+    project.commit("fits no host");
+    let failed = first.in_project(&project, &["bake"]).expect(1);
+    assert!(failed.stderr.contains("nobody"), "{}", failed.stderr);
+    first.down();
+}

@@ -26,6 +26,7 @@ fn main() {
         ("bakes_are_reproducible", bakes::run),
         ("bases_of_oci", bases::oci),
         ("bases_of_buildah", bases::containerfile),
+        ("bases_with_playbooks", bases::provision),
         ("operations", operations::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),

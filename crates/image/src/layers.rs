@@ -4,6 +4,7 @@ mod containerfile;
 mod debian;
 mod image;
 mod oci;
+mod provision;
 
 use crate::bake::BakeJob;
 use crate::containerfile::ContainerfileError;
@@ -14,6 +15,7 @@ use crate::oci::FetchError;
 use crate::oci::blob::BlobError;
 use crate::oci::layer::LayerError;
 use crate::oci::manifest::{ManifestError, Run};
+use crate::source::SourceError;
 use kiln_model::{Digest, ImageName, LayerRef};
 use kiln_spec::Base;
 use rustix::fs::{FlockOperation, flock};
@@ -94,6 +96,27 @@ pub enum LayersError {
         #[source]
         source: crate::erofs::ErofsError,
     },
+    /// The playbook is not in the commit.
+    #[error("the commit has no playbook `{0}`")]
+    NoPlaybook(String),
+    /// The files of a playbook.
+    #[error("cannot read playbook `{path}`")]
+    Playbook {
+        /// The path in the commit.
+        path: String,
+        /// Why.
+        #[source]
+        source: SourceError,
+    },
+    /// A playbook failed.
+    #[error("playbook `{path}`{}", said(source))]
+    Provision {
+        /// The path in the commit.
+        path: String,
+        /// Why.
+        #[source]
+        source: RootfsError,
+    },
     /// What buildah makes.
     #[error("cannot build `{path}`")]
     Containerfile {
@@ -127,6 +150,10 @@ impl LayersError {
             Self::NoLock(_) | Self::NoBase(_) => Some("run `kiln lock` and commit kiln.lock".into()),
             Self::Base(source) => Some(source.hint()),
             Self::Containerfile { source, .. } => source.hint(),
+            Self::NoPlaybook(_) => Some("commit it, or correct `provision` in kiln.toml".into()),
+            Self::Provision { source, .. } if source.to_string().contains("has no `/usr/bin/ansible") => {
+                Some("put `ansible-core` into the image below; only `debian:` bases bring their own".into())
+            }
             Self::Blob { .. } | Self::Layer { .. } => {
                 Some("the base was made in a way that kiln does not take: rebuild it, or use another".into())
             }
@@ -140,7 +167,7 @@ impl LayersError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Fetch { source, .. } => matches!(source, MirrorError::Read { .. }),
-            Self::Install { source } => source.may_pass(),
+            Self::Install { source } | Self::Provision { source, .. } => source.may_pass(),
             Self::Base(source) => source.may_pass(),
             _ => false,
         }
@@ -175,7 +202,7 @@ pub fn below(
     progress: &mut dyn FnMut(String),
 ) -> Result<Below, LayersError> {
     let mut room = Room { job, objects, cache: Cache { dir: job.state.join("cache"), objects }, progress };
-    let below = match &job.recipe.base {
+    let mut below = match &job.recipe.base {
         Base::Scratch => Below::default(),
         Base::Debian { suite } => Below { layers: debian::below(&mut room, suite)?, ..Below::default() },
         Base::Oci { reference } => oci::below(&mut room, reference)?,
@@ -183,8 +210,9 @@ pub fn below(
         Base::Containerfile { path } => containerfile::below(&mut room, path)?,
         other => return Err(LayersError::NotYet(format!("{other:?}"))),
     };
-    if job.recipe.provision.is_some() {
-        return Err(LayersError::NotYet("with `provision`".into()));
+    if let Some(provision) = &job.recipe.provision {
+        let layer = provision::over(&mut room, &below.layers, &provision.ansible)?;
+        below.layers.push(layer);
     }
     Ok(below)
 }

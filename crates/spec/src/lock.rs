@@ -43,7 +43,8 @@ pub enum LockParseError {
     },
 }
 
-/// What a lock keeps rows for: an image by its name, or its builder as `NAME.build`.
+/// What a lock keeps rows for: an image by its name, its builder as `NAME.build`, or what its playbook runs with as
+/// `NAME.provision`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RecipeName(String);
@@ -59,6 +60,11 @@ impl RecipeName {
         Self(format!("{name}{BUILDER}"))
     }
 
+    /// What its `provision` runs with: the image's own packages and Ansible.
+    pub fn provisioner(name: &ImageName) -> Self {
+        Self(format!("{name}{PROVISION}"))
+    }
+
     /// As it stands in a lock.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -67,11 +73,13 @@ impl RecipeName {
 
 /// What follows the image's name in the name of its builder; no image's name has a dot.
 const BUILDER: &str = ".build";
+const PROVISION: &str = ".provision";
 
 impl TryFrom<String> for RecipeName {
     type Error = kiln_model::ids::NameError;
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        ImageName::new(text.strip_suffix(BUILDER).unwrap_or(&text))?;
+        let image = text.strip_suffix(BUILDER).or(text.strip_suffix(PROVISION));
+        ImageName::new(image.unwrap_or(&text))?;
         Ok(Self(text))
     }
 }

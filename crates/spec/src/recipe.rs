@@ -12,6 +12,9 @@ use kiln_model::{Digest, ImageName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The package that playbooks run with.
+const ANSIBLE: &str = "ansible-core";
+
 /// One `[images.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecipe {
@@ -113,6 +116,10 @@ impl ImageRecipe {
             parts.insert(name, DebianRecipe { suite: suite.clone(), slim, packages });
         };
         add(RecipeName::image(&self.name), &self.base, &self.packages);
+        if self.provision.is_some() {
+            let packages: Vec<String> = self.packages.iter().cloned().chain([ANSIBLE.to_owned()]).collect();
+            add(RecipeName::provisioner(&self.name), &self.base, &packages);
+        }
         if let Some(build) = &self.build {
             add(RecipeName::builder(&self.name), &build.base, &build.packages);
         }

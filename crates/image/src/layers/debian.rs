@@ -8,7 +8,7 @@ use crate::debian::rootfs::Installer;
 use crate::objects::{ObjectError, Objects};
 use kiln_model::{Digest, LayerRef};
 use kiln_spec::lock::LockedPackage;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Changes whenever the installer makes other layers of the same packages.
 const INSTALLER: &str = "kiln installer 1";
@@ -53,8 +53,7 @@ fn install(
     below: Option<Digest>,
     rows: &[&LockedPackage],
 ) -> Result<(Digest, u64), LayersError> {
-    let packages: Vec<_> =
-        rows.iter().map(|row| (LockedPackage::clone(row), objects.path(row.sha256))).collect();
+    let packages = packages(objects, rows);
     let below = below.map(|digest| objects.path(digest));
     let mut layer = objects.create()?;
     let installed = Installer::new(job.program.clone()).install(below.as_deref(), &packages, layer.file());
@@ -62,8 +61,13 @@ fn install(
     Ok(layer.finish()?)
 }
 
+/// The packages with their files.
+pub(super) fn packages(objects: &Objects, rows: &[&LockedPackage]) -> Vec<(LockedPackage, PathBuf)> {
+    rows.iter().map(|row| (LockedPackage::clone(row), objects.path(row.sha256))).collect()
+}
+
 /// What a layer is made of.
-fn key(role: &str, rows: &[&LockedPackage], below: Option<Digest>) -> Digest {
+pub(super) fn key(role: &str, rows: &[&LockedPackage], below: Option<Digest>) -> Digest {
     let mut text = format!("{INSTALLER}\n{role}\n");
     if let Some(below) = below {
         text.push_str(&format!("below {below}\n"));
@@ -75,7 +79,7 @@ fn key(role: &str, rows: &[&LockedPackage], below: Option<Digest>) -> Digest {
 }
 
 /// Fetches the packages that the content store lacks.
-fn fetch(
+pub(super) fn fetch(
     job: &BakeJob,
     objects: &Objects,
     suite: &str,

@@ -88,7 +88,8 @@ pub(super) fn enter_root(bytes_max: u64, process_bytes_max: u64) -> Result<(), S
         step("make the root", std::fs::create_dir(root.join(dir)))?;
     }
     let dev = root.join("dev");
-    tmpfs(&dev, "mode=755,size=64k")?;
+    // Semaphores and shared memory of programs are in /dev/shm.
+    tmpfs(&dev, "mode=755,size=4m")?;
     for name in DEVICES {
         let node = dev.join(name);
         step("make a device", std::fs::write(&node, ""))?;
