@@ -190,6 +190,79 @@ instances = 1
     first.down();
     second.down();
     passwords(dir.path(), &layout);
+    hostile_registry();
+}
+
+/// A registry that asks for a token and then lies: about sizes, about contents, without end.
+fn hostile_registry() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback is up");
+    let address = listener.local_addr().expect("bound").to_string();
+    let realm = address.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // The other side may hang up, which is what it should do.
+            let _ = lie(stream, &realm);
+        }
+    });
+    let kiln = Kiln::started(&free_address());
+    for (name, why) in [
+        ("large", "is larger than 10 bytes"),
+        ("wrong", "the content is sha256:"),
+        ("short", "cannot read"),
+        ("endless", "is larger than 4194304 bytes"),
+        ("nothing", "cannot use its manifest"),
+        ("elsewhere", "which is not https"),
+    ] {
+        let toml = format!(
+            "name = \"evil\"\n[images.app]\nbase = \"oci:{address}/{name}:1\"\n[services.app]\nimage = \"app\"\ncommand = [\"/a\"]\n"
+        );
+        let refused = kiln.in_project(&project(&toml, &[]), &["lock"]).expect(1);
+        assert!(refused.stderr.contains(why), "{name}: {}", refused.stderr);
+    }
+    let objects = kiln.state.path().join("objects");
+    assert_eq!(std::fs::read_dir(objects.join("tmp")).expect("tmp").count(), 0, "halves of blobs");
+    assert_eq!(std::fs::read_dir(objects.join("sha256")).expect("sha256").count(), 0, "nothing was believed");
+    kiln.down();
+}
+
+/// Answers one request.
+fn lie(mut stream: std::net::TcpStream, address: &str) -> std::io::Result<()> {
+    use std::io::{BufRead, BufReader, Write};
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let first = lines.next().transpose()?.unwrap_or_default();
+    let mut let_in = false;
+    for line in lines.by_ref() {
+        let line = line?.to_ascii_lowercase();
+        let_in |= line == "authorization: bearer t";
+        if line.is_empty() {
+            break;
+        }
+    }
+    let path = first.split(' ').nth(1).unwrap_or_default();
+    let mut answer = |status: &str, length: usize, body: &[u8]| {
+        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(body)
+    };
+    if path.starts_with("/token?") {
+        return answer("200 OK", 13, br#"{"token":"t"}"#);
+    }
+    if !let_in {
+        let realm =
+            if path.contains("elsewhere") { "http://elsewhere.test" } else { &format!("http://{address}") };
+        let status =
+            format!("401 Unauthorized\r\nWWW-Authenticate: Bearer realm=\"{realm}/token\",service=\"x\"");
+        return answer(&status, 0, b"");
+    }
+    let blob = format!(r#"{{"mediaType":"x","digest":"sha256:{}","size":10}}"#, "ab".repeat(32));
+    let manifest = format!(r#"{{"schemaVersion":2,"config":{blob},"layers":[{blob}]}}"#);
+    match path {
+        "/v2/endless/manifests/1" => answer("200 OK", 1 << 30, &vec![b' '; 8 << 20]),
+        "/v2/nothing/manifests/1" => answer("200 OK", 2, b"{}"),
+        path if path.contains("/manifests/") => answer("200 OK", manifest.len(), manifest.as_bytes()),
+        path if path.contains("/large/") => answer("200 OK", 1 << 20, &vec![0; 1 << 20]),
+        path if path.contains("/short/") => answer("200 OK", 10, b"12345"),
+        _ => answer("200 OK", 10, b"0123456789"),
+    }
 }
 
 /// A registry with a password: refused without, taken with the file of `docker login`.

@@ -16,6 +16,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use ureq::config::RedirectAuthHeaders;
 use ureq::http::{HeaderMap, Response, StatusCode, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body, RequestExt, SendBody};
@@ -304,7 +305,13 @@ impl Registry {
     ) -> Result<String, RegistryError> {
         let host = repository.host.to_owned();
         let realm = parameters.get("realm").cloned().unwrap_or_default();
-        let plain = realm.starts_with("http://") && self.is_plain(repository.host);
+        // A password goes by plain http only to where its administrator allows it, whatever a registry says.
+        let uri: Option<ureq::http::Uri> = realm.parse().ok();
+        let at = uri.as_ref().and_then(|uri| {
+            let port = uri.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
+            Some(format!("{}{port}", uri.host()?))
+        });
+        let plain = realm.starts_with("http://") && at.is_some_and(|host| self.is_plain(&host));
         if !plain && !realm.starts_with("https://") {
             return Err(RegistryError::Realm { host, realm });
         }
@@ -411,6 +418,7 @@ fn agent(secure: bool) -> Agent {
         .timeout_connect(Some(CONNECT_TIMEOUT))
         .timeout_recv_response(Some(ANSWER_TIMEOUT))
         .timeout_recv_body(Some(BODY_TIMEOUT))
+        .redirect_auth_headers(RedirectAuthHeaders::SameHost)
         .max_redirects(5);
     if secure {
         let pem = std::fs::read(AUTHORITIES).unwrap_or_default();
