@@ -15,6 +15,8 @@ use std::sync::Arc;
 /// Changes whenever an archive becomes another layer.
 const IMPORTER: &str = "kiln importer 1";
 const BASE: &str = "base";
+/// Bytes of all layers of a base.
+const IMAGE_BYTES_MAX: u64 = 32 << 30;
 
 pub(super) fn below(room: &mut Room<'_>, reference: &str) -> Result<Below, LayersError> {
     let locked = room.job.lock.as_ref().and_then(|lock| lock.bases.get(reference));
@@ -52,6 +54,10 @@ pub(super) fn import(room: &mut Room<'_>, reference: &str, digest: Digest) -> Re
         })?;
         stack.push(reader);
         layers.push(layer);
+        if layers.iter().map(|layer| layer.size).sum::<u64>() > IMAGE_BYTES_MAX {
+            let text = format!("its layers have more than {IMAGE_BYTES_MAX} bytes");
+            return Err(bad(ManifestError::Invalid(text)));
+        }
     }
     let base = Some(BaseRecord { manifest: digest, run: config.config.unwrap_or_default() });
     Ok(Below { layers, base, unreproducible: None })

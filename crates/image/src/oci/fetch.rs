@@ -1,7 +1,8 @@
 //! Brings an image into the content store, whole: what a bake takes is there, and nothing else is asked for.
 
 use super::manifest::{
-    CONFIG_TYPE, Descriptor, Document, LAYER_TYPE, MANIFEST_TYPE, Manifest, ManifestError,
+    CONFIG_TYPE, Config, DOCUMENT_BYTES_MAX, Descriptor, Document, LAYER_TYPE, MANIFEST_TYPE, Manifest,
+    ManifestError,
 };
 use super::place::{BLOB_BYTES_MAX, Place, PlaceError};
 use super::reference::{Origin, Reference, ReferenceError};
@@ -192,6 +193,7 @@ impl Fetcher<'_> {
         let (digest, bytes) = job.manifest(pinned)?;
         let manifest = Manifest::parse(&bytes).map_err(|e| job.bad("manifest", e))?;
         job.blobs(&manifest, progress)?;
+        job.config(&manifest)?;
         // Last, so that a manifest in the store means that all is there.
         job.objects.put(&bytes).map_err(|e| job.store(e))?;
         Ok(digest)
@@ -209,7 +211,7 @@ impl Fetcher<'_> {
 
 /// A manifest of the content store.
 pub fn stored_manifest(objects: &Objects, text: &str, manifest: Digest) -> Result<Manifest, FetchError> {
-    let stored = objects.get(manifest, super::manifest::DOCUMENT_BYTES_MAX);
+    let stored = objects.get(manifest, DOCUMENT_BYTES_MAX);
     let bytes = stored.map_err(|source| FetchError::Objects { reference: text.to_owned(), source })?;
     Manifest::parse(&bytes).map_err(|source| FetchError::Document {
         reference: text.to_owned(),
@@ -314,6 +316,14 @@ impl Job<'_> {
         Err(self.which("its indexes are nested too deep"))
     }
 
+    /// What cannot be a base is refused when it is locked, not when it is baked.
+    fn config(&self, manifest: &Manifest) -> Result<(), FetchError> {
+        let bytes =
+            self.objects.get(manifest.config.digest, DOCUMENT_BYTES_MAX).map_err(|e| self.store(e))?;
+        let config = Config::parse(&bytes, manifest.layers.len());
+        config.map(drop).map_err(|e| self.bad("configuration", e))
+    }
+
     fn blobs(&self, manifest: &Manifest, progress: &mut dyn FnMut(String)) -> Result<(), FetchError> {
         let too_large =
             |what: &str| self.bad("manifest", ManifestError::Invalid(format!("{what} is too large")));
@@ -398,6 +408,7 @@ impl Job<'_> {
         };
         let bytes = serde_json::to_vec(&manifest).map_err(bad)?;
         Manifest::parse(&bytes).map_err(|e| self.bad("manifest", e))?;
+        self.config(&manifest)?;
         let digest = Digest::of(&bytes);
         match pinned.or(self.reference.digest) {
             Some(expected) if expected != digest => Err(self.gone(expected)),

@@ -437,6 +437,14 @@ fn an_image_is_found_in_a_layout_an_archive_and_a_docker_archive() {
         let error = crate::worker::chain(&fetch(&objects, &text, None).unwrap_err());
         assert!(error.contains(why), "{text}: {error}");
     }
+    // What is for another machine, or has other layers than it says, is no base.
+    for (from, to) in
+        [("\"amd64\",\"os\"", "\"arm64\",\"os\""), ("\"diff_ids\":[", "\"diff_ids\":[],\"x\":[")]
+    {
+        let text = format!(r#"{{"architecture":"amd64","os":"linux","rootfs":{{"diff_ids":["{digest}"]}}}}"#);
+        assert!(super::Config::parse(text.as_bytes(), 1).is_ok());
+        assert!(super::Config::parse(text.replace(from, to).as_bytes(), 1).is_err(), "{to}");
+    }
     // A blob that is not what its name says is not kept.
     let objects = Objects::open(&dir.path().join("fresh")).unwrap();
     let manifest =
