@@ -19,6 +19,8 @@ const NESTED_MAX: u32 = 3;
 /// Names of images that are told of.
 const NAMED_MAX: usize = 8;
 
+const GONE_HINT: &str = "bring the image back, or take the one that is there by `kiln lock --update`";
+
 /// An image cannot be brought in.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -70,6 +72,15 @@ pub enum FetchError {
         /// What is missing.
         digest: Digest,
     },
+    /// A part of a locked image is not in the content store, and could not be fetched again.
+    #[error("{digest} of a locked base is not in the content store, and cannot be fetched again")]
+    Lost {
+        /// What is missing.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: Box<FetchError>,
+    },
     /// The content store.
     #[error("base `oci:{reference}`: cannot store it")]
     Objects {
@@ -86,20 +97,26 @@ impl FetchError {
     pub fn hint(&self) -> String {
         match self {
             Self::Registry { source, .. } => source.hint().to_owned(),
+            Self::Lost { source, .. } => match **source {
+                Self::Place { .. } => GONE_HINT.to_owned(),
+                _ => source.hint(),
+            },
             Self::Which { .. } => "name one of its images: `oci:PATH:TAG`".to_owned(),
             Self::Place { .. } => {
                 "`oci:` with a path takes an OCI layout folder, an OCI archive or a Docker archive on the server".to_owned()
             }
-            Self::Gone { .. } => {
-                "bring the image back, or take the one that is there by `kiln lock --update`".to_owned()
-            }
+            Self::Gone { .. } => GONE_HINT.to_owned(),
             _ => "check the base in kiln.toml".to_owned(),
         }
     }
 
     /// Whether it may work when it is tried again as it is.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Registry { source, .. } if source.may_pass())
+        match self {
+            Self::Registry { source, .. } => source.may_pass(),
+            Self::Lost { source, .. } => source.may_pass(),
+            _ => false,
+        }
     }
 }
 
@@ -147,12 +164,13 @@ impl Fetcher<'_> {
         pinned: Option<Digest>,
         progress: &mut dyn FnMut(String),
     ) -> Result<Digest, FetchError> {
-        if let Some(manifest) = pinned
-            && self.missing(text, manifest)?.is_none()
-        {
-            return Ok(manifest);
-        }
-        self.fetch_reference(text, Reference::parse(text)?, pinned, progress)
+        let reference = Reference::parse(text)?;
+        let Some(manifest) = pinned else { return self.fetch_reference(text, reference, None, progress) };
+        let Some(digest) = self.missing(text, manifest)? else { return Ok(manifest) };
+        self.fetch_reference(text, reference, pinned, progress).map_err(|error| match error {
+            gone @ FetchError::Gone { .. } => gone,
+            source => FetchError::Lost { digest, source: source.into() },
+        })
     }
 
     /// As [`Fetcher::fetch`], of a reference that is called `text` in what is told of it.
