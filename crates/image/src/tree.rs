@@ -361,6 +361,19 @@ impl Tree {
         Ok(tree)
     }
 
+    /// Takes the extended attributes of `base` for what is otherwise as there: a scan cannot see them in a sandbox, where
+    /// nobody may set them either.
+    pub fn take_xattrs(&mut self, base: &Self) {
+        for (path, node) in &mut self.nodes {
+            if let Some(old) = base.get(path).filter(|old| !old.xattrs.is_empty()) {
+                let head = |n: &Node| (n.mode, n.uid, n.gid, n.mtime);
+                if head(old) == head(node) {
+                    node.xattrs = old.xattrs.clone();
+                }
+            }
+        }
+    }
+
     /// The layer that turns `base` into `full` when it is laid over it: what is new or differs, the directories above,
     /// and whiteouts of what is gone. Files are compared by content.
     pub fn difference(base: &Self, full: &Self) -> Result<Self, TreeError> {

@@ -50,7 +50,8 @@ pub enum LockParseError {
     },
 }
 
-/// What a lock keeps rows for: an image by its name, or its builder as `NAME.build`.
+/// What a lock keeps rows for: an image by its name, its builder as `NAME.build`, or what its playbook runs with as
+/// `NAME.provision`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RecipeName(String);
@@ -66,6 +67,11 @@ impl RecipeName {
         Self(format!("{name}{BUILDER}"))
     }
 
+    /// What its `provision` runs with: the image's own packages and Ansible.
+    pub fn provisioner(name: &ImageName) -> Self {
+        Self(format!("{name}{PROVISION}"))
+    }
+
     /// As it stands in a lock.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -74,11 +80,13 @@ impl RecipeName {
 
 /// What follows the image's name in the name of its builder; no image's name has a dot.
 const BUILDER: &str = ".build";
+const PROVISION: &str = ".provision";
 
 impl TryFrom<String> for RecipeName {
     type Error = kiln_model::ids::NameError;
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        ImageName::new(text.strip_suffix(BUILDER).unwrap_or(&text))?;
+        let image = text.strip_suffix(BUILDER).or(text.strip_suffix(PROVISION));
+        ImageName::new(image.unwrap_or(&text))?;
         Ok(Self(text))
     }
 }
@@ -341,6 +349,25 @@ impl Lock {
         debian.chain(oci.map(|reference| format!("base `oci:{reference}`"))).collect()
     }
 
+    /// What differs between the OCI images of this lock and of the one `before`, one line each.
+    pub fn base_changes(&self, before: Option<&Self>) -> Vec<String> {
+        let mut lines = vec![];
+        for (reference, base) in &self.bases {
+            let new = base.manifest.short();
+            match before.and_then(|lock| lock.bases.get(reference)) {
+                None => lines.push(format!("+ oci:{reference} {new}")),
+                Some(old) if old != base => {
+                    lines.push(format!("~ oci:{reference} {} -> {new}", old.manifest.short()));
+                }
+                Some(_) => {}
+            }
+        }
+        let gone = before.into_iter().flat_map(|lock| &lock.bases);
+        let gone = gone.filter(|(reference, _)| !self.bases.contains_key(*reference));
+        lines.extend(gone.map(|(reference, base)| format!("- oci:{reference} {}", base.manifest.short())));
+        lines
+    }
+
     /// Whether the rows of one image were resolved for this recipe.
     pub fn fits(&self, name: &RecipeName, recipe: &DebianRecipe) -> bool {
         self.images.get(name).is_some_and(|image| image.recipe == recipe.digest())
@@ -391,6 +418,20 @@ mod tests {
         assert_eq!(Lock::parse(&text).unwrap().to_text(), text);
         let empty = Lock { version: LOCK_VERSION, ..Lock::default() };
         assert_eq!(Lock::parse(&empty.to_text()).unwrap(), empty);
+    }
+
+    #[test]
+    fn changed_bases_are_told() {
+        let (before, mut after) = (lock(), lock());
+        assert!(after.base_changes(Some(&before)).is_empty());
+        assert_eq!(after.base_changes(None).len(), 1);
+        let new = Digest::of(b"y");
+        after.bases.insert("a.test/b:1".into(), LockedBase { manifest: new });
+        after.bases.insert("/srv/c".into(), LockedBase { manifest: new });
+        let (old, new) = (Digest::of(b"x").short(), new.short());
+        let lines = [format!("+ oci:/srv/c {new}"), format!("~ oci:a.test/b:1 {old} -> {new}")];
+        assert_eq!(after.base_changes(Some(&before)), lines);
+        assert_eq!(before.base_changes(Some(&after))[1], format!("- oci:/srv/c {new}"));
     }
 
     #[test]

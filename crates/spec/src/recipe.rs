@@ -12,6 +12,9 @@ use kiln_model::{Digest, ImageName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The package that playbooks run with.
+const ANSIBLE: &str = "ansible-core";
+
 /// One `[images.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecipe {
@@ -93,6 +96,12 @@ impl ImageRecipe {
         Digest::of(&serde_json::to_vec(self).unwrap_or_default())
     }
 
+    /// The images of the same kiln.toml that it, or its builder, stands on.
+    pub fn images_below(&self) -> impl Iterator<Item = &ImageName> {
+        let bases = std::iter::once(&self.base).chain(self.build.as_ref().map(|build| &build.base));
+        bases.filter_map(|base| if let Base::Image { name } = base { Some(name) } else { None })
+    }
+
     /// The parts that are resolved into Debian packages, by the name under which a lock keeps them: the image itself,
     /// and its builder.
     pub fn debian(&self) -> BTreeMap<RecipeName, DebianRecipe> {
@@ -107,6 +116,10 @@ impl ImageRecipe {
             parts.insert(name, DebianRecipe { suite: suite.clone(), slim, packages });
         };
         add(RecipeName::image(&self.name), &self.base, &self.packages);
+        if self.provision.is_some() {
+            let packages: Vec<String> = self.packages.iter().cloned().chain([ANSIBLE.to_owned()]).collect();
+            add(RecipeName::provisioner(&self.name), &self.base, &packages);
+        }
         if let Some(build) = &self.build {
             add(RecipeName::builder(&self.name), &build.base, &build.packages);
         }

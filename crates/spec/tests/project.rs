@@ -22,6 +22,45 @@ fn errors(text: &str) -> String {
 }
 
 #[test]
+fn a_playbook_locks_ansible_beside_the_packages_and_images_name_what_they_stand_on() {
+    let text = r#"
+name = "x"
+[images.a]
+base = "debian:bookworm"
+packages = ["nginx-light"]
+provision = { ansible = "ansible/site.yml" }
+[images.b]
+base = "image:a"
+provision = { ansible = "site.yml" }
+[images.c]
+base = "oci:a.test/b:1"
+[services.s]
+image = "a"
+command = ["/a"]
+"#;
+    let project = Project::parse(text, "kiln.toml").unwrap();
+    let recipes = project.recipes();
+    let packages: Vec<(&str, String)> = recipes
+        .debian
+        .iter()
+        .map(|(name, recipe)| (name.as_str(), recipe.packages.iter().cloned().collect::<Vec<_>>().join(" ")))
+        .collect();
+    assert_eq!(
+        packages,
+        [("a", "nginx-light".to_owned()), ("a.provision", "ansible-core nginx-light".to_owned())],
+        "another base brings Ansible itself"
+    );
+    assert!("a.provision".parse::<kiln_spec::RecipeName>().is_ok());
+    assert!("a.other".parse::<kiln_spec::RecipeName>().is_err());
+    let below = |name: &str| {
+        let image = project.images.values().find(|image| image.name.as_str() == name).unwrap();
+        image.images_below().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!((below("a"), below("b")), (vec![], vec!["a".to_owned()]));
+    assert_eq!(recipes.oci.iter().collect::<Vec<_>>(), ["a.test/b:1"]);
+}
+
+#[test]
 fn the_examples_mean_what_they_say() {
     let shop = Project::parse(SHOP, "kiln.toml").unwrap();
     let web = ServiceName::new("web").unwrap();

@@ -9,7 +9,8 @@ mod database;
 mod normalise;
 mod order;
 mod protocol;
-mod sandbox;
+mod provision;
+pub(crate) mod sandbox;
 mod script;
 mod unpack;
 
@@ -18,7 +19,7 @@ pub use protocol::Done;
 
 use kiln_model::Digest;
 use kiln_spec::lock::LockedPackage;
-use protocol::{Failure, Job, JobPackage, Report};
+use protocol::{Failure, Job, JobFile, JobPackage, ProvisionJob, Report};
 use sha2::Digest as _;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -28,9 +29,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// First id on the host of the installer's user namespace; the ids of instances start at the other end.
-const IDS_FIRST: u32 = 0xFFFE_0000;
+pub(crate) const IDS_FIRST: u32 = 0xFFFE_0000;
 /// Ids that Debian's scripts may use.
-const IDS: u32 = 65_536;
+pub(crate) const IDS: u32 = 65_536;
 /// Bytes that are copied and hashed at a time.
 const CHUNK: usize = 1 << 20;
 /// Bytes of one report, or of one line that a crashing installer writes.
@@ -117,6 +118,40 @@ impl RootfsError {
     }
 }
 
+/// An Ansible playbook with all files of its folder.
+#[derive(Debug, Clone)]
+pub struct Playbook {
+    /// Its path in the folder.
+    pub path: String,
+    /// The group of hosts that the image belongs to, beside `all`.
+    pub group: String,
+    /// All files of the folder.
+    pub files: Vec<PlaybookFile>,
+}
+
+/// A file of a playbook.
+#[derive(Debug, Clone)]
+pub struct PlaybookFile {
+    /// Its path in the folder.
+    pub path: String,
+    /// git's mode.
+    pub mode: u32,
+    /// Its bytes, or the target of a link.
+    pub bytes: Vec<u8>,
+}
+
+impl Playbook {
+    fn job(&self) -> ProvisionJob {
+        let file =
+            |f: &PlaybookFile| JobFile { path: f.path.clone(), mode: f.mode, size: f.bytes.len() as u64 };
+        ProvisionJob {
+            playbook: self.path.clone(),
+            group: self.group.clone(),
+            files: self.files.iter().map(file).collect(),
+        }
+    }
+}
+
 /// Installs packages in a sandbox. The caller is root.
 #[derive(Debug, Clone)]
 pub struct Installer {
@@ -157,9 +192,41 @@ impl Installer {
         packages: &[(LockedPackage, PathBuf)],
         out: &File,
     ) -> Result<Done, RootfsError> {
-        let base = base.map(open).transpose()?;
+        let below: Vec<&Path> = base.into_iter().collect();
+        self.install_over(&below, packages, out)
+    }
+
+    /// As [`Installer::install`], on several layers, lowest first.
+    ///
+    /// # Errors
+    /// [`RootfsError`]; what `out` holds is then of no use.
+    pub fn install_over(
+        &self,
+        below: &[&Path],
+        packages: &[(LockedPackage, PathBuf)],
+        out: &File,
+    ) -> Result<Done, RootfsError> {
+        self.work(below, packages, None, out)
+    }
+
+    /// Runs a playbook over `below`, which has to have Ansible, and writes the layer of what it changed.
+    ///
+    /// # Errors
+    /// [`RootfsError`]; what `out` holds is then of no use.
+    pub fn provision(&self, below: &[&Path], playbook: &Playbook, out: &File) -> Result<Done, RootfsError> {
+        self.work(below, &[], Some(playbook), out)
+    }
+
+    fn work(
+        &self,
+        below: &[&Path],
+        packages: &[(LockedPackage, PathBuf)],
+        playbook: Option<&Playbook>,
+        out: &File,
+    ) -> Result<Done, RootfsError> {
+        let below = below.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
         let job = Job {
-            base: base.as_ref().map(|base| base.size),
+            below: below.iter().map(|layer| layer.size).collect(),
             packages: packages
                 .iter()
                 .map(|(p, _)| JobPackage { name: p.name.clone(), size: p.size })
@@ -167,7 +234,9 @@ impl Installer {
             tree_bytes_max: self.tree_bytes_max,
             process_bytes_max: self.process_bytes_max,
             script_seconds_max: self.script_time_max.as_secs(),
+            provision: playbook.map(Playbook::job),
         };
+        let inputs = Inputs { below, packages, files: playbook.map(|p| &p.files[..]).unwrap_or_default() };
         let mut child = Command::new(&self.program)
             .args(["internal", "rootfs"])
             .env_clear()
@@ -176,7 +245,7 @@ impl Installer {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(RootfsError::Start)?;
-        let result = self.talk(&mut child, &job, base, packages);
+        let result = self.talk(&mut child, &job, inputs);
         if result.is_err() {
             // It may have ended by itself.
             let _ = child.kill();
@@ -193,13 +262,7 @@ impl Installer {
         }
     }
 
-    fn talk(
-        &self,
-        child: &mut Child,
-        job: &Job,
-        base: Option<Opened>,
-        packages: &[(LockedPackage, PathBuf)],
-    ) -> Result<Done, RootfsError> {
+    fn talk(&self, child: &mut Child, job: &Job, inputs: Inputs<'_>) -> Result<Done, RootfsError> {
         let until = Instant::now() + self.deadline;
         let (Some(stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
             return Err(RootfsError::Start(io::ErrorKind::BrokenPipe.into()));
@@ -215,7 +278,7 @@ impl Installer {
         let pid = i32::try_from(child.id()).unwrap_or(0);
         kiln_sys::namespace::map_ids(pid, IDS_FIRST, IDS).map_err(RootfsError::Map)?;
         std::thread::scope(|scope| {
-            let feeder = scope.spawn(move || feed(stdin, job, base, packages));
+            let feeder = scope.spawn(move || feed(stdin, job, inputs));
             let report = said.next();
             if report.is_err() {
                 // The feeder's pipe has to break before it can be waited for.
@@ -283,6 +346,13 @@ fn forward(stderr: ChildStderr, sender: &mpsc::Sender<String>) {
     }
 }
 
+/// What follows a job.
+struct Inputs<'a> {
+    below: Vec<Opened>,
+    packages: &'a [(LockedPackage, PathBuf)],
+    files: &'a [PlaybookFile],
+}
+
 struct Opened {
     file: File,
     path: PathBuf,
@@ -298,12 +368,7 @@ fn open(path: &Path) -> Result<Opened, RootfsError> {
 }
 
 /// Gives the installer its job and its bytes. That it hangs up early is no error here: it has said why.
-fn feed(
-    mut to: ChildStdin,
-    job: &Job,
-    base: Option<Opened>,
-    packages: &[(LockedPackage, PathBuf)],
-) -> Result<(), RootfsError> {
+fn feed(mut to: ChildStdin, job: &Job, inputs: Inputs<'_>) -> Result<(), RootfsError> {
     let json = serde_json::to_vec(job).unwrap_or_default();
     let length = u32::try_from(json.len()).unwrap_or(u32::MAX).to_le_bytes();
     let mut head = vec![0];
@@ -312,16 +377,21 @@ fn feed(
     if to.write_all(&head).is_err() {
         return Ok(());
     }
-    if let Some(base) = base {
+    for layer in inputs.below {
         // Layers are verified where they are written, and again where an instance starts from them.
-        copy(base, &mut to)?;
+        copy(layer, &mut to)?;
     }
-    for (package, path) in packages {
+    for (package, path) in inputs.packages {
         let found = copy(open(path)?, &mut to)?;
         if found.is_some_and(|found| found != package.sha256) {
             let found = found.unwrap_or(package.sha256);
             let package_name = package.name.clone();
             return Err(RootfsError::Mismatch { package: package_name, expected: package.sha256, found });
+        }
+    }
+    for file in inputs.files {
+        if to.write_all(&file.bytes).is_err() {
+            break;
         }
     }
     Ok(())

@@ -1,12 +1,12 @@
-//! Puts a base layer onto the root, as it was when it was written, and keeps its tree to compare with.
+//! Puts layers onto the root, as they were when they were written, and keeps their tree to compare with.
 //!
 //! An EROFS file cannot be mounted inside a user namespace, and nothing of the host is there to mount it, so its
 //! entries are read one by one.
 
 use super::sandbox::MOUNTED;
 use super::unpack::set_time;
-use crate::erofs::{Found, Reader, entries};
-use crate::tree::{Content, Kind, Node, Tree, TreeError};
+use crate::erofs::Reader;
+use crate::tree::{FileId, Kind, Node, Tree, TreeError};
 use rustix::fs::MemfdFlags;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -16,107 +16,77 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-/// A base layer could not be put onto the root.
+/// The layers below could not be put onto the root.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BaseError {
-    #[error("cannot receive the base layer")]
+    #[error("cannot receive a layer")]
     Receive(#[source] io::Error),
-    #[error("cannot read `/{path}` of the base layer")]
-    Read {
-        path: String,
-        #[source]
-        source: io::Error,
-    },
-    #[error("cannot write `/{path}` of the base layer")]
+    #[error("cannot write `/{path}` of the layers below")]
     Write {
         path: String,
         #[source]
         source: io::Error,
     },
-    #[error("the base layer is malformed")]
+    #[error("a layer is malformed")]
     Tree(#[source] TreeError),
 }
 
-/// Receives the `size` bytes of a layer from `source` and writes its files below `/`.
-pub(super) fn restore(size: u64, source: &mut impl Read) -> Result<Tree, BaseError> {
-    let file = rustix::fs::memfd_create("base", MemfdFlags::CLOEXEC);
+/// Receives layers of these `sizes`, lowest first, from `source` and writes what they show together below `/`.
+pub(super) fn restore(sizes: &[u64], source: &mut impl Read) -> Result<Tree, BaseError> {
+    let layers = sizes.iter().map(|size| receive(*size, source)).collect::<Result<Vec<_>, _>>()?;
+    let tree = Tree::merge(layers).map_err(BaseError::Tree)?;
+    // The first name of each file.
+    let mut names: HashMap<FileId<'_>, PathBuf> = HashMap::new();
+    for (path, node) in tree.iter() {
+        let place = Path::new("/").join(OsStr::from_bytes(path));
+        let write = |source| BaseError::Write { path: text(path), source };
+        make(&place, node, &mut names).map_err(write)?;
+    }
+    // What a directory holds changes its time, so directories come last, the innermost first.
+    for (path, node) in tree.iter().collect::<Vec<_>>().into_iter().rev().filter(|(_, n)| n.kind == Kind::Dir)
+    {
+        if !MOUNTED.iter().any(|name| path == name.as_bytes()) {
+            let place = Path::new("/").join(OsStr::from_bytes(path));
+            own(&place, node).map_err(|source| BaseError::Write { path: text(path), source })?;
+        }
+    }
+    Ok(tree)
+}
+
+/// The tree of one layer; its bytes stay in memory.
+fn receive(size: u64, source: &mut impl Read) -> Result<Tree, BaseError> {
+    let file = rustix::fs::memfd_create("layer", MemfdFlags::CLOEXEC);
     let mut file = File::from(file.map_err(|e| BaseError::Receive(e.into()))?);
     match io::copy(&mut source.take(size), &mut file) {
         Ok(n) if n == size => {}
         Ok(_) => return Err(BaseError::Receive(io::ErrorKind::UnexpectedEof.into())),
         Err(error) => return Err(BaseError::Receive(error)),
     }
-    let reader = Reader::open(file).map_err(BaseError::Receive)?;
-    let mut base = Base { reader, tree: Tree::new(), names: HashMap::new() };
-    let root = base.get(b"")?;
-    base.directory(b"", &root)?;
-    Ok(base.tree)
+    Reader::open(file).and_then(|reader| reader.tree()).map_err(BaseError::Receive)
 }
 
-struct Base {
-    reader: Reader,
-    tree: Tree,
-    /// The first name of each file, by inode number.
-    names: HashMap<u64, PathBuf>,
-}
-
-impl Base {
-    fn get(&self, path: &[u8]) -> Result<Found, BaseError> {
-        let found = self.reader.get(path).and_then(|found| found.ok_or(io::ErrorKind::NotFound.into()));
-        found.map_err(|source| BaseError::Read { path: text(path), source })
-    }
-
-    fn read(&self, path: &[u8], found: &Found) -> Result<Vec<u8>, BaseError> {
-        self.reader.read(found).map_err(|source| BaseError::Read { path: text(path), source })
-    }
-
-    fn insert(&mut self, path: &[u8], found: &Found, kind: Kind) -> Result<(), BaseError> {
-        let mode = found.mode & 0o7777;
-        let xattrs = crate::tree::Xattrs::default();
-        let node = Node { kind, mode, uid: found.uid, gid: found.gid, mtime: found.mtime, xattrs };
-        self.tree.insert(path, node).map_err(BaseError::Tree)
-    }
-
-    fn directory(&mut self, path: &[u8], found: &Found) -> Result<(), BaseError> {
-        let write = |source| BaseError::Write { path: text(path), source };
-        let place = Path::new("/").join(OsStr::from_bytes(path));
-        match fs::create_dir(&place) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(write(e)),
-            _ => {}
+fn make<'a>(place: &Path, node: &'a Node, names: &mut HashMap<FileId<'a>, PathBuf>) -> io::Result<()> {
+    match &node.kind {
+        Kind::Dir => match fs::create_dir(place) {
+            // The root, and what is mounted upon.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        },
+        Kind::Symlink(target) => {
+            symlink(OsStr::from_bytes(target), place)?;
+            own(place, node)
         }
-        self.insert(path, found, Kind::Dir)?;
-        let directory = self.read(path, found)?;
-        for (name, number) in entries(&directory).filter(|(name, _)| !matches!(*name, b"." | b"..")) {
-            let path = [path, name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(&b'/');
-            let found = self.get(&path)?;
-            if found.is_dir() {
-                self.directory(&path, &found)?;
-            } else {
-                self.file(&path, &found, number)?;
+        Kind::File(content) => {
+            if let Some(first) = content.file_id().and_then(|id| names.get(&id)) {
+                return fs::hard_link(first, place);
             }
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(place)?;
+            file.write_all(&content.read()?)?;
+            names.extend(content.file_id().map(|id| (id, place.to_owned())));
+            own(place, node)
         }
-        let is_mounted = MOUNTED.iter().any(|name| path == name.as_bytes());
-        if is_mounted { Ok(()) } else { own(&place, found).map_err(write) }
-    }
-
-    fn file(&mut self, path: &[u8], found: &Found, number: u64) -> Result<(), BaseError> {
-        let write = |source| BaseError::Write { path: text(path), source };
-        let place = Path::new("/").join(OsStr::from_bytes(path));
-        let bytes = self.read(path, found)?;
-        if found.is_symlink() {
-            symlink(OsStr::from_bytes(&bytes), &place).map_err(write)?;
-            own(&place, found).map_err(write)?;
-            return self.insert(path, found, Kind::Symlink(bytes));
-        }
-        if let Some(first) = self.names.get(&number) {
-            fs::hard_link(first, &place).map_err(write)?;
-        } else {
-            let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&place);
-            file.and_then(|mut file| file.write_all(&bytes)).map_err(write)?;
-            own(&place, found).map_err(write)?;
-            self.names.insert(number, place);
-        }
-        self.insert(path, found, Kind::File(Content::Bytes(bytes.into())))
+        // A merged tree has none.
+        Kind::Whiteout => Ok(()),
     }
 }
 
@@ -124,10 +94,10 @@ fn text(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
-fn own(place: &Path, found: &Found) -> io::Result<()> {
-    lchown(place, Some(found.uid), Some(found.gid))?;
-    if !found.is_symlink() {
-        fs::set_permissions(place, Permissions::from_mode(found.mode & 0o7777))?;
+fn own(place: &Path, node: &Node) -> io::Result<()> {
+    lchown(place, Some(node.uid), Some(node.gid))?;
+    if !matches!(node.kind, Kind::Symlink(_)) {
+        fs::set_permissions(place, Permissions::from_mode(node.mode))?;
     }
-    set_time(place, found.mtime)
+    set_time(place, node.mtime)
 }

@@ -5,6 +5,7 @@ use super::database::{self, DatabaseError};
 use super::normalise::{NormaliseError, normalise};
 use super::order::stages;
 use super::protocol::{Done, Failure, JOB_BYTES_MAX, Job, Report};
+use super::provision::{self, ProvisionError};
 use super::sandbox::{self, SandboxError};
 use super::script::{Runner, ScriptError};
 use super::unpack::{self, UnpackError, Writer};
@@ -63,6 +64,8 @@ enum ChildError {
     #[error("it is not installed in the end")]
     Unfinished(String),
     #[error(transparent)]
+    Provision(#[from] ProvisionError),
+    #[error(transparent)]
     Normalise(#[from] NormaliseError),
     #[error("cannot read the result")]
     Scan(#[source] TreeError),
@@ -80,8 +83,9 @@ impl ChildError {
             Self::Preinst { source, .. } | Self::Configure(source) => Some(source),
             _ => None,
         };
-        let output = match script {
-            Some(ScriptError::Failed { output, .. }) => output.clone(),
+        let output = match (script, self) {
+            (Some(ScriptError::Failed { output, .. }), _) => output.clone(),
+            (_, Self::Provision(ProvisionError::Failed { output })) => output.clone(),
             _ => String::new(),
         };
         let package = match self {
@@ -123,7 +127,7 @@ fn say(report: &Report) {
 /// Makes the namespaces and starts the inner installer in them.
 fn outer() -> Result<Report, ChildError> {
     sandbox::die_with_parent()?;
-    sandbox::unshare()?;
+    sandbox::unshare(sandbox::Network::None)?;
     say(&Report::Unshared);
     let mut go = [0];
     match rustix::io::read(io::stdin().as_fd(), &mut go) {
@@ -167,20 +171,28 @@ fn install() -> Result<Done, ChildError> {
     let job = read_job(&mut stdin).map_err(ChildError::Job)?;
     sandbox::enter_root(job.tree_bytes_max, job.process_bytes_max)?;
     let mut clock = Clock { steps: vec![], since: Instant::now() };
-    let base = match job.base {
-        Some(size) => Some(base::restore(size, &mut stdin)?),
-        None => None,
+    let base = match job.below.as_slice() {
+        [] => None,
+        sizes => Some(base::restore(sizes, &mut stdin)?),
     };
     clock.lap("base");
     let mut debs = unpack::receive(&job.packages, &mut stdin)?;
     clock.lap("decode");
     let epoch = newest(&debs, base.as_ref());
     let runner = Runner { epoch, seconds_max: job.script_seconds_max };
-    match base {
-        None => install_base(&mut debs, &runner, &mut clock)?,
-        Some(_) => install_over(&mut debs, &runner, &mut clock)?,
+    match (&base, &job.provision) {
+        (None, _) => install_base(&mut debs, &runner, &mut clock)?,
+        (Some(_), None) => install_over(&mut debs, &runner, &mut clock)?,
+        (Some(_), Some(provision)) => {
+            let policy = Policy::set()?;
+            provision::run(provision, &mut stdin, &runner)?;
+            policy.unset()?;
+            clock.lap("provision");
+        }
     }
-    if let Some(package) = database::unfinished()? {
+    if job.provision.is_none()
+        && let Some(package) = database::unfinished()?
+    {
         return Err(ChildError::Unfinished(package));
     }
     sandbox::leave_nothing_running()?;
@@ -188,6 +200,7 @@ fn install() -> Result<Done, ChildError> {
     clock.lap("normalise");
     let mut tree = Tree::scan(Path::new("/")).map_err(ChildError::Scan)?;
     if let Some(base) = &base {
+        tree.take_xattrs(base);
         tree = Tree::difference(base, &tree).map_err(ChildError::Scan)?;
     }
     clock.lap("compare");
@@ -336,7 +349,11 @@ fn configure(runner: &Runner, clock: &mut Clock) -> Result<(), ChildError> {
 
 /// The users of the result.
 fn users() -> io::Result<BTreeMap<String, (u32, u32)>> {
-    let text = fs::read_to_string("/etc/passwd")?;
+    let text = match fs::read_to_string("/etc/passwd") {
+        // Not every image has users.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+        other => other?,
+    };
     let row = |line: &str| {
         let fields: Vec<&str> = line.split(':').collect();
         let (name, uid, gid) = (fields.first()?, fields.get(2)?, fields.get(3)?);

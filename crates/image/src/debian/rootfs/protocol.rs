@@ -1,7 +1,8 @@
 //! What the bake and the sandboxed installer say to each other.
 //!
 //! To the installer, on its stdin: one byte once its id maps are written, a length (4 bytes, little endian) and a
-//! [`Job`] as JSON, then the bytes of the base layer, then of each package in the job's order. From the installer:
+//! [`Job`] as JSON, then the bytes of the layers below, of each package in the job's order, and of each file of a playbook.
+//! From the installer:
 //! the layer on its stdout, which is a file; one [`Report`] a line as JSON on its stderr. No path and no descriptor
 //! of the host is ever handed over besides these three.
 
@@ -14,8 +15,8 @@ pub(super) const JOB_BYTES_MAX: u32 = 4 << 20;
 /// What to install.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Job {
-    /// Bytes of the base layer to install on; none makes a base.
-    pub base: Option<u64>,
+    /// Bytes of each layer to install on, lowest first; none makes a base.
+    pub below: Vec<u64>,
     /// The packages in the order in which they follow.
     pub packages: Vec<JobPackage>,
     /// Bytes that the root file system may hold.
@@ -24,6 +25,30 @@ pub(super) struct Job {
     pub process_bytes_max: u64,
     /// Seconds that one script, or dpkg with all its scripts, may take.
     pub script_seconds_max: u64,
+    /// A playbook to run, instead of installing packages.
+    pub provision: Option<ProvisionJob>,
+}
+
+/// A playbook.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ProvisionJob {
+    /// Its path among its files.
+    pub playbook: String,
+    /// The group of hosts that the image belongs to.
+    pub group: String,
+    /// All files of its folder, in the order in which they follow.
+    pub files: Vec<JobFile>,
+}
+
+/// A file of a playbook.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct JobFile {
+    /// Its path in the folder.
+    pub path: String,
+    /// git's mode.
+    pub mode: u32,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// One package of a job.
