@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bakes;
+mod builds;
 mod crashes;
 mod deploys;
 mod operations;
@@ -23,6 +24,7 @@ fn main() {
     let cases: &[(&str, fn())] = &[
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
+        ("builds", builds::run),
         ("operations", operations::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),

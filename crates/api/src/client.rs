@@ -209,14 +209,12 @@ impl Client {
 
     /// One image, by its digest or the first digits of it; anything else is refused here.
     pub async fn image(&self, digest: &str) -> Result<image::ImageDetail, ClientError> {
-        let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-        let legal = (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        if !legal {
-            let message = format!("`{digest}` is not the beginning of an image digest");
-            let hint = Some("give at least 4 hexadecimal digits, as `kiln image list` shows them".into());
-            return Err(ClientError::Server(Box::new(WireError::new(Code::Usage, message, hint))));
-        }
-        self.get(&path::fill(path::IMAGE, &[&hex.to_ascii_lowercase()])).await
+        self.get(&path::fill(path::IMAGE, &[&digest_part(digest)?])).await
+    }
+
+    /// What the build of an image printed, by the digest or its first digits.
+    pub async fn image_build_log(&self, digest: &str) -> Result<image::BuildLogView, ClientError> {
+        self.get(&path::fill(path::IMAGE_BUILD_LOG, &[&digest_part(digest)?])).await
     }
 
     /// Instances.
@@ -356,6 +354,18 @@ fn refused(path: &str, status: StatusCode, bytes: &[u8]) -> ClientError {
         Ok(body) => ClientError::Server(Box::new(body.error)),
         Err(_) => ClientError::Protocol { path: path.to_owned(), detail: format!("status {status}") },
     }
+}
+
+/// A digest, or its beginning, as a part of a path.
+fn digest_part(digest: &str) -> Result<String, ClientError> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    let legal = (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    if !legal {
+        let message = format!("`{digest}` is not the beginning of an image digest");
+        let hint = Some("give at least 4 hexadecimal digits, as `kiln image list` shows them".into());
+        return Err(ClientError::Server(Box::new(WireError::new(Code::Usage, message, hint))));
+    }
+    Ok(hex.to_ascii_lowercase())
 }
 
 fn empty() -> OutBody {

@@ -47,3 +47,12 @@ pub struct ImageDetail {
     /// Who baked it from what and when: the record beside the image, as it was written.
     pub provenance: Option<serde_json::Value>,
 }
+
+/// What the build of an image printed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildLogView {
+    /// The image.
+    pub digest: Digest,
+    /// Its lines, shortened in the middle; none if the image was not built here, or has no build.
+    pub log: Option<String>,
+}

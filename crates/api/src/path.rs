@@ -29,6 +29,8 @@ pub const RELEASE: &str = "/v1/release/{project}/{env}/{number}";
 pub const IMAGES: &str = "/v1/image";
 /// GET with a digest or its first digits: [`crate::image::ImageDetail`].
 pub const IMAGE: &str = "/v1/image/{digest}";
+/// GET with a digest or its first digits: [`crate::image::BuildLogView`].
+pub const IMAGE_BUILD_LOG: &str = "/v1/image/{digest}/build-log";
 /// GET with [`crate::instance::InstanceQuery`]: [`crate::instance::InstanceList`].
 pub const INSTANCES: &str = "/v1/instance";
 /// GET: [`crate::instance::InstanceDetail`].

@@ -5,6 +5,7 @@ use crate::execute::{Bakery, BakeryError};
 use crate::handle::Progress;
 use async_trait::async_trait;
 use kiln_image::bake::{self, BakeJob};
+use kiln_image::builder;
 use kiln_image::debian::{self, Mirror};
 use kiln_image::objects::write_durable;
 use kiln_image::worker::{self, WorkerError, chain};
@@ -333,6 +334,7 @@ impl Workshop {
             mount_points: draft.project.writable_of(image),
             mirror: self.config.mirror.clone(),
             program: self.config.program.clone(),
+            is_builder: false,
         };
         let baked = worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?;
         Ok(baked.image)
@@ -347,6 +349,11 @@ impl Workshop {
     pub fn provenance(&self, image: Digest) -> Option<serde_json::Value> {
         let bytes = std::fs::read(bake::provenance_path(&self.config.state, image)).ok()?;
         serde_json::from_slice(&bytes).ok()
+    }
+
+    /// What the build of an image printed; none if that is not known.
+    pub fn build_log(&self, image: Digest) -> Option<String> {
+        std::fs::read_to_string(builder::log_path(&self.config.state, image)).ok()
     }
 
     /// All images that were ever baked here.

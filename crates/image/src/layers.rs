@@ -101,8 +101,9 @@ pub fn below(
     if base.is_empty() {
         return Err(LayersError::NoLock(base_name));
     }
-    let packages: Vec<&LockedPackage> = lock.used_by(job.recipe.name.as_str()).collect();
-    let cache = Cache { dir: job.state.join("cache"), objects };
+    let locked_as = job.locked_as();
+    let packages: Vec<&LockedPackage> = lock.used_by(locked_as.as_str()).collect();
+    let cache = Cache::new(&job.state, objects);
     let mut layers = vec![];
     for (role, rows) in [(BASE, base), (PACKAGES, packages)] {
         if rows.is_empty() {
@@ -192,17 +193,21 @@ fn fetch(
 }
 
 /// Layers by what they are made of: `cache/KEY` holds a [`LayerRef`]. It may be deleted at any time.
-struct Cache<'a> {
+pub(crate) struct Cache<'a> {
     dir: PathBuf,
     objects: &'a Objects,
 }
 
-impl Cache<'_> {
-    fn path(&self, key: Digest) -> PathBuf {
+impl<'a> Cache<'a> {
+    pub(crate) fn new(state: &Path, objects: &'a Objects) -> Self {
+        Self { dir: state.join("cache"), objects }
+    }
+
+    pub(crate) fn path(&self, key: Digest) -> PathBuf {
         self.dir.join(key.hex())
     }
 
-    fn lock(&self, key: Digest) -> Result<File, LayersError> {
+    pub(crate) fn lock(&self, key: Digest) -> Result<File, LayersError> {
         let path = self.path(key).with_extension("lock");
         let lock = || {
             std::fs::create_dir_all(&self.dir)?;
@@ -213,12 +218,12 @@ impl Cache<'_> {
         lock().map_err(|source| LayersError::Cache { path: path.clone(), source })
     }
 
-    fn get(&self, key: Digest) -> Option<LayerRef> {
+    pub(crate) fn get(&self, key: Digest) -> Option<LayerRef> {
         let layer: LayerRef = serde_json::from_slice(&std::fs::read(self.path(key)).ok()?).ok()?;
         self.objects.has(layer.digest).then_some(layer)
     }
 
-    fn put(&self, key: Digest, role: &str, layer: (Digest, u64)) -> Result<LayerRef, LayersError> {
+    pub(crate) fn put(&self, key: Digest, role: &str, layer: (Digest, u64)) -> Result<LayerRef, LayersError> {
         let layer = LayerRef { digest: layer.0, size: layer.1, role: role.to_owned() };
         let path = self.path(key);
         let bytes = serde_json::to_vec(&layer).unwrap_or_default();

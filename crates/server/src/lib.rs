@@ -61,6 +61,7 @@ fn router(context: Context) -> Router {
         .route(path::RELEASE, get(handlers::release))
         .route(path::IMAGES, get(images::list))
         .route(path::IMAGE, get(images::show))
+        .route(path::IMAGE_BUILD_LOG, get(images::build_log))
         .route(path::INSTANCES, get(handlers::instances))
         .route(path::INSTANCE, get(handlers::instance))
         .route(path::LOGS, get(logs::logs))
