@@ -16,6 +16,7 @@ pub fn run() {
     let good = std::fs::read_to_string(project.path("kiln.toml")).expect("kiln.toml");
     compiled(&kiln, &project);
     reproducible(&kiln, &project);
+    folders(&kiln, &project, &good);
     sealed(&kiln, &project, &good);
     failing(&kiln, &project, &good);
     limits(&kiln, &project, &good);
@@ -44,7 +45,7 @@ fn compiled(kiln: &Kiln, project: &Project) {
     project.commit("changed");
     let second = kiln.in_project(project, &["deploy"]).expect(0);
     assert_eq!(page(kiln), "hello from release-2\n");
-    println!("first {:.1} s, changed {:.1} s", first.took.as_secs_f64(), second.took.as_secs_f64());
+    println!("build: first {:.1} s, changed {:.1} s", first.took.as_secs_f64(), second.took.as_secs_f64());
 }
 
 fn bake(kiln: &Kiln, project: &Project) -> Answer {
@@ -64,8 +65,15 @@ fn reproducible(kiln: &Kiln, project: &Project) {
         }
     }
     assert!(n_forgotten > 0, "no result is cached");
-    let cold = bake(kiln, project).expect(0);
-    assert!(cold.stderr.contains("build: $ make"), "{}", cold.stderr);
+    // Two at once: one builds, the other waits for it.
+    let (cold, other) = std::thread::scope(|scope| {
+        let dir = project.dir.path();
+        let other = scope.spawn(move || kiln.cli(dir, &["bake", "--json"]).expect(0));
+        (bake(kiln, project).expect(0), other.join().expect("the other bake"))
+    });
+    let n_built = [&cold, &other].iter().filter(|answer| answer.stderr.contains("build: $ make")).count();
+    assert_eq!(n_built, 1, "{}\n{}", cold.stderr, other.stderr);
+    assert_eq!(other.json()["images"], warm.json()["images"]);
     assert_eq!(cold.json()["images"], warm.json()["images"]);
     let image = cold.json()["images"]["app"].as_str().expect("a digest").to_owned();
     let log = kiln.in_project(project, &["image", "show", "--build-log", &image]).expect(0).stdout;
@@ -75,6 +83,16 @@ fn reproducible(kiln: &Kiln, project: &Project) {
         cold.took.as_secs_f64(),
         warm.took.as_secs_f64()
     );
+}
+
+/// Whole folders are copied, with files of the base, of the build, and with two names.
+fn folders(kiln: &Kiln, project: &Project, good: &str) {
+    let run = r#"["make", "make DESTDIR=/out install", "mkdir /out/doc", "cp README.md /out/doc", "ln /out/doc/README.md /out/doc/again", "touch /usr/share/doc/make/mine"]"#;
+    let copy = r#"to = "/bin/app" }, { from = "build:/out/doc/", to = "/srv/doc" }, { from = "build:/usr/share/doc/make", to = "/srv/make" }"#;
+    let found = r#"validate  = [{ file = "/srv/doc/README.md" }, { file = "/srv/doc/again" }, { file = "/srv/make/copyright" }, { file = "/srv/make/mine" }, "#;
+    let toml = good.replace(r#"to = "/bin/app" }"#, copy).replace("validate  = [", found);
+    with_run(project, &toml, run, "");
+    kiln.in_project(project, &["deploy"]).expect(0);
 }
 
 /// A build that tries to look outside. Each line prints its name if it gets through.

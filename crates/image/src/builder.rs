@@ -431,9 +431,9 @@ impl Order<'_> {
     fn command(&self, number: Option<usize>) -> String {
         const CHARS_MAX: usize = 100;
         let Some(number) = number else { return "the copy of the commit".into() };
-        let line = self.recipe.run.get(number).map_or("", |line| line.trim());
-        let mut short: String = line.chars().take(CHARS_MAX).collect();
-        if short.len() < line.len() {
+        let whole = self.recipe.run.get(number).map_or("", |line| line.trim());
+        let mut short: String = whole.lines().next().unwrap_or("").chars().take(CHARS_MAX).collect();
+        if short.len() < whole.len() {
             short.push('…');
         }
         format!("command {} of {}, `{short}`,", number + 1, self.recipe.run.len())

@@ -3,6 +3,7 @@
 
 use super::protocol::Failure;
 use crate::tree::{Kind, Node, Tree, TreeError, Xattrs, join};
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,9 @@ use std::path::{Path, PathBuf};
 /// Names that a message lists.
 const NAMES_MAX: usize = 20;
 
-/// The files that `from` names, all of root and of the time `epoch`, with the folders above them.
-pub(super) fn collect(from: &[String], epoch: i64) -> Result<Tree, Failure> {
+/// The files that `from` names, all of root and of the time `epoch`, with the folders above them. A file with holes may be
+/// larger than the disk that it is on, and no image grows that way: together they have at most `bytes_max`.
+pub(super) fn collect(from: &[String], epoch: i64, bytes_max: u64) -> Result<Tree, Failure> {
     let mut tree = Tree::new();
     tree.insert(b"", Node::dir(0o755, epoch)).map_err(|error| unfit(&error))?;
     for from in from {
@@ -33,6 +35,20 @@ pub(super) fn collect(from: &[String], epoch: i64) -> Result<Tree, Failure> {
             }
             let place = if below.is_empty() { path.to_vec() } else { join(path, below) };
             tree.insert(&place, node).map_err(|error| unfit(&error))?;
+        }
+    }
+    let mut seen = HashSet::new();
+    let mut total = 0_u64;
+    for (path, node) in tree.iter() {
+        if let Kind::File(content) = &node.kind
+            && content.file_id().is_none_or(|id| seen.insert(id))
+        {
+            total = total.saturating_add(content.size());
+            if total > bytes_max {
+                let path = String::from_utf8_lossy(path);
+                let text = format!("with `/{path}` it has more than the {bytes_max} bytes of `build.disk`");
+                return Err(Failure::Unfit { text });
+            }
         }
     }
     Ok(tree)
@@ -94,7 +110,7 @@ mod tests {
         symlink("app", root.join("out/link")).unwrap();
         symlink("out", root.join("there")).unwrap();
         let name = |path: &str| format!("{}/{path}", root.display());
-        let tree = collect(&[name("there/"), name("there/app"), name("out/link")], 5).unwrap();
+        let tree = collect(&[name("there/"), name("there/app"), name("out/link")], 5, 1).unwrap();
         let at = |path: &str| {
             let path = name(path);
             tree.get(path.trim_start_matches('/').as_bytes()).unwrap_or_else(|| panic!("no {path}"))
@@ -106,11 +122,15 @@ mod tests {
         assert_eq!(at("there/sub").kind, Kind::Dir);
         assert!(tree.iter().all(|(_, node)| (node.uid, node.gid, node.mtime) == (0, 0, 5)));
 
-        let missing = collect(&[name("out/nothing/here")], 5).unwrap_err();
+        let missing = collect(&[name("out/nothing/here")], 5, 9).unwrap_err();
         let names = ["app", "link", "same", "sub"].map(str::to_owned).to_vec();
         assert_eq!(missing, Failure::Missing { from: name("out/nothing/here"), folder: name("out"), names });
-        assert!(matches!(collect(&[name("out/app/")], 5), Err(Failure::Unfit { .. })));
+        assert!(matches!(collect(&[name("out/app/")], 5, 9), Err(Failure::Unfit { .. })));
+        let sparse = fs::File::create(root.join("out/sparse")).unwrap();
+        sparse.set_len(1 << 43).unwrap();
+        let error = collect(&[name("out")], 5, 1 << 30).unwrap_err();
+        assert!(matches!(&error, Failure::Unfit { text } if text.contains("out/sparse")), "{error:?}");
         std::os::unix::net::UnixListener::bind(root.join("out/socket")).unwrap();
-        assert!(matches!(collect(&[name("out")], 5), Err(Failure::Unfit { .. })));
+        assert!(matches!(collect(&[name("out")], 5, 9), Err(Failure::Unfit { .. })));
     }
 }

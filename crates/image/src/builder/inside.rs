@@ -72,7 +72,7 @@ fn build(job: &Job, parts: Parts, channels: Channels<'_>) -> Result<(), Failure>
     process::kill_namespace();
     drop(output);
     ran?;
-    let tree = collect(&job.from, job.epoch)?;
+    let tree = collect(&job.from, job.epoch, job.disk)?;
     let stdout = io::stdout().as_fd().try_clone_to_owned();
     let stdout = stdout.map_err(|error| Failure::step("write the result", &error))?;
     let mut out = BufWriter::with_capacity(1 << 20, File::from(stdout));

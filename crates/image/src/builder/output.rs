@@ -89,8 +89,9 @@ impl Output {
     /// A line of our own: it is logged, and always shown.
     pub(super) fn note(&mut self, line: &str, now: Instant, show: &mut dyn FnMut(String)) {
         self.end(now, show);
-        self.keep(line);
-        show(line.to_owned());
+        let line = clean(line.as_bytes());
+        self.keep(&line);
+        show(line);
     }
 
     /// Nothing follows for now: what has no end of line is a line.

@@ -38,6 +38,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(2);
 const CHUNK: usize = 64 << 10;
 /// A disk with less space than this is full.
 const DISK_BYTES_LEAST: u64 = 64 << 10;
+/// So is the disk of the state folder with less than this.
+const HOST_BYTES_LEAST: u64 = 4 << 20;
 
 /// Plays the supervisor: `kiln internal build`.
 pub fn main() -> ExitCode {
@@ -253,8 +255,11 @@ impl Watch<'_> {
             match word.map_err(|e| sandbox(format!("pid 1 is not understood: {e}")))? {
                 Word::Run(number) => {
                     self.number = Some(number);
-                    let line = self.job.run.get(number).map_or("", |line| line.trim());
-                    self.output.note(&format!("$ {line}"), Instant::now(), &mut show);
+                    let command = self.job.run.get(number).map_or("", |line| line.trim());
+                    for (n, line) in command.lines().enumerate() {
+                        let mark = if n == 0 { "$" } else { ">" };
+                        self.output.note(&format!("{mark} {line}"), Instant::now(), &mut show);
+                    }
                 }
                 word => self.last = Some(word),
             }
@@ -280,7 +285,16 @@ impl Watch<'_> {
         if counters.pids.as_ref().is_some_and(|file| cgroup::refused_processes(file) > 0) {
             return limit(Limit::Pids);
         }
-        let free = rustix::fs::fstatfs(disk).map_or(u64::MAX, |s| s.f_bavail * s.f_bsize as u64);
+        let bytes = |s: rustix::fs::StatFs| s.f_bavail * s.f_bsize as u64;
+        let free = rustix::fs::fstatfs(disk).map_or(u64::MAX, bytes);
+        // The builder's disk is a file there, and grows as it is written.
+        let host = rustix::fs::statfs(&self.job.disk_folder).map_or(u64::MAX, bytes);
+        if host < HOST_BYTES_LEAST {
+            return Err(Failure::Sandbox {
+                text: "the builder's disk could not grow".into(),
+                disk_full: true,
+            });
+        }
         // A program that met the limit may have removed its files before it ended.
         let said_so = self.output.said().contains("No space left on device");
         if matches!(failure, Failure::Command { .. }) && (free < DISK_BYTES_LEAST || said_so) {
