@@ -197,28 +197,56 @@ fn limits(kiln: &Kiln, project: &Project, good: &str) {
     assert!(!left.processes.iter().any(|process| process.contains("internal build")), "{left:?}");
 }
 
-/// kill -9 of the server in mid-build leaves no process, group, mount or file.
+/// kill -9 in mid-build, of the server, of the bake's worker, of the build's supervisor, leaves no process, mount or file, and no
+/// control group either, at the latest when the next server has started.
 fn killed(kiln: &mut Kiln, project: &Project, good: &str) {
     with_run(project, good, r#"["echo begun", "sleep 1234.5"]"#, "");
-    let mut client = kiln.command(project.dir.path(), &["bake"]);
-    let mut client =
-        client.stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("kiln bake");
-    let sleeping = || run_program(Command::new("pgrep").args(["-f", "^sleep 1234.5"])).code == 0;
     let state = kiln.state.path().to_owned();
+    let sleeping = || run_program(Command::new("pgrep").args(["-f", "^sleep 1234.5"])).code == 0;
     let groups = || Inventory::take(&state).cgroups.iter().filter(|group| group.contains("/build.")).count();
-    wait_until("the build runs", LIMIT, || sleeping() && groups() > 0);
-    kiln.kill();
-    wait_until("nothing of it is left", LIMIT, || {
-        let left = Inventory::take(&state);
-        let processes = left.processes.iter().any(|process| process.contains("internal b"));
-        !sleeping() && groups() == 0 && !processes && left.mounts.is_empty()
-    });
-    // It would wait for a server to come back.
-    client.kill().and_then(|()| client.wait()).expect("the client ends");
-    kiln.start(&[]);
+    let supervisor = || {
+        let line = format!("internal build {}", state.display());
+        let found = run_program(Command::new("pgrep").args(["-o", "-f", &line])).stdout;
+        found.trim().to_owned()
+    };
+    for victim in ["worker", "supervisor", "server"] {
+        let mut client = kiln.command(project.dir.path(), &["bake"]);
+        let client = client.stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::null());
+        let mut client = client.spawn().expect("kiln bake");
+        wait_until("the build runs", LIMIT, || sleeping() && groups() > 0);
+        let pid = supervisor();
+        match victim {
+            "server" => kiln.kill(),
+            "worker" => kill(&parent(&pid)),
+            _ => kill(&pid),
+        }
+        wait_until("nothing of it runs", LIMIT, || {
+            !sleeping() && supervisor().is_empty() && Inventory::take(&state).mounts.is_empty()
+        });
+        if victim == "server" {
+            // It would wait for a server to come back.
+            client.kill().expect("the client ends");
+            kiln.start(&[]);
+        } else if victim == "worker" {
+            wait_until("the group is gone", LIMIT, || groups() == 0);
+        }
+        assert!(!client.wait().expect("the client ends").success());
+        println!("killed the {victim}: {} groups left", groups());
+    }
+    assert_eq!(groups(), 0, "the next server removes what a killed supervisor left");
     let tmp = std::fs::read_dir(state.join("objects/tmp")).expect("objects/tmp");
-    assert_eq!(tmp.count(), 0, "files of the interrupted build");
+    assert_eq!(tmp.count(), 0, "files of the interrupted builds");
     project.write("kiln.toml", good);
     project.commit("good again");
     kiln.in_project(project, &["deploy"]).expect(0);
+}
+
+fn kill(pid: &str) {
+    run_program(Command::new("kill").args(["-9", pid])).expect(0);
+}
+
+fn parent(pid: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the supervisor lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    line.expect("a parent").trim().to_owned()
 }

@@ -57,10 +57,15 @@ pub struct BakeJob {
 impl BakeJob {
     /// The same for the layers of the image's builder.
     pub fn builder(&self, build: &kiln_spec::BuildRecipe) -> Self {
-        let (base, packages) = (build.base.clone(), build.packages.clone());
-        let name = self.recipe.name.clone();
-        let (copy, allow) = (vec![], vec![]);
-        let recipe = ImageRecipe { name, base, packages, copy, build: None, provision: None, allow };
+        let recipe = ImageRecipe {
+            base: build.base.clone(),
+            packages: build.packages.clone(),
+            copy: vec![],
+            build: None,
+            provision: None,
+            allow: vec![],
+            ..self.recipe.clone()
+        };
         Self { recipe, is_builder: true, ..self.clone() }
     }
 
@@ -473,7 +478,10 @@ impl Application<'_> {
             Some(true) if is_dir => self.directory(&place),
             Some(true) => Err(self.refused(from, to, "that path is a folder in the image")),
             Some(false) if is_dir => Err(self.refused(from, to, "that path is a file in the image")),
-            _ => self.insert(&place, node),
+            _ => {
+                self.directory(crate::tree::parent(&place).unwrap_or(b""))?;
+                self.insert(&place, node)
+            }
         }
     }
 
