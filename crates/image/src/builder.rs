@@ -2,7 +2,7 @@
 //!
 //! A builder is an instance of its own: its base and packages as locked, the committed tree as a private copy at `/src`,
 //! loopback, a disk and a share of memory that it cannot exceed, and nothing else: no network, no file, process or
-//! variable of the host. What it is made of names what comes out of it ([`key`]), so that nothing is built twice.
+//! variable of the host. What it is made of names what comes out of it, so that nothing is built twice.
 //!
 //! | file | is for |
 //! |---|---|
@@ -135,6 +135,8 @@ pub enum BuildError {
         text: String,
         /// Whether the disk of the state folder is full.
         disk_full: bool,
+        /// Whether it may work when it is tried again as it is.
+        may_pass: bool,
         /// The last lines of the output.
         output: String,
     },
@@ -186,6 +188,7 @@ impl BuildError {
         match self {
             Self::Layers(source) | Self::Cache(source) => source.may_pass(),
             Self::Start { .. } | Self::Ended { .. } => true,
+            Self::Sandbox { may_pass, .. } => *may_pass,
             _ => false,
         }
     }
@@ -424,7 +427,9 @@ impl Order<'_> {
                 BuildError::Missing { from, folder, names, output }
             }
             Failure::Unfit { text } => BuildError::Unfit(text),
-            Failure::Sandbox { text, disk_full } => BuildError::Sandbox { text, disk_full, output },
+            Failure::Sandbox { text, disk_full, may_pass } => {
+                BuildError::Sandbox { text, disk_full, may_pass, output }
+            }
         }
     }
 

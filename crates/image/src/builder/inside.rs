@@ -80,13 +80,14 @@ fn build(job: &Job, parts: Parts, channels: Channels<'_>) -> Result<(), Failure>
     written.map_err(|error| Failure::Sandbox {
         text: format!("cannot write the result: {}", chain(&error)),
         disk_full: crate::bake::full_disk(&error).is_some(),
+        may_pass: false,
     })?;
     out.flush().map_err(|error| Failure::step("write the result", &error))
 }
 
 /// Becomes root of the namespaces, once the supervisor says so; dies with it from then on.
 fn enter(mut go: &PipeReader) -> Result<(), Failure> {
-    let gone = || Failure::Sandbox { text: "the supervisor is gone".into(), disk_full: false };
+    let gone = || Failure::broken("the supervisor is gone");
     go.read_exact(&mut [0]).map_err(|_| gone())?;
     privilege::become_user(0, 0)?;
     // A change of user clears it.

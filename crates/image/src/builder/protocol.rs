@@ -125,6 +125,8 @@ pub(super) enum Failure {
         text: String,
         /// Whether the disk of the state folder is full.
         disk_full: bool,
+        /// Whether it may work when it is tried again as it is.
+        may_pass: bool,
     },
 }
 
@@ -139,15 +141,21 @@ pub(super) enum Limit {
 }
 
 impl Failure {
+    /// Something that nobody foresees, such as a process that was killed from outside: the next try may go well.
+    pub(super) fn broken(text: impl Into<String>) -> Self {
+        Self::Sandbox { text: text.into(), disk_full: false, may_pass: true }
+    }
+
     /// A step of the sandbox.
     pub(super) fn step(step: &str, error: &io::Error) -> Self {
-        Self::Sandbox { text: format!("cannot {step}: {error}"), disk_full: is_full(error) }
+        Self::Sandbox { text: format!("cannot {step}: {error}"), disk_full: is_full(error), may_pass: false }
     }
 }
 
 impl From<kiln_sys::CallError> for Failure {
     fn from(error: kiln_sys::CallError) -> Self {
-        Self::Sandbox { text: error.line(), disk_full: is_full(&error.source) }
+        let disk_full = is_full(&error.source);
+        Self::Sandbox { text: error.line(), disk_full, may_pass: error.may_pass() && !disk_full }
     }
 }
 

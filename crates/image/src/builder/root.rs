@@ -165,7 +165,7 @@ fn overlay(layers: Vec<OwnedFd>, disk: OwnedFd) -> Result<(OwnedFd, OwnedFd), Fa
         names.insert(0, name);
     }
     if names.is_empty() {
-        return Err(Failure::Sandbox { text: "the builder has no layers".into(), disk_full: false });
+        return Err(Failure::Unfit { text: "the builder has no layers".into() });
     }
     mount::attach_at(disk, "disk")?;
     for name in ["disk/upper", "disk/work"] {

@@ -52,10 +52,6 @@ pub fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn sandbox(text: impl Into<String>) -> Failure {
-    Failure::Sandbox { text: text.into(), disk_full: false }
-}
-
 /// What is taken away at the end, however that comes.
 struct Guard {
     group: Group,
@@ -198,7 +194,7 @@ impl Watch<'_> {
             let wake = self.output.wake_at().map_or(until, |at| at.min(until));
             let (hung_up, word, printed) = self.wait(wake.saturating_duration_since(now), ended)?;
             if hung_up {
-                return Err(sandbox("nobody waits for the build any more"));
+                return Err(Failure::broken("nobody waits for the build any more"));
             }
             if printed {
                 self.read_output();
@@ -252,7 +248,7 @@ impl Watch<'_> {
         while let Some(end) = self.heard.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = self.heard.drain(..=end).collect();
             let word = serde_json::from_slice(&line);
-            match word.map_err(|e| sandbox(format!("pid 1 is not understood: {e}")))? {
+            match word.map_err(|e| Failure::broken(format!("pid 1 is not understood: {e}")))? {
                 Word::Run(number) => {
                     self.number = Some(number);
                     let command = self.job.run.get(number).map_or("", |line| line.trim());
@@ -273,7 +269,7 @@ impl Watch<'_> {
         let failure = match self.last.take() {
             Some(Word::Done) => return Ok(()),
             Some(Word::Failed(failure)) => failure,
-            Some(Word::Run(_)) | None => sandbox("pid 1 of the builder was killed"),
+            Some(Word::Run(_)) | None => Failure::broken("pid 1 of the builder was killed"),
         };
         if !matches!(failure, Failure::Command { .. } | Failure::Sandbox { .. }) {
             return Err(failure);
@@ -293,6 +289,7 @@ impl Watch<'_> {
             return Err(Failure::Sandbox {
                 text: "the builder's disk could not grow".into(),
                 disk_full: true,
+                may_pass: false,
             });
         }
         // A program that met the limit may have removed its files before it ended.
