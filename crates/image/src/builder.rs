@@ -313,7 +313,11 @@ impl Order<'_> {
         // Its pipe is closed by now: it ends, and takes everything with it.
         let status = child.wait().map_err(start("wait for the supervisor of the build"))?;
         let log = log.map_err(|error| match error {
-            BuildError::Ended { output, .. } => BuildError::Ended { status: status.to_string(), output },
+            BuildError::Ended { output, .. } => {
+                // The next server tries again if it stays now.
+                let _ = supervise::sweep(&job.group, child.id());
+                BuildError::Ended { status: status.to_string(), output }
+            }
             error => error,
         })?;
         Ok((result.finish()?, log))

@@ -7,7 +7,7 @@
 //!                     └─ id maps, joins groups, `go`; then: output, limits, the bake's pipe
 //! ```
 //! If the supervisor itself is killed, pid 1 dies with it, and with that every process and mount of the builder; the
-//! empty control group is removed by the next server.
+//! empty control group is removed by the bake ([`sweep`]) or, if that is dead too, by the next server.
 
 use super::inside::{self, Channels};
 use super::output::Output;
@@ -133,9 +133,19 @@ fn make_group(job: &Job) -> Result<Group, Failure> {
         memory_bytes: job.memory,
         pids: job.pids,
     };
-    // The dot keeps it apart from instances, whose names have none.
-    let name = format!("build.{}", std::process::id());
-    Ok(Trees::detect(Choice::Auto)?.create(&job.group, &name, limits)?)
+    Ok(Trees::detect(Choice::Auto)?.create(&job.group, &group_name(std::process::id()), limits)?)
+}
+
+/// The group of the supervisor with this number. The dot keeps it apart from instances, whose names have none.
+fn group_name(pid: u32) -> String {
+    format!("build.{pid}")
+}
+
+/// Ends and removes the group that a supervisor left which ended without a word.
+pub(super) fn sweep(parent: &str, pid: u32) -> Result<(), CallError> {
+    let group = Trees::detect(Choice::Auto)?.group(parent, &group_name(pid));
+    group.kill(KILL_PATIENCE)?;
+    group.remove()
 }
 
 /// Moves this process into a network namespace with loopback alone. It belongs to the host's user namespace, so that no
