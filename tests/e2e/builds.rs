@@ -200,9 +200,11 @@ fn limits(kiln: &Kiln, project: &Project, good: &str) {
 /// kill -9 in mid-build, of the server, of the bake's worker, of the build's supervisor, leaves no process, mount, control
 /// group or file.
 fn killed(kiln: &mut Kiln, project: &Project, good: &str) {
-    with_run(project, good, r#"["echo begun", "sleep 1234.5"]"#, "");
+    // Told from that of another run on this machine.
+    let sleep = format!("sleep 1234.{}", std::process::id());
+    with_run(project, good, &format!(r#"["echo begun", "{sleep}"]"#), "");
     let state = kiln.state.path().to_owned();
-    let sleeping = || run_program(Command::new("pgrep").args(["-f", "^sleep 1234.5"])).code == 0;
+    let sleeping = || run_program(Command::new("pgrep").args(["-f", &format!("^{sleep}")])).code == 0;
     let groups = || Inventory::take(&state).cgroups.iter().filter(|group| group.contains("/build.")).count();
     let supervisor = || {
         let line = format!("internal build {}", state.display());
