@@ -4,6 +4,7 @@
 mod bad_input;
 mod bakes;
 mod bases;
+mod builds;
 mod crashes;
 mod deploys;
 mod exchange;
@@ -30,6 +31,7 @@ fn main() {
         ("bases_of_oci", bases::oci),
         ("bases_of_buildah", bases::containerfile),
         ("bases_with_playbooks", bases::provision),
+        ("builds", builds::run),
         ("operations", operations::run),
         ("retention_of_images", retention::run),
         ("taken_back", taken_back::run),

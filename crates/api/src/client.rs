@@ -250,6 +250,11 @@ impl Client {
         Ok(Download { client: self.clone(), body: response.into_body() })
     }
 
+    /// What the build of an image printed, by the digest or its first digits.
+    pub async fn image_build_log(&self, digest: &str) -> Result<image::BuildLogView, ClientError> {
+        self.get(&path::fill(path::IMAGE_BUILD_LOG, &[&digits(digest)?])).await
+    }
+
     /// Instances.
     pub async fn instances(
         &self,

@@ -126,3 +126,12 @@ pub struct ObjectView {
     /// Why it stays; none if it goes.
     pub kept_by: Option<String>,
 }
+
+/// What the build of an image printed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildLogView {
+    /// The image.
+    pub digest: Digest,
+    /// Its lines, shortened in the middle; none if the image was not built here, or has no build.
+    pub log: Option<String>,
+}

@@ -36,6 +36,8 @@ pub const IMAGE_DIFF: &str = "/v1/image/{digest}/diff/{other}";
 pub const IMAGE_EXPORT: &str = "/v1/image/{digest}/export";
 /// POST [`crate::image::GcRequest`]: a stream of [`crate::update::Update`] of [`crate::image::GcView`].
 pub const IMAGE_GC: &str = "/v1/image-gc";
+/// GET with a digest or its first digits: [`crate::image::BuildLogView`].
+pub const IMAGE_BUILD_LOG: &str = "/v1/image/{digest}/build-log";
 /// GET with [`crate::instance::InstanceQuery`]: [`crate::instance::InstanceList`].
 pub const INSTANCES: &str = "/v1/instance";
 /// GET: [`crate::instance::InstanceDetail`].

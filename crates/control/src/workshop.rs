@@ -5,6 +5,7 @@ use crate::execute::{Bakery, BakeryError};
 use crate::handle::Progress;
 use async_trait::async_trait;
 use kiln_image::bake::{self, BakeJob};
+use kiln_image::builder;
 use kiln_image::debian::{self, Mirror};
 use kiln_image::export::ExportError;
 use kiln_image::export::blob::Compression;
@@ -412,6 +413,7 @@ impl Workshop {
             program: self.config.program.clone(),
             images,
             registry_auth: self.config.registry_auth.clone(),
+            is_builder: false,
         };
         let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
         // Two releases may stand on one image: the second one finds it made.
@@ -445,6 +447,11 @@ impl Workshop {
     /// The content store.
     pub fn objects(&self) -> &Objects {
         &self.objects
+    }
+
+    /// The folder of what was made before.
+    pub(crate) fn cache_path(&self) -> PathBuf {
+        self.config.state.join("cache")
     }
 
     /// Where the record of an image lies.
@@ -488,6 +495,11 @@ impl Workshop {
     pub fn provenance(&self, image: Digest) -> Option<serde_json::Value> {
         let bytes = std::fs::read(bake::provenance_path(&self.config.state, image)).ok()?;
         serde_json::from_slice(&bytes).ok()
+    }
+
+    /// What the build of an image printed; none if that is not known.
+    pub fn build_log(&self, image: Digest) -> Option<String> {
+        std::fs::read_to_string(builder::log_path(&self.config.state, image)).ok()
     }
 
     /// All images that were ever baked here.

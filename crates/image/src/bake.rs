@@ -3,13 +3,14 @@
 //! The same commit, recipe, lock and mount points give the same digest on every host. Who baked, when, and where is
 //! written beside the image ([`Provenance`]), never into it.
 
+use crate::builder::{self, BuildError, Built};
 use crate::erofs::{self, ErofsError, Reader, Stack};
 use crate::layers::{self, BaseRecord, Below, LayersError};
 use crate::objects::{ObjectError, Objects, write_durable};
 use crate::source::{SourceError, SourceFile, Sources};
 use crate::tree::{Content, Kind, Node, Tree, TreeError};
 use kiln_model::{CommitId, Digest, ImageConfig, ImageManifest, ImageName, LayerRef, ProjectName};
-use kiln_spec::{CopyRule, ImageRecipe, Lock};
+use kiln_spec::{CopyRule, CopySource, ImageRecipe, Lock, RecipeName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -46,7 +47,7 @@ pub struct BakeJob {
     pub mount_points: BTreeSet<String>,
     /// Where packages come from, as `--mirror` says; none takes the host's.
     pub mirror: Option<String>,
-    /// The program that plays the part of the installer.
+    /// The program that plays the parts of the installer and of a build's supervisor.
     pub program: PathBuf,
     /// The images of the same kiln.toml that this one stands on, baked.
     #[serde(default)]
@@ -54,6 +55,31 @@ pub struct BakeJob {
     /// The file with the credentials of registries, as `--registry-auth` says.
     #[serde(default)]
     pub registry_auth: Option<PathBuf>,
+    /// Whether `recipe` is that of the builder of the image of that name.
+    #[serde(default)]
+    pub is_builder: bool,
+}
+
+impl BakeJob {
+    /// The same for the layers of the image's builder.
+    pub fn builder(&self, build: &kiln_spec::BuildRecipe) -> Self {
+        let recipe = ImageRecipe {
+            base: build.base.clone(),
+            packages: build.packages.clone(),
+            copy: vec![],
+            build: None,
+            provision: None,
+            allow: vec![],
+            ..self.recipe.clone()
+        };
+        Self { recipe, is_builder: true, ..self.clone() }
+    }
+
+    /// The name under which kiln.lock has its packages.
+    pub fn locked_as(&self) -> RecipeName {
+        let name = &self.recipe.name;
+        if self.is_builder { RecipeName::builder(name) } else { RecipeName::image(name) }
+    }
 }
 
 /// A baked image.
@@ -136,6 +162,15 @@ pub enum BakeError {
         #[source]
         source: Box<LayersError>,
     },
+    /// Its build.
+    #[error("image `{image}`: the build failed")]
+    Build {
+        /// Which image.
+        image: String,
+        /// Why.
+        #[source]
+        source: Box<BuildError>,
+    },
     /// The application layer is no tree.
     #[error("image `{image}`: the application layer is not possible")]
     Tree {
@@ -173,18 +208,25 @@ impl BakeError {
                 Some("commit the file, or correct `from`; only committed files are copied".into())
             }
             Self::Layers { source, .. } => source.hint().or_else(|| full_disk(self)),
+            Self::Build { image, source } => {
+                source.hint().map(|hint| hint.replace("NAME", image)).or_else(|| full_disk(self))
+            }
             _ => full_disk(self),
         }
     }
 
     /// Whether it may work when it is tried again as it is.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Layers { source, .. } if source.may_pass())
+        match self {
+            Self::Layers { source, .. } => source.may_pass(),
+            Self::Build { source, .. } => source.may_pass(),
+            _ => false,
+        }
     }
 }
 
 /// A hint if the cause of an error is a full disk.
-fn full_disk(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+pub(crate) fn full_disk(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         let io = error.downcast_ref::<std::io::Error>();
@@ -218,11 +260,12 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
     let sources = Sources::new(&job.state.join("repos"));
     let source = |source| BakeError::Source { commit: job.commit.clone(), source };
     let epoch = sources.info(&job.project, &job.commit).map_err(source)?.time;
+    let built = builder::build(job, &objects, &sources, epoch, progress).map_err(|e| build_failed(job, e))?;
     let below = layers::below(job, &objects, progress);
     let below = below.map_err(|source| BakeError::Layers { image: image(), source: source.into() })?;
     let mut layers = below.layers.clone();
     let lower = Lower::open(&objects, &layers)?;
-    let tree = application(job, &sources, &lower, epoch)?;
+    let tree = application(job, &sources, &lower, epoch, built.as_ref())?;
     let users = users(&tree, &lower)?;
     if tree.len() > 1 || layers.is_empty() {
         let mut pending = objects.create()?;
@@ -236,12 +279,19 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
     let manifest = ImageManifest { format: FORMAT, architecture: ARCHITECTURE.into(), layers, config };
     let digest = objects.put(&manifest.canonical())?;
     remember(job, digest, &below)?;
+    if let Some(built) = &built {
+        built.keep_log(&job.state, digest).map_err(BakeError::Provenance)?;
+    }
     Ok(Baked { image: digest, size })
 }
 
 /// What is known of how an image came to be; none if nothing is.
 pub fn provenance(state: &Path, image: Digest) -> Option<Provenance> {
     serde_json::from_slice(&std::fs::read(provenance_path(state, image)).ok()?).ok()
+}
+
+fn build_failed(job: &BakeJob, source: BuildError) -> BakeError {
+    BakeError::Build { image: job.recipe.name.to_string(), source: source.into() }
 }
 
 fn remember(job: &BakeJob, image: Digest, below: &Below) -> Result<(), BakeError> {
@@ -307,13 +357,19 @@ struct Application<'a> {
     epoch: i64,
 }
 
-fn application(job: &BakeJob, sources: &Sources, lower: &Lower, epoch: i64) -> Result<Tree, BakeError> {
+fn application(
+    job: &BakeJob,
+    sources: &Sources,
+    lower: &Lower,
+    epoch: i64,
+    built: Option<&Built>,
+) -> Result<Tree, BakeError> {
     let mut application = Application { job, lower, tree: Tree::new(), epoch };
     application.insert(b"", Node::dir(0o755, epoch))?;
     let source = |source| BakeError::Source { commit: job.commit.clone(), source };
     let files = sources.list(&job.project, &job.commit).map_err(source)?;
     let mut wanted = Vec::new();
-    for rule in &job.recipe.copy {
+    for rule in job.recipe.copy.iter().filter(|rule| rule.source == CopySource::Commit) {
         let rows = matching(rule, &files);
         if rows.is_empty() {
             return Err(BakeError::NothingToCopy {
@@ -326,8 +382,17 @@ fn application(job: &BakeJob, sources: &Sources, lower: &Lower, epoch: i64) -> R
     }
     let ids: Vec<String> = wanted.iter().map(|(_, file, _)| file.id.clone()).collect();
     let contents = sources.contents(&job.project, &ids).map_err(source)?;
-    for ((rule, file, to), bytes) in wanted.into_iter().zip(contents) {
-        application.copy(rule, file, &to, bytes)?;
+    let mut wanted = wanted.into_iter().zip(contents).peekable();
+    // In the order of the rules: a later one hides an earlier one.
+    for rule in &job.recipe.copy {
+        if let (CopySource::Build, Some(built)) = (rule.source, built) {
+            for row in built.rows(rule).map_err(|error| build_failed(job, error))? {
+                application.place(&row.from, &row.to, row.node)?;
+            }
+        }
+        while let Some(((_, file, to), bytes)) = wanted.next_if(|((of, ..), _)| std::ptr::eq(*of, rule)) {
+            application.copy(rule, file, &to, bytes)?;
+        }
     }
     for path in MOUNT_POINTS.iter().copied().chain(job.mount_points.iter().map(String::as_str)) {
         let path = application.resolve(path.trim_matches('/').as_bytes())?;
@@ -382,37 +447,60 @@ impl Application<'_> {
         to: &[u8],
         bytes: Vec<u8>,
     ) -> Result<(), BakeError> {
-        let refused = |why: &str| BakeError::Copy {
+        let node = match file.mode {
+            0o120_000 => Node { kind: Kind::Symlink(bytes), ..Node::dir(0o777, self.epoch) },
+            0o160_000 => {
+                return Err(self.refused(&file.path, to, "submodules are not available yet"));
+            }
+            mode => {
+                let mode = rule.mode.unwrap_or(mode & 0o777);
+                Node::file(Content::Bytes(bytes.into()), mode, self.epoch)
+            }
+        };
+        self.place(&file.path, to, node)
+    }
+
+    fn refused(&self, from: &[u8], to: &[u8], why: &str) -> BakeError {
+        BakeError::Copy {
             image: self.job.recipe.name.to_string(),
-            from: String::from_utf8_lossy(&file.path).into_owned(),
+            from: String::from_utf8_lossy(from).into_owned(),
             to: format!("/{}", String::from_utf8_lossy(to)),
             why: why.to_owned(),
-        };
+        }
+    }
+
+    /// Puts `node`, which was at `from`, to its place. A folder that is there already stays as it is.
+    fn place(&mut self, from: &[u8], to: &[u8], node: Node) -> Result<(), BakeError> {
+        let is_dir = node.kind == Kind::Dir;
+        if to.is_empty() && is_dir {
+            return Ok(());
+        }
         if to.is_empty() {
-            return Err(refused("a file cannot be the root"));
+            return Err(self.refused(from, to, "a file cannot be the root"));
         }
         let (directory, name) = (crate::tree::parent(to).unwrap_or(b""), crate::tree::name(to));
         let mut place = self.resolve(directory)?;
         if self.at(&place)?.is_some_and(|is_dir| !is_dir) {
-            return Err(refused("a folder of that path is a file in the image"));
+            return Err(self.refused(from, to, "a folder of that path is a file in the image"));
         }
         self.directory(&place)?;
         if !place.is_empty() {
             place.push(b'/');
         }
         place.extend_from_slice(name);
-        if self.at(&place)? == Some(true) {
-            return Err(refused("that path is a folder in the image"));
+        if is_dir {
+            // A link of the image may lead to the folder.
+            place = self.resolve(&place)?;
         }
-        let node = match file.mode {
-            0o120_000 => Node { kind: Kind::Symlink(bytes), ..Node::dir(0o777, self.epoch) },
-            0o160_000 => return Err(refused("submodules are not available yet")),
-            mode => {
-                let mode = rule.mode.unwrap_or(mode & 0o777);
-                Node::file(Content::Bytes(bytes.into()), mode, self.epoch)
+        match self.at(&place)? {
+            Some(true) if is_dir => self.directory(&place),
+            Some(true) => Err(self.refused(from, to, "that path is a folder in the image")),
+            Some(false) if is_dir => Err(self.refused(from, to, "that path is a file in the image")),
+            _ => {
+                self.directory(crate::tree::parent(&place).unwrap_or(b""))?;
+                self.insert(&place, node)
             }
-        };
-        self.insert(&place, node)
+        }
     }
 
     /// Whether there is a directory at `path`; none if there is nothing.

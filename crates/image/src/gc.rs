@@ -67,13 +67,19 @@ fn io(step: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> GcError
     move |source| GcError::Io { step, path, source }
 }
 
-/// Decides on every object of the store. What was written less than `young` ago stays: it may belong to a bake or a lock
+/// Decides on every object of the store; `cache` is the folder of what was made before. What was written less than `young` ago stays: it may belong to a bake or a lock
 /// that nothing refers to yet.
 ///
 /// # Errors
 /// [`GcError::Root`] if a root cannot be followed; an unreadable store.
-pub fn plan(objects: &Objects, roots: &Roots, young: Duration) -> Result<Vec<Verdict>, GcError> {
-    let reached = reach(objects, roots)?;
+pub fn plan(
+    objects: &Objects,
+    cache: &Path,
+    roots: &Roots,
+    young: Duration,
+) -> Result<Vec<Verdict>, GcError> {
+    let mut reached = reach(objects, roots)?;
+    used_lately(cache, young, &mut reached);
     let dir = objects.dir().join("sha256");
     let now = SystemTime::now();
     let mut verdicts = vec![];
@@ -112,6 +118,25 @@ pub fn remove(objects: &Objects, verdicts: &[Verdict]) -> Result<u64, GcError> {
         }
     }
     Ok(bytes)
+}
+
+/// Adds what a bake, a build or an export found in the cache less than `young` ago. An entry that cannot be read keeps nothing.
+fn used_lately(cache: &Path, young: Duration, reached: &mut Reached) {
+    #[derive(Deserialize)]
+    struct Cached {
+        digest: Digest,
+    }
+    for path in std::fs::read_dir(cache).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let used = std::fs::metadata(&path).and_then(|meta| meta.modified()).ok();
+        let age = used.and_then(|time| SystemTime::now().duration_since(time).ok());
+        if age.is_some_and(|age| age >= young) {
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        if let Ok(Cached { digest }) = serde_json::from_slice(&bytes) {
+            reached.entry(digest).or_insert(("cached layer".into(), "it was used lately".into()));
+        }
+    }
 }
 
 type Reached = BTreeMap<Digest, (String, String)>;
@@ -219,12 +244,21 @@ mod tests {
             images: vec![(kept, "release 3".into()), (Digest::of(b"never baked"), "release 1".into())],
             locks: vec![(lock, "release 3".into())],
         };
-        let young = plan(&objects, &roots, Duration::from_secs(3600)).unwrap();
+        let cache = dir.path().join("cache");
+        std::fs::create_dir(&cache).unwrap();
+        let cached = objects.put(b"cached").unwrap();
+        std::fs::write(cache.join("key"), format!(r#"{{"digest":"{cached}","size":6,"role":"x"}}"#)).unwrap();
+        let hour = Duration::from_secs(3600);
+        let mut reached = Reached::new();
+        used_lately(&cache, hour, &mut reached);
+        assert_eq!(reached.keys().collect::<Vec<_>>(), [&cached]);
+        let plan = |roots: &Roots, young| super::plan(&objects, &cache, roots, young);
+        let young = plan(&roots, hour).unwrap();
         assert!(young.iter().all(|verdict| verdict.kept_by.is_some()), "{young:?}");
-        let verdicts = plan(&objects, &roots, Duration::ZERO).unwrap();
+        let verdicts = plan(&roots, Duration::ZERO).unwrap();
         let gone: BTreeSet<Digest> =
             verdicts.iter().filter(|v| v.kept_by.is_none()).map(|v| v.object).collect();
-        assert_eq!(gone, [lost, Digest::of(b"two"), stray].into());
+        assert_eq!(gone, [lost, Digest::of(b"two"), stray, cached].into());
         assert!(verdicts.iter().any(|v| v.what == "package a 1"));
         let bytes = remove(&objects, &verdicts).unwrap();
         assert_eq!(bytes, verdicts.iter().filter(|v| v.kept_by.is_none()).map(|v| v.size).sum::<u64>());
@@ -233,6 +267,6 @@ mod tests {
         }
         assert!(!objects.has(lost) && !objects.has(stray));
         std::fs::write(objects.path(kept), "damaged").unwrap();
-        assert!(matches!(plan(&objects, &roots, Duration::ZERO), Err(GcError::Root { .. })));
+        assert!(matches!(plan(&roots, Duration::ZERO), Err(GcError::Root { .. })));
     }
 }

@@ -201,7 +201,7 @@ pub fn below(
     objects: &Objects,
     progress: &mut dyn FnMut(String),
 ) -> Result<Below, LayersError> {
-    let mut room = Room { job, objects, cache: Cache { dir: job.state.join("cache"), objects }, progress };
+    let mut room = Room { job, objects, cache: Cache::new(&job.state, objects), progress };
     let mut below = match &job.recipe.base {
         Base::Scratch => Below::default(),
         Base::Debian { suite } => Below { layers: debian::below(&mut room, suite)?, ..Below::default() },
@@ -235,17 +235,21 @@ fn said(error: &RootfsError) -> String {
 }
 
 /// Layers by what they are made of: `cache/KEY` holds a [`LayerRef`]. It may be deleted at any time.
-struct Cache<'a> {
+pub(crate) struct Cache<'a> {
     dir: PathBuf,
     objects: &'a Objects,
 }
 
-impl Cache<'_> {
-    fn path(&self, key: Digest) -> PathBuf {
+impl<'a> Cache<'a> {
+    pub(crate) fn new(state: &std::path::Path, objects: &'a Objects) -> Self {
+        Self { dir: state.join("cache"), objects }
+    }
+
+    pub(crate) fn path(&self, key: Digest) -> PathBuf {
         self.dir.join(key.hex())
     }
 
-    fn lock(&self, key: Digest) -> Result<File, LayersError> {
+    pub(crate) fn lock(&self, key: Digest) -> Result<File, LayersError> {
         let path = self.path(key).with_extension("lock");
         let lock = || {
             std::fs::create_dir_all(&self.dir)?;
@@ -256,12 +260,19 @@ impl Cache<'_> {
         lock().map_err(|source| LayersError::Cache { path: path.clone(), source })
     }
 
-    fn get(&self, key: Digest) -> Option<LayerRef> {
-        let layer: LayerRef = serde_json::from_slice(&std::fs::read(self.path(key)).ok()?).ok()?;
-        self.objects.has(layer.digest).then_some(layer)
+    pub(crate) fn get(&self, key: Digest) -> Option<LayerRef> {
+        let path = self.path(key);
+        let layer: LayerRef = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+        if !self.objects.has(layer.digest) {
+            return None;
+        }
+        // What was used lately is not collected; that the time cannot be set only makes it be made again.
+        let used = File::options().append(true).open(path);
+        let _ = used.and_then(|file| file.set_modified(std::time::SystemTime::now()));
+        Some(layer)
     }
 
-    fn put(&self, key: Digest, role: &str, layer: (Digest, u64)) -> Result<LayerRef, LayersError> {
+    pub(crate) fn put(&self, key: Digest, role: &str, layer: (Digest, u64)) -> Result<LayerRef, LayersError> {
         let layer = LayerRef { digest: layer.0, size: layer.1, role: role.to_owned() };
         let path = self.path(key);
         let bytes = serde_json::to_vec(&layer).unwrap_or_default();

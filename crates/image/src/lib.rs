@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bake;
+pub mod builder;
 pub mod containerfile;
 pub mod debian;
 pub mod diff;

@@ -188,6 +188,25 @@ impl Sources {
         rows.map(|r| row(r).ok_or(SourceError::Answer("a malformed listing"))).collect()
     }
 
+    /// The object name of a commit's tree: the same for all commits with the same files.
+    pub fn tree_id(&self, project: &ProjectName, commit: &CommitId) -> Result<String, SourceError> {
+        let tree = format!("{commit}^{{tree}}");
+        let parse = ["rev-parse", "--verify", "--end-of-options", &tree];
+        let id = run(git(&self.repository(project)).args(parse), "rev-parse")?;
+        Ok(String::from_utf8_lossy(&id).trim().to_owned())
+    }
+
+    /// Hands `each` the contents of files by object name, in order, one after the other.
+    pub fn each(
+        &self,
+        project: &ProjectName,
+        ids: &[String],
+        bytes_max: u64,
+        each: &mut dyn FnMut(usize, Vec<u8>),
+    ) -> Result<(), SourceError> {
+        batch(&self.repository(project), ids, bytes_max, &mut |n, bytes| each(n, bytes.unwrap_or_default()))
+    }
+
     /// The contents of files by object name, in order.
     pub fn contents(&self, project: &ProjectName, ids: &[String]) -> Result<Vec<Vec<u8>>, SourceError> {
         let mut contents = Vec::with_capacity(ids.len());

@@ -330,12 +330,13 @@ impl Tree {
             } else if meta.is_symlink() {
                 Kind::Symlink(std::fs::read_link(&place).map_err(read)?.as_os_str().as_bytes().to_vec())
             } else if meta.is_file() {
-                let first = links.entry(meta.ino()).or_insert_with(|| place.clone());
+                let first = links.entry((meta.dev(), meta.ino())).or_insert_with(|| place.clone());
                 Kind::File(Content::Path { path: first.clone(), size: meta.len() })
             } else {
                 return Err(TreeError::Special { path: place });
             };
-            if meta.dev() != device {
+            // On an overlay only directories have its device: files may have those of the layers that they are in.
+            if kind == Kind::Dir && meta.dev() != device {
                 continue;
             }
             if kind == Kind::Dir {

@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// How long one image may take, downloads included.
+/// How long one image may take, downloads included, beside what its build may take.
 pub const DEADLINE: Duration = Duration::from_secs(20 * 60);
 /// Bytes of address space of a worker.
 const ADDRESS_SPACE_MAX: u64 = 16 << 30;
@@ -59,9 +59,13 @@ pub fn main() -> ExitCode {
 }
 
 fn read_job() -> Result<BakeJob, String> {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    for (resource, limit) in [(Resource::As, ADDRESS_SPACE_MAX), (Resource::Core, 0)] {
-        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // The hard limit of address space stays: compilers in a builder reserve more than they use.
+    let reserved = getrlimit(Resource::As).maximum;
+    for (resource, limit, maximum) in
+        [(Resource::As, ADDRESS_SPACE_MAX, reserved), (Resource::Core, 0, Some(0))]
+    {
+        let limit = Rlimit { current: Some(maximum.map_or(limit, |m| m.min(limit))), maximum };
         setrlimit(resource, limit).map_err(|e| format!("cannot limit the worker: {e}"))?;
     }
     let mut bytes = Vec::new();
@@ -115,14 +119,16 @@ pub fn run(program: &Path, job: &BakeJob, progress: &mut dyn FnMut(String)) -> R
     });
     let (sender, messages) = mpsc::channel();
     std::thread::spawn(move || forward(stdout, &sender));
-    let deadline = Instant::now() + DEADLINE;
+    let build = job.recipe.build.as_ref().map(|build| build.time.duration());
+    let limit = DEADLINE + build.unwrap_or_default();
+    let deadline = Instant::now() + limit;
     let result = loop {
         match messages.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Message::Progress(text)) => progress(text),
             Ok(Message::Done(baked)) => break Ok(baked),
             Ok(Message::Failed(error)) => break Err(error),
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                let seconds = DEADLINE.as_secs();
+                let seconds = limit.as_secs();
                 let text = format!("image `{}`: the bake did not end within {seconds} s", job.recipe.name);
                 break Err(WorkerError { text, hint: None, may_pass: false });
             }

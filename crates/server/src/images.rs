@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use kiln_api::Code;
 use kiln_api::environment::Scope;
-use kiln_api::image::{ImageDetail, ImageList};
+use kiln_api::image::{BuildLogView, ImageDetail, ImageList};
 
 /// Bytes of all layers of an image.
 fn size_of(context: &Context, image: kiln_model::Digest) -> Option<u64> {
@@ -45,4 +45,12 @@ pub(crate) async fn show(State(context): State<Context>, Path(prefix): Path<Stri
     let image =
         image.ok_or_else(|| Failure::new(Code::NoImage, format!("no image begins with `{prefix}`")))?;
     Ok(Json(ImageDetail { manifest: context.workshop.manifest(digest).ok(), provenance, image }))
+}
+
+pub(crate) async fn build_log(
+    State(context): State<Context>,
+    Path(prefix): Path<String>,
+) -> Answer<BuildLogView> {
+    let digest = find(&context, &prefix)?;
+    Ok(Json(BuildLogView { digest, log: context.workshop.build_log(digest) }))
 }

@@ -69,6 +69,7 @@ fn router(context: Context) -> Router {
         .route(path::IMAGE_DIFF, get(image_diff::diff))
         .route(path::IMAGE_EXPORT, post(image_export::prepare).get(image_export::bytes))
         .route(path::IMAGE_GC, post(image_gc::gc))
+        .route(path::IMAGE_BUILD_LOG, get(images::build_log))
         .route(path::INSTANCES, get(handlers::instances))
         .route(path::INSTANCE, get(handlers::instance))
         .route(path::LOGS, get(logs::logs))

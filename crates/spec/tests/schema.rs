@@ -4,8 +4,11 @@ use kiln_spec::Project;
 use serde_json::{Value, json};
 
 const SCHEMA: &str = include_str!("../../../docs/kiln.schema.json");
-const EXAMPLES: [&str; 2] =
-    [include_str!("../../../examples/shop/kiln.toml"), include_str!("../../../examples/guestbook/kiln.toml")];
+const EXAMPLES: [&str; 3] = [
+    include_str!("../../../examples/shop/kiln.toml"),
+    include_str!("../../../examples/guestbook/kiln.toml"),
+    include_str!("../../../examples/compiled/kiln.toml"),
+];
 
 /// The part of JSON Schema that the file uses; `pattern` is left to editors.
 fn valid(root: &Value, schema: &Value, value: &Value) -> Result<(), String> {

@@ -283,6 +283,11 @@ impl Group {
         self.memory.as_ref().map(open).transpose()
     }
 
+    /// The file that counts processes that were refused for want of numbers, for [`refused_processes`].
+    pub fn pids_file(&self) -> Option<fs::File> {
+        self.directories.iter().find_map(|d| fs::File::open(d.join("pids.events")).ok())
+    }
+
     /// The processes in it and in the groups in it, from all trees.
     pub fn processes(&self) -> Vec<i32> {
         let mut pids: Vec<i32> = vec![];
@@ -334,10 +339,19 @@ impl Group {
 
 /// How often the kernel killed a process of a group for want of memory, from [`Group::oom_file`].
 pub fn oom_kills(file: &fs::File) -> u64 {
+    counter(file, "oom_kill ")
+}
+
+/// How often a group had no number left for a new process, from [`Group::pids_file`].
+pub fn refused_processes(file: &fs::File) -> u64 {
+    counter(file, "max ")
+}
+
+fn counter(file: &fs::File, name: &str) -> u64 {
     use std::os::unix::fs::FileExt;
     let mut buffer = [0; 1024];
     let n = file.read_at(&mut buffer, 0).unwrap_or(0);
     let text = String::from_utf8_lossy(&buffer[..n]);
-    let count = text.lines().find_map(|l| l.strip_prefix("oom_kill ").and_then(|v| v.trim().parse().ok()));
+    let count = text.lines().find_map(|l| l.strip_prefix(name).and_then(|v| v.trim().parse().ok()));
     count.unwrap_or(0)
 }

@@ -50,10 +50,18 @@ fn raise_capabilities() -> Result<(), CallError> {
         .context("capset", "all that is permitted")?;
     Ok(())
 }
+/// `CAP_CHOWN`, `CAP_DAC_OVERRIDE` and `CAP_FOWNER` as a mask: what root of a user namespace needs to unpack archives
+/// and to change files there, whoever owns them.
+pub const FILE_CAPABILITIES: u64 = 0b1011;
 
 /// Empties the bounding and ambient sets, which is possible only with full capabilities. Before [`become_user`].
 pub fn drop_bounding_set() -> Result<(), CallError> {
-    for capability in 0..64 {
+    limit_bounding_set(0)
+}
+
+/// Takes everything out of the bounding set whose bit is not set in `keep`, and empties the ambient set.
+pub fn limit_bounding_set(keep: u64) -> Result<(), CallError> {
+    for capability in (0..64).filter(|capability| keep & (1 << capability) == 0) {
         // SAFETY: prctl with plain numbers.
         let answer = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         if let Err(error) = check(answer.into()) {

@@ -133,6 +133,7 @@ fn examine() -> Vec<Finding> {
     if version(&release).is_some_and(|v| v < KERNEL_FILE_BACKED) {
         findings.push(loops(Path::new("/dev/loop-control").exists()));
     }
+    findings.push(builds(Path::new("/dev/loop-control").exists(), &known, &modules));
     findings.push(user_namespaces(root, &read("/proc/sys/user/max_user_namespaces")));
     findings.push(network(root));
     findings.push(git());
@@ -227,6 +228,19 @@ fn loops(present: bool) -> Finding {
     }
     let fix = "`modprobe loop`, or use Linux 6.12 or newer, which needs none";
     Finding::bad("loop devices", Level::Missing, "there is no `/dev/loop-control`", fix)
+}
+
+/// What the disk of a builder is made of. Without it everything but `[images.NAME.build]` works.
+fn builds(loops: bool, known: &str, modules: &str) -> Finding {
+    const NAME: &str = "builds";
+    let fix = "`modprobe loop ext4`; only images with a `build` need it";
+    if filesystem("ext4", known, modules).level != Level::Ok {
+        return Finding::bad(NAME, Level::Warning, "the kernel does not know ext4", fix);
+    }
+    if !loops {
+        return Finding::bad(NAME, Level::Warning, "there is no `/dev/loop-control`", fix);
+    }
+    Finding::ok(NAME, "loop devices and ext4")
 }
 
 fn user_namespaces(root: bool, max: &str) -> Finding {
@@ -330,6 +344,9 @@ mod tests {
         assert!(filesystem("erofs", known, modules).found.contains("module"));
         assert_eq!(filesystem("erofs", known, "").level, Level::Missing);
         assert_eq!(filesystem("lay", known, "").level, Level::Missing);
+        let levels =
+            [(true, known), (false, known), (true, "")].map(|(loops, known)| builds(loops, known, "").level);
+        assert_eq!(levels, [Level::Ok, Level::Warning, Level::Warning]);
     }
 
     #[test]

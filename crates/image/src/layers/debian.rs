@@ -24,7 +24,8 @@ pub(super) fn below(room: &mut Room<'_>, suite: &str) -> Result<Vec<LayerRef>, L
     if base.is_empty() {
         return Err(LayersError::NoLock(base_name));
     }
-    let packages: Vec<&LockedPackage> = lock.used_by(job.recipe.name.as_str()).collect();
+    let locked_as = job.locked_as();
+    let packages: Vec<&LockedPackage> = lock.used_by(locked_as.as_str()).collect();
     let mut layers = vec![];
     for (role, rows) in [(BASE, base), (PACKAGES, packages)] {
         if rows.is_empty() {

@@ -13,6 +13,8 @@ const TIME_MAX: Millis = Millis(4 * 3_600_000);
 const MEMORY: u64 = 2 << 30;
 const DISK: u64 = 4 << 30;
 const LEAST: u64 = 16 << 20;
+/// Processes and threads of a build unless the recipe says otherwise.
+const PIDS: u32 = 1024;
 /// Commands of one build, and bytes of one of them.
 const RUN_MAX: usize = 100;
 const LINE_BYTES_MAX: usize = 16 << 10;
@@ -35,6 +37,8 @@ pub struct BuildRecipe {
     pub memory: u64,
     /// Bytes that it may write.
     pub disk: u64,
+    /// Processes and threads.
+    pub pids: u32,
 }
 
 /// Configuration management that is run in the bake, over the packages and before `copy`.
@@ -89,9 +93,14 @@ pub(super) fn read(mut table: Table<'_>, sink: Shared<'_, '_>) -> BuildRecipe {
         None => usual,
     };
     let (memory, disk) = (bytes("memory", MEMORY), bytes("disk", DISK));
-    table.reserved("network", "a build has no network: commit or lock what it needs", sink);
+    let pids = table.integer("pids", 8..=100_000, sink).map_or(PIDS, |pids| pids as u32);
+    table.reserved(
+        "network",
+        "a build has no network: commit or vendor what it needs, or add Debian packages to `packages`",
+        sink,
+    );
     table.finish(sink);
-    BuildRecipe { base: below.unwrap_or(Base::Scratch), packages, run, env, time, memory, disk }
+    BuildRecipe { base: below.unwrap_or(Base::Scratch), packages, run, env, time, memory, disk, pids }
 }
 
 /// Reads `provision`.

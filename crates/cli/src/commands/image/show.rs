@@ -8,14 +8,24 @@ use kiln_api::image::ImageDetail;
 
 /// Which image.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  kiln image show 3f9a52c1\n  kiln image show sha256:3f9a52c1 --json")]
+#[command(
+    after_help = "Examples:\n  kiln image show 3f9a52c1\n  kiln image show sha256:3f9a52c1 --json\n  kiln image show 3f9a52c1 --build-log"
+)]
 pub struct ShowArgs {
     /// Its digest, or the first digits of it
     #[arg(value_name = "DIGEST")]
     digest: String,
+    /// Show what its build printed instead
+    #[arg(long)]
+    build_log: bool,
 }
 
 pub(super) async fn run(context: &Context<'_>, arguments: ShowArgs) -> Result<(), Failure> {
+    if arguments.build_log {
+        let view = context.client()?.image_build_log(&arguments.digest).await?;
+        let none = || format!("no build of image {} is known here\n", view.digest);
+        return context.out().answer(&view, || view.log.clone().unwrap_or_else(none));
+    }
     let view = context.client()?.image(&arguments.digest).await?;
     context.out().answer(&view, || show(&view))
 }
