@@ -32,6 +32,8 @@ pub struct ControlConfig {
     pub subnet: Subnet,
     /// Where packages come from; none takes the host's.
     pub mirror: Option<String>,
+    /// The keys that its package lists have to be signed with; none takes Debian's.
+    pub keyring: Option<PathBuf>,
 }
 
 /// A control plane could not be started. Nothing was changed.
@@ -87,6 +89,7 @@ impl Control {
             state: state.clone(),
             program: config.program.clone(),
             mirror: config.mirror.clone(),
+            keyring: config.keyring.clone(),
         };
         let workshop = Arc::new(Workshop::open(workshop, progress.clone())?);
         let local = LocalConfig {

@@ -16,7 +16,7 @@ use kiln_model::{
 };
 use kiln_spec::{Lock, Project, Recipes, SpecErrors};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, broadcast};
 
@@ -34,6 +34,8 @@ pub struct WorkshopConfig {
     pub program: PathBuf,
     /// Where packages come from, as `--mirror` says; none takes the host's.
     pub mirror: Option<String>,
+    /// The keys that its package lists have to be signed with; none takes Debian's.
+    pub keyring: Option<PathBuf>,
 }
 
 /// A commit cannot become a release or an image.
@@ -297,10 +299,8 @@ impl Workshop {
         update: bool,
     ) -> Result<Lock, WorkshopError> {
         let suite = recipes.debian.values().next().map_or("bookworm", |recipe| recipe.suite.as_str());
-        let mirror = match &self.config.mirror {
-            Some(text) => Mirror::parse(text),
-            None => Mirror::of_host(Path::new("/"), suite),
-        };
+        let (mirror, keyring) = (self.config.mirror.as_deref(), self.config.keyring.as_deref());
+        let mirror = Mirror::open(mirror, suite, keyring);
         let mirror = mirror.map_err(|e| WorkshopError::Resolve {
             text: chain(&e),
             hint: e.hint().to_owned(),

@@ -10,10 +10,13 @@ pub mod fill;
 pub mod index;
 pub mod lock;
 pub mod mirror;
+pub mod openpgp;
+pub mod release;
 pub mod resolve;
 pub mod rootfs;
 pub mod version;
 
 pub use lock::{LockError, resolve_lock};
 pub use mirror::{Mirror, MirrorError, fetch_into};
+pub use openpgp::{Keyring, KeyringError, SignatureError};
 pub use rootfs::{Installer, RootfsError};

@@ -34,6 +34,9 @@ pub struct ServeArgs {
     /// Where Debian packages come from: `http://HOST/debian` or `file:DIR` [default: the apt sources of this host]
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
+    /// The public keys that may sign its package lists, instead of Debian's; as `gpg --export` writes them
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Option<PathBuf>,
 }
 
 pub(crate) fn run(context: &Context<'_>, arguments: ServeArgs) -> Result<(), Failure> {
