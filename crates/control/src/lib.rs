@@ -15,5 +15,6 @@ pub mod start;
 pub mod workshop;
 
 pub use handle::{Handle, Progress, SubmitError};
+pub use kiln_image::debian::changes as lock_changes;
 pub use start::{Control, ControlConfig, StartError, take_state};
 pub use workshop::{Draft, Workshop, WorkshopError};

@@ -5,6 +5,7 @@
 //!           index, version             mirror                   deb, rootfs, normalise
 //! ```
 
+pub mod changes;
 pub mod deb;
 pub mod fill;
 pub mod index;
@@ -14,8 +15,10 @@ pub mod openpgp;
 pub mod release;
 pub mod resolve;
 pub mod rootfs;
+pub mod slim;
 pub mod version;
 
+pub use changes::changes;
 pub use lock::{LockError, resolve_lock};
 pub use mirror::{Mirror, MirrorError, fetch_into};
 pub use openpgp::{Keyring, KeyringError, SignatureError};

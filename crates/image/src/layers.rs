@@ -4,6 +4,7 @@
 use crate::bake::BakeJob;
 use crate::debian::lock::base_name;
 use crate::debian::rootfs::{Installer, RootfsError};
+use crate::debian::slim::{self, SlimError};
 use crate::debian::{Mirror, MirrorError};
 use crate::objects::{ObjectError, Objects, write_durable};
 use kiln_model::{Digest, LayerRef};
@@ -18,6 +19,7 @@ const INSTALLER: &str = "kiln installer 1";
 /// The name under which the cache keeps the base of some rows.
 const BASE: &str = "base";
 const PACKAGES: &str = "packages";
+const SLIM: &str = "slim";
 /// Lines of a failed script that are told.
 const SAID_LINES: usize = 4;
 
@@ -49,6 +51,9 @@ pub enum LayersError {
         #[source]
         source: RootfsError,
     },
+    /// Their files could not be put together.
+    #[error("cannot put the packages together")]
+    Slim(#[source] SlimError),
     /// The content store.
     #[error("the content store failed")]
     Objects(#[from] ObjectError),
@@ -93,6 +98,7 @@ pub fn below(
     let suite = match &job.recipe.base {
         Base::Scratch => return Ok(vec![]),
         Base::Debian { suite } => suite,
+        Base::DebianSlim { suite } => return slim_layer(job, objects, suite, progress),
         other => return Err(LayersError::NotYet(format!("{other:?}"))),
     };
     let base_name = base_name(suite);
@@ -123,6 +129,35 @@ pub fn below(
         layers.push(layer);
     }
     Ok(layers)
+}
+
+/// The one layer of an image on `debian-slim`.
+fn slim_layer(
+    job: &BakeJob,
+    objects: &Objects,
+    suite: &str,
+    progress: &mut dyn FnMut(String),
+) -> Result<Vec<LayerRef>, LayersError> {
+    let no_lock = || LayersError::NoLock(job.recipe.name.to_string());
+    let lock = job.lock.as_ref().ok_or_else(no_lock)?;
+    let rows: Vec<&LockedPackage> = lock.used_by(job.recipe.name.as_str()).collect();
+    if rows.is_empty() && !job.recipe.packages.is_empty() {
+        return Err(no_lock());
+    }
+    let cache = Cache { dir: job.state.join("cache"), objects };
+    let key = key(SLIM, &rows, None);
+    let _one_at_a_time = cache.lock(key)?;
+    if let Some(layer) = cache.get(key) {
+        return Ok(vec![layer]);
+    }
+    fetch(job, objects, suite, &rows, progress)?;
+    progress(format!("putting {} packages together", rows.len()));
+    let packages: Vec<_> =
+        rows.iter().map(|row| (LockedPackage::clone(row), objects.path(row.sha256))).collect();
+    let mut layer = objects.create()?;
+    slim::install(&packages, &mut std::io::BufWriter::with_capacity(1 << 20, layer.file()))
+        .map_err(LayersError::Slim)?;
+    Ok(vec![cache.put(key, SLIM, layer.finish()?)?])
 }
 
 fn install(

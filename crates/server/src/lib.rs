@@ -7,6 +7,7 @@ mod failure;
 mod handlers;
 mod images;
 mod listen;
+mod locks;
 mod logs;
 mod stream;
 mod upload;

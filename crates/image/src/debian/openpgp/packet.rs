@@ -100,7 +100,8 @@ pub(super) fn armoured<'a>(text: &'a str, kind: &str) -> Result<(Vec<u8>, &'a st
     Ok((decode(&base64)?, rest))
 }
 
-fn decode(base64: &str) -> Result<Vec<u8>, Malformed> {
+/// The bytes of a base64 text without line ends.
+pub(in crate::debian) fn decode(base64: &str) -> Result<Vec<u8>, Malformed> {
     let digits = base64.trim_end_matches('=');
     let mut bytes = Vec::with_capacity(digits.len() * 3 / 4);
     let (mut bits, mut n_bits) = (0_u32, 0);
