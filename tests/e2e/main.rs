@@ -4,6 +4,7 @@
 mod bad_input;
 mod bakes;
 mod crashes;
+mod debian;
 mod deploys;
 mod operations;
 mod second_project;
@@ -23,6 +24,7 @@ fn main() {
     let cases: &[(&str, fn())] = &[
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
+        ("debian_packages", debian::run),
         ("operations", operations::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),

@@ -7,6 +7,7 @@
 
 pub mod changes;
 pub mod deb;
+pub mod fetch;
 pub mod fill;
 pub mod index;
 pub mod lock;

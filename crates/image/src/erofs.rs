@@ -7,7 +7,6 @@
 
 mod read;
 
-pub(crate) use read::entries;
 pub use read::{Found, Reader};
 
 use crate::tree::{FileId, Kind, Node, Tree, Xattrs, name, parent};

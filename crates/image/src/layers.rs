@@ -2,6 +2,7 @@
 //! and one of the image's packages. Both are found again by what they are made of.
 
 use crate::bake::BakeJob;
+use crate::debian::fetch::{self, FetchError};
 use crate::debian::lock::base_name;
 use crate::debian::rootfs::{Installer, RootfsError};
 use crate::debian::slim::{self, SlimError};
@@ -15,7 +16,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever the installer makes other layers of the same packages.
-const INSTALLER: &str = "kiln installer 1";
+const INSTALLER: &str = "kiln installer 2";
 /// The name under which the cache keeps the base of some rows.
 const BASE: &str = "base";
 const PACKAGES: &str = "packages";
@@ -33,13 +34,15 @@ pub enum LayersError {
     #[error("base {0} is not available yet")]
     NotYet(String),
     /// A package could not be fetched.
-    #[error("cannot fetch package `{package}`")]
+    #[error("cannot fetch package `{package}` (`{path}`)")]
     Fetch {
-        /// Which one.
+        /// Which one, with its version.
         package: String,
+        /// Where the archive has it.
+        path: String,
         /// Why.
         #[source]
-        source: MirrorError,
+        source: FetchError,
     },
     /// The mirror cannot be used.
     #[error("cannot use the mirror")]
@@ -73,7 +76,14 @@ impl LayersError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NoLock(_) => Some("run `kiln lock` and commit kiln.lock".into()),
-            Self::Fetch { source, .. } | Self::Mirror(source) => Some(source.hint().to_owned()),
+            Self::Fetch { path, source, .. } => match source.mirror()? {
+                MirrorError::NotFound { .. } => Some(format!(
+                    "the content store does not have it either: bring that version to the mirror as `{path}`, or take a \
+                     newer one with `kiln lock --update` and commit kiln.lock"
+                )),
+                error => Some(error.hint().to_owned()),
+            },
+            Self::Mirror(source) => Some(source.hint().to_owned()),
             Self::Install { source } => source.hint(),
             _ => None,
         }
@@ -82,7 +92,7 @@ impl LayersError {
     /// Whether it may work when it is tried again as it is.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Fetch { source, .. } => matches!(source, MirrorError::Read { .. }),
+            Self::Fetch { source, .. } => matches!(source.mirror(), Some(MirrorError::Read { .. })),
             Self::Install { source } => source.may_pass(),
             _ => false,
         }
@@ -204,7 +214,7 @@ fn fetch(
     packages: &[&LockedPackage],
     progress: &mut dyn FnMut(String),
 ) -> Result<(), LayersError> {
-    let missing: Vec<_> = packages.iter().filter(|package| !objects.has(package.sha256)).collect();
+    let missing: Vec<_> = packages.iter().filter(|package| !objects.has(package.sha256)).copied().collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -213,17 +223,12 @@ fn fetch(
         None => Mirror::of_host(Path::new("/"), suite),
     };
     let mirror = mirror.map_err(LayersError::Mirror)?;
-    let bytes: u64 = missing.iter().map(|package| package.size).sum();
-    progress(format!("fetching {} packages, {} MB", missing.len(), bytes / 1_000_000));
-    for package in missing {
-        let failed = |source| LayersError::Fetch { package: package.name.clone(), source };
-        let bytes = mirror.read_package(package).map_err(failed)?;
-        let found = objects.put(&bytes)?;
-        if found != package.sha256 {
-            return Err(ObjectError::Mismatch { expected: package.sha256, found }.into());
-        }
-    }
-    Ok(())
+    let fetched = fetch::fetch(&mirror, objects, &missing, progress);
+    fetched.map_err(|(package, source)| LayersError::Fetch {
+        package: format!("{} {}", package.name, package.version),
+        path: package.path.clone(),
+        source,
+    })
 }
 
 /// Layers by what they are made of: `cache/KEY` holds a [`LayerRef`]. It may be deleted at any time.

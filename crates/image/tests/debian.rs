@@ -7,6 +7,7 @@ use kiln_image::debian::rootfs::Done;
 use kiln_image::debian::{Installer, Mirror, fill, resolve_lock, rootfs};
 use kiln_image::erofs::Reader;
 use kiln_image::objects::Objects;
+use kiln_image::tree::{Kind, Tree};
 use kiln_model::Digest;
 use kiln_spec::RecipeName;
 use kiln_spec::lock::{DebianRecipe, Lock, LockedPackage};
@@ -18,6 +19,15 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 const SUITE: &str = "bookworm";
+
+/// Sets of the long form.
+const SERVERS: &[(&str, &[&str])] = &[
+    ("java", &["openjdk-17-jre-headless"]),
+    ("nginx", &["nginx"]),
+    ("database", &["postgresql-15"]),
+    ("cache", &["redis-server"]),
+    ("python", &["python3"]),
+];
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -43,6 +53,11 @@ fn main() -> ExitCode {
     let base = bench.base();
     bench.web(&base);
     bench.python(&base);
+    if std::env::var("KILN_PACKAGES").is_ok_and(|text| text == "all") {
+        bench.servers(&base);
+    } else {
+        println!("KILN_PACKAGES=all installs more sets (`.ci/mirror KILN nightly` has their packages)");
+    }
     bench.damaged_package();
     bench.missing_dependency(&base);
     ExitCode::SUCCESS
@@ -76,6 +91,10 @@ impl Bench {
             ("web".parse().unwrap(), recipe(&["nginx-light"])),
             ("app".parse().unwrap(), recipe(&["python3-minimal", "libpython3-stdlib"])),
         ]);
+        let mut recipes = recipes;
+        if std::env::var("KILN_PACKAGES").is_ok_and(|text| text == "all") {
+            recipes.extend(SERVERS.iter().map(|(name, packages)| (name.parse().unwrap(), recipe(packages))));
+        }
         let lock = resolve_lock(&mirror, &recipes, None, false).unwrap();
         for package in &lock.packages {
             assert_eq!(objects.put(&mirror.read_package(package).unwrap()).unwrap(), package.sha256);
@@ -115,7 +134,11 @@ impl Bench {
             Layer { digest, path, done }
         };
         let (first, second) = (once(), once());
-        assert_eq!(first.digest, second.digest, "{user} differs from run to run");
+        assert!(
+            first.digest == second.digest,
+            "{user} differs from run to run: {}",
+            differing(&first, &second).join(" ")
+        );
         assert_eq!(first.done.users, second.done.users);
         first
     }
@@ -184,6 +207,19 @@ impl Bench {
         assert!(cache.contains("libsqlite3.so.0"), "{cache}");
     }
 
+    /// Whatever scripts do in them, these install cleanly and twice alike.
+    fn servers(&self, base: &Layer) {
+        for (name, _) in SERVERS {
+            let layer = self.layer(name, Some(&base.path));
+            let audit = "dpkg --audit && dpkg-query -W -f '${Status}\\n' | sort -u";
+            assert_eq!(
+                self.run(&[base, &layer], &["/bin/sh", "-c", audit]),
+                "install ok installed\n",
+                "{name}"
+            );
+        }
+    }
+
     /// A package that is not the locked one is refused, by name.
     fn damaged_package(&self) {
         let mut packages = self.packages(&base_name(SUITE));
@@ -208,6 +244,14 @@ impl Bench {
         assert!(error.to_string().contains("package `nginx"), "{error}");
         assert!(error.output().contains("nginx-common"), "{}", error.output());
     }
+}
+
+/// The paths that differ between two layers.
+fn differing(first: &Layer, second: &Layer) -> Vec<String> {
+    let tree = |layer: &Layer| Reader::open(fs::File::open(&layer.path).unwrap()).unwrap().tree().unwrap();
+    let layer = Tree::difference(&tree(first), &tree(second)).unwrap();
+    let files = layer.iter().filter(|(_, node)| node.kind != Kind::Dir);
+    files.map(|(path, _)| format!("/{}", String::from_utf8_lossy(path))).collect()
 }
 
 /// Mounts layers over each other where nobody else sees it, and runs a program in there.

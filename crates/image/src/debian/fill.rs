@@ -1,7 +1,8 @@
 //! `kiln internal mirror DIR [--from MIRROR] [--keyring FILE] [NAME...]...`: fills a directory that serves as `--mirror file:DIR`.
 //!
 //! Tests and the demo call it once, with a network, and bake from the directory ever after without one. Packages are
-//! given as they stand in a recipe; each argument is one image, its packages separated by commas.
+//! given as they stand in a recipe; each argument is one image, its packages separated by commas, after `slim:` if it
+//! stands on `debian-slim`.
 
 use super::mirror::{Mirror, fetch_into};
 use super::{lock, resolve_lock};
@@ -47,8 +48,9 @@ fn run(args: Vec<String>) -> Result<(), Box<dyn Error>> {
             keyring = args.next().map(PathBuf::from);
             continue;
         }
-        let packages = arg.split(',').map(str::to_owned).filter(|name| !name.is_empty()).collect();
-        let recipe = DebianRecipe { suite: RELEASE.to_owned(), slim: false, packages };
+        let (slim, names) = arg.strip_prefix("slim:").map_or((false, arg.as_str()), |names| (true, names));
+        let packages = names.split(',').map(str::to_owned).filter(|name| !name.is_empty()).collect();
+        let recipe = DebianRecipe { suite: RELEASE.to_owned(), slim, packages };
         recipes.insert(format!("image{}", recipes.len()).parse()?, recipe);
     }
     let mirror = Mirror::open(from.as_deref(), RELEASE, keyring.as_deref())?;

@@ -426,14 +426,14 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, MirrorError> {
     }
 }
 
-/// One keep-alive connection; a proxy of apt wins over the environment's.
+/// Connections that are kept open; a proxy of apt wins over the environment's.
 fn agent(apt_proxy: Option<&str>) -> ureq::Agent {
     let mut config = ureq::Agent::config_builder()
         .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
         .timeout_connect(Some(CONNECT_TIMEOUT))
         .timeout_recv_response(Some(ANSWER_TIMEOUT))
         .timeout_recv_body(Some(BODY_TIMEOUT))
-        .max_idle_connections_per_host(1);
+        .max_idle_connections_per_host(super::fetch::FETCHERS);
     if let Some(proxy) = apt_proxy.and_then(|p| ureq::Proxy::new(p).ok()) {
         config = config.proxy(Some(proxy));
     }

@@ -12,7 +12,7 @@ mod packet;
 mod signature;
 
 pub use packet::Malformed;
-pub(super) use packet::decode;
+pub(super) use packet::{Cursor, decode};
 
 use key::{SigningKey, signing_keys};
 use packet::{Packet, armoured, packets};

@@ -11,7 +11,7 @@ pub struct Malformed(pub &'static str);
 const CUT: Malformed = Malformed("it is cut off");
 
 /// Reads numbers and strings from the front of a slice.
-pub(super) struct Cursor<'a>(pub &'a [u8]);
+pub(in crate::debian) struct Cursor<'a>(pub &'a [u8]);
 
 impl<'a> Cursor<'a> {
     pub fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
