@@ -31,12 +31,12 @@ service = "web"
 "#;
 
 const REDIS: &str = r#"
-[images.cache]
+[images.words]
 base     = "debian-slim:bookworm"
 packages = ["redis-server"]
 
-[services.cache]
-image    = "cache"
+[services.words]
+image    = "words"
 command  = ["/usr/bin/redis-server", "--port", "6379", "--bind", "0.0.0.0", "--protected-mode", "no", "--dir", "/data"]
 port     = 6379
 user     = "redis"

@@ -4,7 +4,7 @@
 
 use kiln_image::debian::lock::base_name;
 use kiln_image::debian::rootfs::Done;
-use kiln_image::debian::{Installer, Mirror, fill, resolve_lock, rootfs};
+use kiln_image::debian::{Installer, Mirror, fill, resolve_lock, rootfs, slim};
 use kiln_image::erofs::Reader;
 use kiln_image::objects::Objects;
 use kiln_image::tree::{Kind, Tree};
@@ -53,6 +53,7 @@ fn main() -> ExitCode {
     let base = bench.base();
     bench.web(&base);
     bench.python(&base);
+    bench.slim();
     if std::env::var("KILN_PACKAGES").is_ok_and(|text| text == "all") {
         bench.servers(&base);
     } else {
@@ -92,6 +93,8 @@ impl Bench {
             ("app".parse().unwrap(), recipe(&["python3-minimal", "libpython3-stdlib"])),
         ]);
         let mut recipes = recipes;
+        let slim = DebianRecipe { slim: true, ..recipe(&["nginx-light", "ca-certificates"]) };
+        recipes.insert("slim".parse().unwrap(), slim);
         if std::env::var("KILN_PACKAGES").is_ok_and(|text| text == "all") {
             recipes.extend(SERVERS.iter().map(|(name, packages)| (name.parse().unwrap(), recipe(packages))));
         }
@@ -205,6 +208,42 @@ impl Bench {
         // The trigger of the base's libc-bin has seen the new libraries.
         let cache = self.run(&[base, &app], &["/sbin/ldconfig", "-p"]);
         assert!(cache.contains("libsqlite3.so.0"), "{cache}");
+    }
+
+    /// No script has run, and yet nginx and OpenSSL find what they need.
+    fn slim(&self) {
+        let mut layers = vec![];
+        for n in 0..2 {
+            let start = Instant::now();
+            let mut packages = self.packages("slim");
+            if n == 1 {
+                packages.reverse();
+            }
+            let path = self.dir.path().join(format!("slim-{n}"));
+            let mut out = std::io::BufWriter::new(fs::File::create(&path).unwrap());
+            let done = slim::install(&packages, &mut out).unwrap();
+            let seconds = start.elapsed().as_secs_f64();
+            let bytes = fs::read(&path).unwrap();
+            println!(
+                "slim: {} packages, {:.1} MB in {seconds:.2} s ({:?})",
+                packages.len(),
+                bytes.len() as f64 / 1e6,
+                done.steps
+            );
+            layers.push(Layer { digest: Digest::of(&bytes), path, done });
+        }
+        assert!(layers[0].digest == layers[1].digest, "{}", differing(&layers[0], &layers[1]).join(" "));
+        let layer = &layers[0];
+        assert_eq!(layer.done.users.get("www-data"), Some(&(33, 33)));
+        let reader = Reader::open(fs::File::open(&layer.path).unwrap()).unwrap();
+        assert!(
+            reader.get(b"usr/bin/perl").unwrap().is_none() && reader.get(b"usr/bin/dpkg").unwrap().is_none()
+        );
+        assert!(reader.get(b"var/lib/dpkg/status.d/nginx-light").unwrap().is_some());
+        let verify = ["/usr/bin/openssl", "verify", "-no-CAfile", "-CApath", "/etc/ssl/certs"];
+        let verified = self.run(&[layer], &[&verify[..], &["/etc/ssl/certs/ISRG_Root_X1.pem"]].concat());
+        assert!(verified.contains(": OK"), "{verified}");
+        assert!(self.run(&[layer], &["/usr/sbin/nginx", "-t"]).contains("test is successful"));
     }
 
     /// Whatever scripts do in them, these install cleanly and twice alike.
