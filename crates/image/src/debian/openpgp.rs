@@ -164,8 +164,10 @@ impl Keyring {
             // One of a version or form that is not known is a stranger's.
             let Ok(signature) = Signature::parse(packet.body) else { continue };
             let issuer = signature.issuer.clone().unwrap_or_default();
-            let mut known = self.keys.iter().filter(|key| key.key.fingerprint.ends_with(&issuer));
-            let Some(key) = known.next().filter(|_| !issuer.is_empty()) else {
+            // A keyring may hold a key twice; the copy that knows of a revocation counts.
+            let known = self.keys.iter().filter(|key| key.key.fingerprint.ends_with(&issuer));
+            let known = known.max_by_key(|key| key.is_revoked);
+            let Some(key) = known.filter(|_| !issuer.is_empty()) else {
                 strangers.push(issuer.iter().map(|byte| format!("{byte:02X}")).collect::<String>());
                 continue;
             };

@@ -193,9 +193,16 @@ fn subkeys_sign_only_if_they_may_and_revoked_keys_do_not() {
     // accident.
     let path = gpg.home.path().join(format!("openpgp-revocs.d/{fingerprint}.rev"));
     let certificate = std::fs::read_to_string(path).unwrap().replace(":-----BEGIN", "-----BEGIN");
+    let before = gpg.run(NOW, &["--export"], "");
     gpg.run(NOW, &["--import"], &certificate);
     let error = gpg.keyring().verify(&signed, None).unwrap_err();
     assert!(error.to_string().contains("revoked"), "{error}");
+    // Also if an older copy of the key stands beside it.
+    let after = gpg.run(NOW, &["--export"], "");
+    for keyring in [[&before[..], &after].concat(), [&after[..], &before].concat()] {
+        let error = Keyring::parse(&keyring).unwrap().verify(&signed, None).unwrap_err();
+        assert!(error.to_string().contains("revoked"), "{error}");
+    }
 }
 
 #[test]
