@@ -18,3 +18,6 @@ bench:
 nightly:
     KILN_SEEDS=2000 cargo test --release -p kiln-plan --test world
     KILN_KILLS=200 KILN_SEED=7 ./test e2e
+    .ci/mirror target/debug/kiln nightly
+    KILN_PACKAGES=all cargo test -p kiln-image --test debian
+    KILN_PACKAGES=all cargo test -p kiln-tests --test e2e -- debian

@@ -6,6 +6,7 @@ mod bakes;
 mod bases;
 mod builds;
 mod crashes;
+mod debian;
 mod deploys;
 mod exchange;
 mod operations;
@@ -32,6 +33,7 @@ fn main() {
         ("bases_of_buildah", bases::containerfile),
         ("bases_with_playbooks", bases::provision),
         ("builds", builds::run),
+        ("debian_packages", debian::run),
         ("operations", operations::run),
         ("retention_of_images", retention::run),
         ("taken_back", taken_back::run),

@@ -271,9 +271,22 @@ impl Kiln {
 
     /// Starts the server and waits until it answers, or has died again.
     pub fn start(&mut self, environment: &[(&str, &str)]) {
+        let command = self.serve_command();
+        self.start_command(command, environment);
+    }
+
+    /// Starts it with the mirror in `dir` instead of the usual one.
+    pub fn start_with_mirror(&mut self, dir: &Path) {
+        let usual = self.serve_command();
+        let own: Vec<_> = usual.get_args().take_while(|argument| *argument != "--mirror").collect();
+        let mut command = Command::new(usual.get_program());
+        command.args(own).arg("--mirror").arg(format!("file:{}", dir.display()));
+        self.start_command(command, &[]);
+    }
+
+    fn start_command(&mut self, mut command: Command, environment: &[(&str, &str)]) {
         let log =
             File::options().create(true).append(true).open(self.state.path().join("serve.log")).expect("log");
-        let mut command = self.serve_command();
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("log")).stderr(log);
         command.envs(environment.iter().copied());
         self.server = Some(command.spawn().expect("kiln serve starts"));

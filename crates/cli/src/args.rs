@@ -200,11 +200,12 @@ mod tests {
 
     #[test]
     fn roles_get_their_options() {
-        let line = "kiln serve --state /s --listen unix:/s/k.sock --edge 127.0.0.1:80 --edge [::1]:80 --subnet 10.9.0.0/16 --mirror file:/m";
+        let line = "kiln serve --state /s --listen unix:/s/k.sock --edge 127.0.0.1:80 --edge [::1]:80 --subnet 10.9.0.0/16 --mirror file:/m --keyring /k";
         let Ok(Cli { command: Command::Serve(serve), .. }) = parse(line) else { panic!("not parsed") };
         assert_eq!((serve.state.to_str(), serve.listen.to_string()), (Some("/s"), "unix:/s/k.sock".into()));
         assert_eq!((serve.edge.len(), serve.subnet.as_str()), (2, "10.9.0.0/16"));
         assert_eq!(serve.mirror.as_deref(), Some("file:/m"));
+        assert_eq!(serve.keyring.as_deref(), Some(std::path::Path::new("/k")));
         let line = "kiln edge --dir /e --listen 0.0.0.0:80 --listen 0.0.0.0:81 --access-log";
         let Ok(Cli { command: Command::Edge(edge), .. }) = parse(line) else { panic!("not parsed") };
         assert!(edge.access_log && edge.listen.len() == 2 && edge.dir.to_str() == Some("/e"));

@@ -17,6 +17,7 @@ pub mod workshop;
 
 pub use collect::Collected;
 pub use handle::{Handle, Progress, SubmitError};
+pub use kiln_image::debian::changes as lock_changes;
 pub use reconcile::ReconcileError;
 pub use start::{Control, ControlConfig, StartError, take_state};
 pub use workshop::{Draft, Workshop, WorkshopError};

@@ -34,6 +34,8 @@ pub struct ControlConfig {
     pub mirror: Option<String>,
     /// The file with the credentials of registries.
     pub registry_auth: Option<PathBuf>,
+    /// The keys that its package lists have to be signed with; none takes Debian's.
+    pub keyring: Option<PathBuf>,
 }
 
 /// A control plane could not be started. Nothing was changed.
@@ -90,6 +92,7 @@ impl Control {
             program: config.program.clone(),
             mirror: config.mirror.clone(),
             registry_auth: config.registry_auth.clone(),
+            keyring: config.keyring.clone(),
         };
         let workshop = Arc::new(Workshop::open(workshop, progress.clone())?);
         let local = LocalConfig {

@@ -23,7 +23,7 @@ use kiln_spec::lock::{LOCK_VERSION, LockedBase};
 use kiln_spec::{Base, ImageRecipe, Lock, Project, Recipes, SpecErrors};
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{Semaphore, broadcast};
 
@@ -43,6 +43,8 @@ pub struct WorkshopConfig {
     pub mirror: Option<String>,
     /// The file with the credentials of registries.
     pub registry_auth: Option<PathBuf>,
+    /// The keys that its package lists have to be signed with; none takes Debian's.
+    pub keyring: Option<PathBuf>,
 }
 
 /// A commit cannot become a release or an image.
@@ -369,10 +371,8 @@ impl Workshop {
         update: bool,
     ) -> Result<Lock, WorkshopError> {
         let suite = recipes.debian.values().next().map_or("bookworm", |recipe| recipe.suite.as_str());
-        let mirror = match &self.config.mirror {
-            Some(text) => Mirror::parse(text),
-            None => Mirror::of_host(Path::new("/"), suite),
-        };
+        let (mirror, keyring) = (self.config.mirror.as_deref(), self.config.keyring.as_deref());
+        let mirror = Mirror::open(mirror, suite, keyring);
         let mirror = mirror.map_err(|e| WorkshopError::Resolve {
             text: chain(&e),
             hint: e.hint().to_owned(),

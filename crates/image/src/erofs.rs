@@ -8,7 +8,6 @@
 mod read;
 mod stack;
 
-pub(crate) use read::entries;
 pub use read::{Found, Reader};
 pub use stack::{Seen, Stack};
 

@@ -10,6 +10,7 @@ use crate::bake::BakeJob;
 use crate::containerfile::ContainerfileError;
 use crate::debian::MirrorError;
 use crate::debian::rootfs::RootfsError;
+use crate::debian::slim::SlimError;
 use crate::objects::{ObjectError, Objects, write_durable};
 use crate::oci::FetchError;
 use crate::oci::blob::BlobError;
@@ -32,17 +33,16 @@ pub enum LayersError {
     /// There is no lock, or it does not name the base.
     #[error("the lock names no packages for `{0}`")]
     NoLock(String),
-    /// A base of a later kiln.
-    #[error("base {0} is not available yet")]
-    NotYet(String),
     /// A package could not be fetched.
-    #[error("cannot fetch package `{package}`")]
+    #[error("cannot fetch package `{package}` (`{path}`)")]
     Fetch {
-        /// Which one.
+        /// Which one, with its version.
         package: String,
+        /// Where the archive has it.
+        path: String,
         /// Why.
         #[source]
-        source: MirrorError,
+        source: crate::debian::fetch::FetchError,
     },
     /// The mirror cannot be used.
     #[error("cannot use the mirror")]
@@ -129,6 +129,9 @@ pub enum LayersError {
     /// The image below was not baked first.
     #[error("image `{0}`, which this one stands on, is not baked")]
     NotBaked(ImageName),
+    /// Their files could not be put together.
+    #[error("cannot put the packages together")]
+    Slim(#[source] SlimError),
     /// The content store.
     #[error("the content store failed")]
     Objects(#[from] ObjectError),
@@ -157,7 +160,14 @@ impl LayersError {
             Self::Blob { .. } | Self::Layer { .. } => {
                 Some("the base was made in a way that kiln does not take: rebuild it, or use another".into())
             }
-            Self::Fetch { source, .. } | Self::Mirror(source) => Some(source.hint().to_owned()),
+            Self::Fetch { path, source, .. } => match source.mirror()? {
+                MirrorError::NotFound { .. } => Some(format!(
+                    "the content store does not have it either: bring that version to the mirror as `{path}`, or take a \
+                     newer one with `kiln lock --update` and commit kiln.lock"
+                )),
+                error => Some(error.hint().to_owned()),
+            },
+            Self::Mirror(source) => Some(source.hint().to_owned()),
             Self::Install { source } => source.hint(),
             _ => None,
         }
@@ -166,7 +176,7 @@ impl LayersError {
     /// Whether it may work when it is tried again as it is.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Fetch { source, .. } => matches!(source, MirrorError::Read { .. }),
+            Self::Fetch { source, .. } => matches!(source.mirror(), Some(MirrorError::Read { .. })),
             Self::Install { source } | Self::Provision { source, .. } => source.may_pass(),
             Self::Base(source) => source.may_pass(),
             _ => false,
@@ -205,10 +215,10 @@ pub fn below(
     let mut below = match &job.recipe.base {
         Base::Scratch => Below::default(),
         Base::Debian { suite } => Below { layers: debian::below(&mut room, suite)?, ..Below::default() },
+        Base::DebianSlim { suite } => Below { layers: debian::slim(&mut room, suite)?, ..Below::default() },
         Base::Oci { reference } => oci::below(&mut room, reference)?,
         Base::Image { name } => image::below(&mut room, name)?,
         Base::Containerfile { path } => containerfile::below(&mut room, path)?,
-        other => return Err(LayersError::NotYet(format!("{other:?}"))),
     };
     if let Some(provision) = &job.recipe.provision {
         let layer = provision::over(&mut room, &below.layers, &provision.ansible)?;

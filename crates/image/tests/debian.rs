@@ -4,9 +4,10 @@
 
 use kiln_image::debian::lock::base_name;
 use kiln_image::debian::rootfs::Done;
-use kiln_image::debian::{Installer, Mirror, fill, resolve_lock, rootfs};
+use kiln_image::debian::{Installer, Mirror, fill, resolve_lock, rootfs, slim};
 use kiln_image::erofs::Reader;
 use kiln_image::objects::Objects;
+use kiln_image::tree::{Kind, Tree};
 use kiln_model::Digest;
 use kiln_spec::RecipeName;
 use kiln_spec::lock::{DebianRecipe, Lock, LockedPackage};
@@ -18,6 +19,15 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 const SUITE: &str = "bookworm";
+
+/// Sets of the long form.
+const SERVERS: &[(&str, &[&str])] = &[
+    ("java", &["openjdk-17-jre-headless"]),
+    ("nginx", &["nginx"]),
+    ("database", &["postgresql-15"]),
+    ("cache", &["redis-server"]),
+    ("python", &["python3"]),
+];
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -43,6 +53,12 @@ fn main() -> ExitCode {
     let base = bench.base();
     bench.web(&base);
     bench.python(&base);
+    bench.slim();
+    if std::env::var("KILN_PACKAGES").is_ok_and(|text| text == "all") {
+        bench.servers(&base);
+    } else {
+        println!("KILN_PACKAGES=all installs more sets (`.ci/mirror KILN nightly` has their packages)");
+    }
     bench.damaged_package();
     bench.missing_dependency(&base);
     ExitCode::SUCCESS
@@ -76,6 +92,12 @@ impl Bench {
             ("web".parse().unwrap(), recipe(&["nginx-light"])),
             ("app".parse().unwrap(), recipe(&["python3-minimal", "libpython3-stdlib"])),
         ]);
+        let mut recipes = recipes;
+        let slim = DebianRecipe { slim: true, ..recipe(&["nginx-light", "ca-certificates"]) };
+        recipes.insert("slim".parse().unwrap(), slim);
+        if std::env::var("KILN_PACKAGES").is_ok_and(|text| text == "all") {
+            recipes.extend(SERVERS.iter().map(|(name, packages)| (name.parse().unwrap(), recipe(packages))));
+        }
         let lock = resolve_lock(&mirror, &recipes, None, false).unwrap();
         for package in &lock.packages {
             assert_eq!(objects.put(&mirror.read_package(package).unwrap()).unwrap(), package.sha256);
@@ -96,7 +118,7 @@ impl Bench {
     fn layer(&self, user: &str, base: Option<&Path>) -> Layer {
         let packages = self.packages(user);
         let once = || {
-            let start = Instant::now();
+            let (start, cpu) = (Instant::now(), cpu_seconds());
             let mut pending = self.objects.create().unwrap();
             let done = self.installer().install(base, &packages, pending.file()).unwrap_or_else(|error| {
                 panic!("{}\n{}", kiln_image::worker::chain(&error), error.output());
@@ -107,15 +129,20 @@ impl Bench {
             let seconds = start.elapsed().as_secs_f64();
             let steps: Vec<_> = done.steps.iter().map(|(step, ms)| format!("{step} {ms}")).collect();
             println!(
-                "{user}: {} packages, {:.1} MB in {seconds:.2} s ({} ms)",
+                "{user}: {} packages, {:.1} MB in {seconds:.2} s, {:.2} s of CPU ({} ms)",
                 packages.len(),
                 size as f64 / 1e6,
+                cpu_seconds() - cpu,
                 steps.join(", ")
             );
             Layer { digest, path, done }
         };
         let (first, second) = (once(), once());
-        assert_eq!(first.digest, second.digest, "{user} differs from run to run");
+        assert!(
+            first.digest == second.digest,
+            "{user} differs from run to run: {}",
+            differing(&first, &second).join(" ")
+        );
         assert_eq!(first.done.users, second.done.users);
         first
     }
@@ -184,6 +211,55 @@ impl Bench {
         assert!(cache.contains("libsqlite3.so.0"), "{cache}");
     }
 
+    /// No script has run, and yet nginx and OpenSSL find what they need.
+    fn slim(&self) {
+        let mut layers = vec![];
+        for n in 0..2 {
+            let start = Instant::now();
+            let mut packages = self.packages("slim");
+            if n == 1 {
+                packages.reverse();
+            }
+            let path = self.dir.path().join(format!("slim-{n}"));
+            let mut out = std::io::BufWriter::new(fs::File::create(&path).unwrap());
+            let done = slim::install(&packages, &mut out).unwrap();
+            let seconds = start.elapsed().as_secs_f64();
+            let bytes = fs::read(&path).unwrap();
+            println!(
+                "slim: {} packages, {:.1} MB in {seconds:.2} s ({:?})",
+                packages.len(),
+                bytes.len() as f64 / 1e6,
+                done.steps
+            );
+            layers.push(Layer { digest: Digest::of(&bytes), path, done });
+        }
+        assert!(layers[0].digest == layers[1].digest, "{}", differing(&layers[0], &layers[1]).join(" "));
+        let layer = &layers[0];
+        assert_eq!(layer.done.users.get("www-data"), Some(&(33, 33)));
+        let reader = Reader::open(fs::File::open(&layer.path).unwrap()).unwrap();
+        assert!(
+            reader.get(b"usr/bin/perl").unwrap().is_none() && reader.get(b"usr/bin/dpkg").unwrap().is_none()
+        );
+        assert!(reader.get(b"var/lib/dpkg/status.d/nginx-light").unwrap().is_some());
+        let verify = ["/usr/bin/openssl", "verify", "-no-CAfile", "-CApath", "/etc/ssl/certs"];
+        let verified = self.run(&[layer], &[&verify[..], &["/etc/ssl/certs/ISRG_Root_X1.pem"]].concat());
+        assert!(verified.contains(": OK"), "{verified}");
+        assert!(self.run(&[layer], &["/usr/sbin/nginx", "-t"]).contains("test is successful"));
+    }
+
+    /// Whatever scripts do in them, these install cleanly and twice alike.
+    fn servers(&self, base: &Layer) {
+        for (name, _) in SERVERS {
+            let layer = self.layer(name, Some(&base.path));
+            let audit = "dpkg --audit && dpkg-query -W -f '${Status}\\n' | sort -u";
+            assert_eq!(
+                self.run(&[base, &layer], &["/bin/sh", "-c", audit]),
+                "install ok installed\n",
+                "{name}"
+            );
+        }
+    }
+
     /// A package that is not the locked one is refused, by name.
     fn damaged_package(&self) {
         let mut packages = self.packages(&base_name(SUITE));
@@ -208,6 +284,21 @@ impl Bench {
         assert!(error.to_string().contains("package `nginx"), "{error}");
         assert!(error.output().contains("nginx-common"), "{}", error.output());
     }
+}
+
+/// Seconds of CPU of this process and of its children that have ended: what a loaded machine does not blur.
+fn cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let fields = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(4);
+    fields.map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+}
+
+/// The paths that differ between two layers.
+fn differing(first: &Layer, second: &Layer) -> Vec<String> {
+    let tree = |layer: &Layer| Reader::open(fs::File::open(&layer.path).unwrap()).unwrap().tree().unwrap();
+    let layer = Tree::difference(&tree(first), &tree(second)).unwrap();
+    let files = layer.iter().filter(|(_, node)| node.kind != Kind::Dir);
+    files.map(|(path, _)| format!("/{}", String::from_utf8_lossy(path))).collect()
 }
 
 /// Mounts layers over each other where nobody else sees it, and runs a program in there.

@@ -64,6 +64,14 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     let program = std::env::current_exe();
     let program =
         program.map_err(|error| Failure::new(Code::Internal, format!("cannot find myself: {error}")))?;
+    if let Some(path) = &arguments.keyring {
+        // It is read again with every lock; a file of the wrong kind is better told now.
+        let text = |error| format!("cannot use the keyring `{}`: {}", path.display(), chain(&error));
+        let keyring = kiln_image::debian::Keyring::read(path);
+        keyring.map_err(|error| {
+            Failure::new(Code::Usage, text(error)).hint("write one with `gpg --export KEY... > FILE`")
+        })?;
+    }
     let lock = take_state(&arguments.state).map_err(start_failure)?;
     let listener = kiln_server::bind(&arguments.listen).map_err(listen_failure)?;
     let config = ControlConfig {
@@ -73,6 +81,7 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         subnet,
         mirror: arguments.mirror.clone(),
         registry_auth: arguments.registry_auth.clone(),
+        keyring: arguments.keyring.clone(),
     };
     let mut control = Control::start(config, lock).await.map_err(start_failure)?;
     eprintln!("kiln: state in `{}`, listening on `{}`", arguments.state.display(), arguments.listen);

@@ -404,31 +404,10 @@ pub(crate) async fn lock(State(context): State<Context>, Body(request): Body<Loc
             let mut progress = |text: String| lines.progress(text);
             let lock =
                 context.workshop.resolve(&recipes, previous.as_ref(), request.update, &mut progress)?;
-            let mut changes = changes(previous.as_ref(), &lock);
-            changes.extend(lock.base_changes(previous.as_ref()));
-            Ok(LockView { text: lock.to_text(), changes })
+            Ok(crate::locks::view(previous.as_ref(), &lock))
         };
         tokio::task::spawn_blocking(work).await?
     })
-}
-
-/// What differs between two locks, one line per package.
-fn changes(before: Option<&Lock>, after: &Lock) -> Vec<String> {
-    let versions = |lock: &Lock| -> BTreeMap<String, String> {
-        lock.packages.iter().map(|p| (p.name.clone(), p.version.clone())).collect()
-    };
-    let (before, after) = (before.map(versions).unwrap_or_default(), versions(after));
-    let mut lines = vec![];
-    for (name, version) in &after {
-        match before.get(name) {
-            None => lines.push(format!("+ {name} {version}")),
-            Some(old) if old != version => lines.push(format!("~ {name} {old} -> {version}")),
-            Some(_) => {}
-        }
-    }
-    let gone = before.iter().filter(|(name, _)| !after.contains_key(*name));
-    lines.extend(gone.map(|(name, version)| format!("- {name} {version}")));
-    lines
 }
 
 pub(crate) async fn bake(State(context): State<Context>, Body(request): Body<BakeRequest>) -> Response {

@@ -11,6 +11,7 @@ mod image_export;
 mod image_gc;
 mod images;
 mod listen;
+mod locks;
 mod logs;
 mod named;
 mod stream;

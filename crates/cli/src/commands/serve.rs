@@ -37,6 +37,9 @@ pub struct ServeArgs {
     /// Credentials of registries for `oci:` bases: a `config.json` as `docker login` writes it
     #[arg(long, value_name = "FILE")]
     pub registry_auth: Option<PathBuf>,
+    /// The public keys that may sign its package lists, instead of Debian's; as `gpg --export` writes them
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Option<PathBuf>,
 }
 
 /// The address of a load balancer. Names are not looked up: what a name means may change.

@@ -1,8 +1,7 @@
 //! `Packages` indexes and their `InRelease`: what an archive offers, read as a stream with bounds.
 //!
-//! The texts come from the network, so every number in them is checked and every size bounded. The OpenPGP
-//! signature of the `InRelease` is not checked yet (it comes with the image issue); what *is* checked is that each
-//! index is the one that its `InRelease` lists, and that sha256 is kept in the lock.
+//! The texts come from the network, so every number in them is checked and every size bounded. Whether an `InRelease` is
+//! to be believed is decided in `release`; each index has to be the one that its `InRelease` lists.
 
 use super::version::Version;
 use kiln_model::digest::Digest;

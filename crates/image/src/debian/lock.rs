@@ -143,7 +143,9 @@ fn release_rows(
 ) -> Result<Vec<LockedPackage>, LockError> {
     let of_base = |source| LockError::Base { suite: suite.to_owned(), source };
     let resolver = Resolver::new(index, keep).map_err(of_base)?;
-    let base = resolver.closure(&[], true, &[]).map_err(of_base)?;
+    // `debian-slim` stands on nothing.
+    let needs_base = recipes.iter().any(|(_, recipe)| !recipe.slim);
+    let base = if needs_base { resolver.closure(&[], true, &[]).map_err(of_base)? } else { vec![] };
     let mut rows: Vec<_> = base.iter().map(|package| row(package, base_name(suite))).collect();
     for (image, recipe) in recipes {
         let names: Vec<_> = recipe.packages.iter().cloned().collect();

@@ -8,11 +8,15 @@
 //! | release, updates | `M/dists/SUITE/…`, `M/pool/…` | `DIR/dists/SUITE/…`, `DIR/pool/…` |
 //! | security | `M-security/dists/SUITE-security/…`, `M-security/pool/…` | `DIR/debian-security/dists/…`, `…/pool/…` |
 //!
-//! Only the component `main` for `amd64` is read. Indexes are verified by the sha256 in their `InRelease`, packages by
-//! the sha256 in the index or lock. **The OpenPGP check of the `InRelease` comes with the image issue**: until then
-//! the first `kiln lock` trusts the mirror and the network to it, and later bakes trust the lock.
+//! Only the component `main` for `amd64` is read. An `InRelease` is verified by its OpenPGP signature ([`release`]),
+//! indexes by the sha256 in their `InRelease`, packages by the sha256 in the index or lock. So nothing has to be believed
+//! of a mirror or of the network to it; what a bake takes is in the lock.
+//!
+//! [`release`]: super::release
 
 use super::index::{DEB_BYTES_MAX, Index, IndexError, Listed, listed};
+use super::openpgp::{Keyring, KeyringError};
+use super::release::{self, ReleaseError};
 use kiln_model::digest::Digest;
 use kiln_spec::lock::{LockedPackage, LockedSuite};
 use std::collections::BTreeMap;
@@ -94,6 +98,24 @@ pub enum MirrorError {
         /// What came.
         found: Digest,
     },
+    /// The keyring that was named cannot be used.
+    #[error("cannot use the keyring `{}`", path.display())]
+    Keyring {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: KeyringError,
+    },
+    /// An `InRelease` is not to be believed.
+    #[error("`{url}` is not to be believed")]
+    Release {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        #[source]
+        source: ReleaseError,
+    },
     /// An index is malformed.
     #[error("the mirror's index cannot be used")]
     Index(#[from] IndexError),
@@ -121,6 +143,8 @@ impl MirrorError {
             Self::TooLarge { .. } | Self::Mismatch { .. } | Self::Index(_) => {
                 "the mirror may be in the middle of an update or damaged: try again, or name another with `--mirror`"
             }
+            Self::Keyring { .. } => "write one with `gpg --export KEY... > FILE`",
+            Self::Release { source, .. } => source.hint(),
             Self::Write { .. } => "check the space and the permissions of that folder",
         }
     }
@@ -140,6 +164,7 @@ pub struct Mirror {
     updates: Place,
     security: Place,
     agent: ureq::Agent,
+    keyring: Keyring,
 }
 
 /// The suites that make up a Debian release, in the order in which they are preferred.
@@ -148,6 +173,22 @@ pub fn suites_of(release: &str) -> [String; 3] {
 }
 
 impl Mirror {
+    /// The mirror that `--mirror` names, else the one of this host for `release`; what it offers has to be signed by a
+    /// key of the file `keyring`, else of Debian.
+    ///
+    /// # Errors
+    /// [`MirrorError`] if the mirror or the keyring cannot be used.
+    pub fn open(text: Option<&str>, release: &str, keyring: Option<&Path>) -> Result<Self, MirrorError> {
+        let mirror = match text {
+            Some(text) => Self::parse(text)?,
+            None => Self::of_host(Path::new("/"), release)?,
+        };
+        let Some(path) = keyring else { return Ok(mirror) };
+        let keyring = Keyring::read(path);
+        let keyring = keyring.map_err(|source| MirrorError::Keyring { path: path.to_owned(), source })?;
+        Ok(mirror.trusting(keyring))
+    }
+
     /// The mirror that `--mirror` names.
     ///
     /// # Errors
@@ -160,10 +201,18 @@ impl Mirror {
                 return Err(error("the directory is missing"));
             }
             let (main, security) = (Place::Dir(dir.clone()), Place::Dir(dir.join(SECURITY_DIR)));
-            return Ok(Self { updates: main.clone(), main, security, agent: agent(None) });
+            return Ok(Self {
+                updates: main.clone(),
+                main,
+                security,
+                agent: agent(None),
+                keyring: Keyring::debian(),
+            });
         }
         if text.starts_with("https://") {
-            return Err(error("https is not supported; packages are verified by sha256, so http is enough"));
+            return Err(error(
+                "https is not supported; all that comes is verified by signatures and sha256, so http is enough",
+            ));
         }
         if !text.starts_with("http://") || text.contains(char::is_whitespace) {
             return Err(error("it is neither `http://…` nor `file:DIR`"));
@@ -171,7 +220,7 @@ impl Mirror {
         let main = text.trim_end_matches('/').to_owned();
         let security = Place::Http(format!("{main}-security"));
         let main = Place::Http(main);
-        Ok(Self { updates: main.clone(), main, security, agent: agent(None) })
+        Ok(Self { updates: main.clone(), main, security, agent: agent(None), keyring: Keyring::debian() })
     }
 
     /// The mirror that this host's apt uses for `release`, with apt's proxy; `root` is `/`. A host without Debian
@@ -186,7 +235,14 @@ impl Mirror {
         let updates = find(&format!("{release}-updates")).unwrap_or_else(|| main.clone());
         let security = find(&format!("{release}-security")).unwrap_or_else(|| DEFAULT_SECURITY.to_owned());
         let (main, updates, security) = (Place::Http(main), Place::Http(updates), Place::Http(security));
-        Ok(Self { main, updates, security, agent: agent(apt_proxy(root)?.as_deref()) })
+        let agent = agent(apt_proxy(root)?.as_deref());
+        Ok(Self { main, updates, security, agent, keyring: Keyring::debian() })
+    }
+
+    /// The same mirror, of which only what `keyring` signed is believed.
+    #[must_use]
+    pub fn trusting(self, keyring: Keyring) -> Self {
+        Self { keyring, ..self }
     }
 
     fn place(&self, suite: &str) -> &Place {
@@ -291,7 +347,13 @@ impl Mirror {
             }
             other => other?,
         };
-        let entry = listed(suite, &String::from_utf8_lossy(&in_release), INDEX_PATH)?;
+        // A mirror in a directory is kept as it is on purpose; one on the network has to be fresh.
+        let is_kept = matches!(self.place(suite), Place::Dir(_));
+        let now = (!is_kept).then(release::now);
+        let signed = release::verify(suite, &in_release, &self.keyring, now);
+        let url = || format!("dists/{suite}/InRelease");
+        let signed = signed.map_err(|source| MirrorError::Release { url: url(), source })?;
+        let entry = listed(suite, &signed, INDEX_PATH)?;
         if entry.size > INDEX_BYTES_MAX {
             return Err(MirrorError::TooLarge { url: INDEX_PATH.to_owned(), limit: INDEX_BYTES_MAX });
         }
@@ -364,14 +426,14 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, MirrorError> {
     }
 }
 
-/// One keep-alive connection; a proxy of apt wins over the environment's.
+/// Connections that are kept open; a proxy of apt wins over the environment's.
 fn agent(apt_proxy: Option<&str>) -> ureq::Agent {
     let mut config = ureq::Agent::config_builder()
         .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
         .timeout_connect(Some(CONNECT_TIMEOUT))
         .timeout_recv_response(Some(ANSWER_TIMEOUT))
         .timeout_recv_body(Some(BODY_TIMEOUT))
-        .max_idle_connections_per_host(1);
+        .max_idle_connections_per_host(super::fetch::FETCHERS);
     if let Some(proxy) = apt_proxy.and_then(|p| ureq::Proxy::new(p).ok()) {
         config = config.proxy(Some(proxy));
     }
@@ -486,6 +548,7 @@ fn apt_proxy(root: &Path) -> Result<Option<String>, MirrorError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::openpgp::tests::Gpg;
     use super::*;
 
     fn write(root: &Path, path: &str, text: &str) {
@@ -535,15 +598,28 @@ mod tests {
         );
         let mut xz = Vec::new();
         liblzma::read::XzEncoder::new(packages.as_bytes(), 1).read_to_end(&mut xz).unwrap();
-        let list = format!("SHA256:\n {} {} {INDEX_PATH}\n", Digest::of(&xz).hex(), xz.len());
-        write(root.path(), "dists/bookworm/InRelease", &list);
+        let list =
+            format!("Codename: bookworm\nSHA256:\n {} {} {INDEX_PATH}\n", Digest::of(&xz).hex(), xz.len());
+        let gpg = Gpg::new("ed25519", "0");
+        let signed = gpg.sign(&list, &[]);
+        write(root.path(), "dists/bookworm/InRelease", &signed);
         write_file(&root.path().join("dists/bookworm").join(INDEX_PATH), &xz).unwrap();
         write(root.path(), "pool/aa.deb", "deb");
         let mirror = Mirror::parse(&format!("file:{}", root.path().display())).unwrap();
+        assert!(
+            matches!(mirror.index("bookworm"), Err(MirrorError::Release { .. })),
+            "Debian did not sign it"
+        );
+        let mirror = mirror.trusting(gpg.keyring());
         let (index, suites) = mirror.index("bookworm").unwrap();
         assert_eq!(index.versions("aa").len(), 1);
-        assert_eq!(suites["bookworm"].in_release, Digest::of(list.as_bytes()));
+        assert_eq!(suites["bookworm"].in_release, Digest::of(signed.as_bytes()));
         assert_eq!(suites.len(), 1, "updates and security are optional in a directory");
+
+        let unsigned = list.replace("bookworm", "bookworm ");
+        write(root.path(), "dists/bookworm/InRelease", &unsigned);
+        assert!(matches!(mirror.index("bookworm"), Err(MirrorError::Release { .. })), "it is not signed");
+        write(root.path(), "dists/bookworm/InRelease", &signed);
 
         xz[20] ^= 1;
         write_file(&root.path().join("dists/bookworm").join(INDEX_PATH), &xz).unwrap();

@@ -353,7 +353,25 @@ mod tests {
         ]);
         assert_eq!(solve(&index, &["exim"], &[]).unwrap(), "exim=1");
         assert!(matches!(solve(&index, &["exim", "postfix"], &[]), Err(ResolveError::Conflict { .. })));
-        assert!(matches!(solve(&index, &["new"], &[]), Err(ResolveError::Conflict { .. })));
+        let breaks = solve(&index, &["new"], &[]).unwrap_err();
+        assert!(matches!(breaks, ResolveError::Conflict { .. }));
+        assert_eq!(
+            breaks.to_string(),
+            "`new` and `lib` cannot be installed together: `new` conflicts with `lib (<< 2)`"
+        );
+    }
+
+    #[test]
+    fn what_has_to_be_there_before_counts_and_any_architecture_is_this_one() {
+        let index = index(&[
+            ("app 1", "Pre-Depends: lang:any (>= 3), init; Depends: tool:any | other"),
+            ("lang 3", ""),
+            ("init 1", "Pre-Depends: early"),
+            ("early 1", ""),
+            ("tool 1", ""),
+            ("other 1", ""),
+        ]);
+        assert_eq!(solve(&index, &["app"], &[]).unwrap(), "app=1 early=1 init=1 lang=3 tool=1");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod base;
 mod child;
 mod database;
+mod keystore;
 mod normalise;
 mod order;
 mod protocol;

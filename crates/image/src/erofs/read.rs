@@ -241,7 +241,7 @@ impl Reader {
 }
 
 /// Names and inode numbers in the bytes of a directory that [`super::write()`] made, in their order, `.` and `..` among them.
-pub(crate) fn entries(directory: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
+pub(super) fn entries(directory: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
     directory.chunks(BLOCK as usize).flat_map(|block| {
         let entry = move |n: usize| block.get(n * DIRENT..(n + 1) * DIRENT);
         let count = entry(0).map_or(0, |first| usize::from(u16_at(first, 8)) / DIRENT);

@@ -1,6 +1,7 @@
 //! Layers over each other, asked for single paths: what an instance sees there, without reading the trees whole.
 
-use super::{Found, Reader, entries};
+use super::read::entries;
+use super::{Found, Reader};
 use std::collections::BTreeSet;
 use std::io;
 

@@ -3,18 +3,21 @@
 use super::{LayersError, Room};
 use crate::bake::BakeJob;
 use crate::debian::Mirror;
+use crate::debian::fetch;
 use crate::debian::lock::base_name;
 use crate::debian::rootfs::Installer;
-use crate::objects::{ObjectError, Objects};
+use crate::debian::slim;
+use crate::objects::Objects;
 use kiln_model::{Digest, LayerRef};
 use kiln_spec::lock::LockedPackage;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever the installer makes other layers of the same packages.
-const INSTALLER: &str = "kiln installer 1";
+const INSTALLER: &str = "kiln installer 2";
 /// The name under which the cache keeps the base of some rows.
 const BASE: &str = "base";
 const PACKAGES: &str = "packages";
+const SLIM: &str = "slim";
 
 pub(super) fn below(room: &mut Room<'_>, suite: &str) -> Result<Vec<LayerRef>, LayersError> {
     let job = room.job;
@@ -46,6 +49,29 @@ pub(super) fn below(room: &mut Room<'_>, suite: &str) -> Result<Vec<LayerRef>, L
         layers.push(layer);
     }
     Ok(layers)
+}
+
+/// The one layer of an image on `debian-slim`.
+pub(super) fn slim(room: &mut Room<'_>, suite: &str) -> Result<Vec<LayerRef>, LayersError> {
+    let (job, name) = (room.job, room.job.locked_as());
+    let no_lock = || LayersError::NoLock(name.to_string());
+    let lock = job.lock.as_ref().ok_or_else(no_lock)?;
+    let rows: Vec<&LockedPackage> = lock.used_by(name.as_str()).collect();
+    if rows.is_empty() && !job.recipe.packages.is_empty() {
+        return Err(no_lock());
+    }
+    let key = key(SLIM, &rows, None);
+    let _one_at_a_time = room.cache.lock(key)?;
+    if let Some(layer) = room.cache.get(key) {
+        return Ok(vec![layer]);
+    }
+    fetch(job, room.objects, suite, &rows, room.progress)?;
+    (room.progress)(format!("putting {} packages together", rows.len()));
+    let mut layer = room.objects.create()?;
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, layer.file());
+    slim::install(&packages(room.objects, &rows), &mut out).map_err(LayersError::Slim)?;
+    drop(out);
+    Ok(vec![room.cache.put(key, SLIM, layer.finish()?)?])
 }
 
 fn install(
@@ -87,7 +113,7 @@ pub(super) fn fetch(
     packages: &[&LockedPackage],
     progress: &mut dyn FnMut(String),
 ) -> Result<(), LayersError> {
-    let missing: Vec<_> = packages.iter().filter(|package| !objects.has(package.sha256)).collect();
+    let missing: Vec<_> = packages.iter().filter(|package| !objects.has(package.sha256)).copied().collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -96,15 +122,10 @@ pub(super) fn fetch(
         None => Mirror::of_host(Path::new("/"), suite),
     };
     let mirror = mirror.map_err(LayersError::Mirror)?;
-    let bytes: u64 = missing.iter().map(|package| package.size).sum();
-    progress(format!("fetching {} packages, {} MB", missing.len(), bytes / 1_000_000));
-    for package in missing {
-        let failed = |source| LayersError::Fetch { package: package.name.clone(), source };
-        let bytes = mirror.read_package(package).map_err(failed)?;
-        let found = objects.put(&bytes)?;
-        if found != package.sha256 {
-            return Err(ObjectError::Mismatch { expected: package.sha256, found }.into());
-        }
-    }
-    Ok(())
+    let fetched = fetch::fetch(&mirror, objects, &missing, progress);
+    fetched.map_err(|(package, source)| LayersError::Fetch {
+        package: format!("{} {}", package.name, package.version),
+        path: package.path.clone(),
+        source,
+    })
 }

@@ -1,7 +1,7 @@
 //! Puts layers onto the root, as they were when they were written, and keeps their tree to compare with.
 //!
 //! An EROFS file cannot be mounted inside a user namespace, and nothing of the host is there to mount it, so its
-//! entries are read one by one.
+//! entries are copied.
 
 use super::sandbox::MOUNTED;
 use super::unpack::set_time;

@@ -4,7 +4,7 @@ use super::base::{self, BaseError};
 use super::database::{self, DatabaseError};
 use super::normalise::{NormaliseError, normalise};
 use super::order::stages;
-use super::protocol::{Done, Failure, JOB_BYTES_MAX, Job, Report};
+use super::protocol::{Done, Failure, JOB_BYTES_MAX, Job, JobPackage, Report};
 use super::provision::{self, ProvisionError};
 use super::sandbox::{self, SandboxError};
 use super::script::{Runner, ScriptError};
@@ -176,12 +176,15 @@ fn install() -> Result<Done, ChildError> {
         sizes => Some(base::restore(sizes, &mut stdin)?),
     };
     clock.lap("base");
-    let mut debs = unpack::receive(&job.packages, &mut stdin)?;
+    let mut debs = match base {
+        None => unpack_base(&job.packages, &mut stdin)?,
+        Some(_) => unpack::receive(&job.packages, &mut stdin, |_| Ok(()))?,
+    };
     clock.lap("decode");
     let epoch = newest(&debs, base.as_ref());
     let runner = Runner { epoch, seconds_max: job.script_seconds_max };
     match (&base, &job.provision) {
-        (None, _) => install_base(&mut debs, &runner, &mut clock)?,
+        (None, _) => install_base(&debs, &runner, &mut clock)?,
         (Some(_), None) => install_over(&mut debs, &runner, &mut clock)?,
         (Some(_), Some(provision)) => {
             let policy = Policy::set()?;
@@ -196,7 +199,7 @@ fn install() -> Result<Done, ChildError> {
         return Err(ChildError::Unfinished(package));
     }
     sandbox::leave_nothing_running()?;
-    normalise(epoch, base.as_ref())?;
+    normalise(Path::new("/"), epoch, base.as_ref())?;
     clock.lap("normalise");
     let mut tree = Tree::scan(Path::new("/")).map_err(ChildError::Scan)?;
     if let Some(base) = &base {
@@ -231,18 +234,20 @@ fn newest(debs: &[Deb], base: Option<&Tree>) -> i64 {
     packages.chain(base).max().unwrap_or(0)
 }
 
-/// From nothing: no script can run until everything is unpacked.
-fn install_base(debs: &mut [Deb], runner: &Runner, clock: &mut Clock) -> Result<(), ChildError> {
+/// From nothing: every package is written as soon as it is decoded.
+fn unpack_base(packages: &[JobPackage], source: &mut impl Read) -> Result<Vec<Deb>, ChildError> {
     for name in MERGED {
         prepare(name, |_| fs::create_dir_all(format!("/usr/{name}")))?;
         prepare(name, |_| symlink(format!("usr/{name}"), format!("/{name}")))?;
     }
     let mut writer = Writer::new();
-    for deb in debs.iter_mut() {
-        writer.package(deb)?;
-    }
+    let debs = unpack::receive(packages, source, |deb| writer.package(deb))?;
     writer.finish()?;
-    clock.lap("unpack");
+    Ok(debs)
+}
+
+/// No script could run until everything was unpacked.
+fn install_base(debs: &[Deb], runner: &Runner, clock: &mut Clock) -> Result<(), ChildError> {
     database::create()?;
     for deb in debs.iter() {
         database::write_control(deb)?;

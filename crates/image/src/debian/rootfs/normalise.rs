@@ -1,6 +1,7 @@
 //! Takes out of the root what differs from run to run or does not belong into an image: logs, caches, copies of
 //! earlier states, keys that scripts made, and the times of what scripts wrote.
 
+use super::keystore::settled;
 use super::sandbox::MOUNT_POINTS;
 use super::unpack::set_time;
 use crate::tree::Tree;
@@ -32,6 +33,9 @@ const DATABASES: &[(&str, u32)] = &[("/var/lib/mysql", 0), ("/var/lib/postgresql
 /// Files that go.
 const GO: &[&str] = &[
     "/etc/.pwd.lock",
+    // Each instance has its own; what a script wrote is the sandbox's.
+    "/etc/hostname",
+    "/etc/resolv.conf",
     "/var/cache/ldconfig/aux-cache",
     "/var/lib/dbus/machine-id",
     "/var/lib/dpkg/lock",
@@ -48,40 +52,49 @@ const BEGINNINGS_GO: &[(&str, &str)] = &[
     ("/etc/ssl/certs", "ssl-cert-snakeoil"),
     ("/etc/ssl/private", "ssl-cert-snakeoil"),
 ];
+/// Java's authorities, with the times at which they were added.
+const JAVA_AUTHORITIES: &str = "/etc/ssl/certs/java/cacerts";
 /// Empty, so that each instance gets an identity of its own.
 const MACHINE_ID: &str = "/etc/machine-id";
 
 /// Removes what does not belong into a layer, then gives everything without a time of a package the time `epoch`.
-pub(super) fn normalise(epoch: i64, base: Option<&Tree>) -> Result<(), NormaliseError> {
+pub(super) fn normalise(root: &Path, epoch: i64, base: Option<&Tree>) -> Result<(), NormaliseError> {
+    let below = |path: &str| root.join(path.trim_start_matches('/'));
     for dir in CONTENT_GOES {
-        empty(Path::new(dir), 0)?;
+        empty(&below(dir), 0)?;
     }
     for (dir, depth) in DATABASES {
-        empty(Path::new(dir), *depth)?;
+        empty(&below(dir), *depth)?;
     }
-    for dir in FILES_GO.iter().map(Path::new) {
-        remove_files(dir)?;
+    for dir in FILES_GO {
+        remove_files(&below(dir))?;
     }
-    for path in GO.iter().map(Path::new) {
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return at(path, Err(e)),
+    for path in GO.iter().map(|path| below(path)) {
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return at(&path, Err(e)),
             _ => {}
         }
     }
-    remove_named(ENDINGS_GO, |name, end| name.ends_with(end))?;
-    remove_named(BEGINNINGS_GO, |name, start| name.starts_with(start))?;
-    for path in list(Path::new("/etc/ssl/certs"))? {
+    remove_named(root, ENDINGS_GO, |name, end| name.ends_with(end))?;
+    remove_named(root, BEGINNINGS_GO, |name, start| name.starts_with(start))?;
+    for path in list(&below("etc/ssl/certs"))? {
         // The links by hash of a certificate that is gone.
         let snakeoil = |target: PathBuf| target.to_string_lossy().contains("ssl-cert-snakeoil");
         if fs::read_link(&path).is_ok_and(snakeoil) {
             at(&path, fs::remove_file(&path))?;
         }
     }
-    let machine_id = Path::new(MACHINE_ID);
-    if fs::symlink_metadata(machine_id).is_ok_and(|m| m.len() > 0) {
-        at(machine_id, fs::write(machine_id, ""))?;
+    let machine_id = below(MACHINE_ID);
+    if fs::symlink_metadata(&machine_id).is_ok_and(|m| m.len() > 0) {
+        at(&machine_id, fs::write(&machine_id, ""))?;
     }
-    let root = Path::new("/");
+    let java = below(JAVA_AUTHORITIES);
+    if fs::symlink_metadata(&java).is_ok_and(|m| m.is_file()) {
+        let store = at(&java, fs::read(&java))?;
+        if let Some(settled) = settled(&store, epoch).filter(|settled| *settled != store) {
+            at(&java, fs::write(&java, settled))?;
+        }
+    }
     let device = at(root, fs::symlink_metadata(root))?.dev();
     times(root, device, epoch)?;
     for name in MOUNT_POINTS {
@@ -132,9 +145,13 @@ fn remove_files(dir: &Path) -> Result<(), NormaliseError> {
     Ok(())
 }
 
-fn remove_named(rules: &[(&str, &str)], matches: impl Fn(&str, &str) -> bool) -> Result<(), NormaliseError> {
+fn remove_named(
+    root: &Path,
+    rules: &[(&str, &str)],
+    matches: impl Fn(&str, &str) -> bool,
+) -> Result<(), NormaliseError> {
     for (dir, part) in rules {
-        for path in list(Path::new(dir))? {
+        for path in list(&root.join(dir.trim_start_matches('/')))? {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             let is_dir = at(&path, fs::symlink_metadata(&path))?.is_dir();
             if !is_dir && matches(&name, part) {
@@ -160,4 +177,90 @@ fn times(path: &Path, device: u64, epoch: i64) -> Result<(), NormaliseError> {
         at(path, set_time(path, epoch))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    const EPOCH: i64 = 1_700_000_000;
+
+    fn files(root: &Path) -> BTreeSet<String> {
+        let tree = Tree::scan(root).unwrap();
+        let files = tree.iter().filter(|(_, node)| node.kind != crate::tree::Kind::Dir);
+        files.map(|(path, _)| String::from_utf8_lossy(path).into_owned()).collect()
+    }
+
+    /// One row for each of what differs from run to run, or is the host's, or is a secret.
+    #[test]
+    fn what_does_not_belong_into_an_image_goes_and_the_rest_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let goes = [
+            "var/cache/ldconfig/aux-cache",
+            "var/log/dpkg.log",
+            "var/log/alternatives.log",
+            "var/log/bootstrap.log",
+            "var/log/apt/history.log",
+            "var/log/btmp",
+            "var/log/wtmp",
+            "var/log/lastlog",
+            "var/lib/dpkg/status-old",
+            "var/lib/dpkg/lock",
+            "var/lib/dpkg/lock-frontend",
+            "var/lib/dpkg/triggers/Lock",
+            "var/cache/debconf/config.dat-old",
+            "etc/passwd-",
+            "etc/group-",
+            "etc/shadow-",
+            "etc/.pwd.lock",
+            "var/lib/apt/lists/lock",
+            "var/cache/apt/archives/x.deb",
+            "var/cache/apt/pkgcache.bin",
+            "etc/hostname",
+            "etc/resolv.conf",
+            "var/lib/dbus/machine-id",
+            "etc/ssh/ssh_host_ed25519_key",
+            "etc/ssh/ssh_host_ed25519_key.pub",
+            "etc/ssl/private/ssl-cert-snakeoil.key",
+            "etc/ssl/certs/ssl-cert-snakeoil.pem",
+            "var/lib/postgresql/15/main/PG_VERSION",
+            "var/lib/mysql/ibdata1",
+            "run/nginx.pid",
+            "tmp/x",
+            "var/tmp/x",
+        ];
+        let stays = [
+            "etc/passwd",
+            "etc/shadow",
+            "etc/ssh/sshd_config",
+            "etc/ssl/certs/ca-certificates.crt",
+            "var/lib/dpkg/status",
+            "var/cache/debconf/config.dat",
+            "usr/share/x-",
+        ];
+        for path in goes.iter().chain(&stays) {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+        std::os::unix::fs::symlink("ssl-cert-snakeoil.pem", root.join("etc/ssl/certs/12345678.0")).unwrap();
+        fs::write(root.join("etc/machine-id"), "0123456789abcdef\n").unwrap();
+        for name in MOUNT_POINTS {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        set_time(&root.join("etc/passwd"), EPOCH - 5).unwrap();
+        set_time(&root.join("etc/shadow"), EPOCH + 5).unwrap();
+        normalise(root, EPOCH, None).unwrap();
+        let mut expected: BTreeSet<String> = stays.iter().map(|path| (*path).to_owned()).collect();
+        expected.insert("etc/machine-id".into());
+        assert_eq!(files(root), expected);
+        assert_eq!(fs::read(root.join("etc/machine-id")).unwrap(), b"", "each instance makes its own");
+        for dir in ["var/log/apt", "var/lib/postgresql/15/main", "var/lib/mysql", "run"] {
+            assert!(root.join(dir).is_dir(), "daemons expect /{dir}");
+        }
+        let times: BTreeSet<i64> = Tree::scan(root).unwrap().iter().map(|(_, node)| node.mtime).collect();
+        assert_eq!(times, [EPOCH - 5, EPOCH].into(), "older times stay, newer ones and those of now do not");
+    }
 }

@@ -12,11 +12,12 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 
 /// Threads that decode.
 const DECODERS: usize = 2;
+/// Packages that wait for them.
+const QUEUE: usize = 4;
 
 /// Packages could not be put onto the root.
 #[derive(Debug, thiserror::Error)]
@@ -44,44 +45,61 @@ pub(super) enum UnpackError {
     Twice { package: String, other: String, path: String },
 }
 
-/// Receives and decodes `packages` from `source`, in their order.
-pub(super) fn receive(packages: &[JobPackage], source: &mut impl Read) -> Result<Vec<Deb>, UnpackError> {
-    let mut packed = Vec::with_capacity(packages.len());
-    for package in packages {
-        let mut bytes = Vec::new();
-        let read = source.by_ref().take(package.size).read_to_end(&mut bytes);
-        let whole = read.and_then(|_| match bytes.len() as u64 == package.size {
-            true => Ok(()),
-            false => Err(std::io::ErrorKind::UnexpectedEof.into()),
-        });
-        whole.map_err(|source| UnpackError::Receive { package: package.name.clone(), source })?;
-        packed.push(bytes);
-    }
-    let next = AtomicUsize::new(0);
-    let mut decoded: BTreeMap<usize, Result<Deb, DebError>> = BTreeMap::new();
+/// Receives and decodes `packages` from `source`. Hands each one to `take`, in their order, while the next ones are
+/// still being decoded, so that an error does not depend on who was faster either.
+pub(super) fn receive(
+    packages: &[JobPackage],
+    source: &mut impl Read,
+    mut take: impl FnMut(&mut Deb) -> Result<(), UnpackError>,
+) -> Result<Vec<Deb>, UnpackError> {
+    let (jobs, queue) = mpsc::sync_channel::<(usize, Vec<u8>)>(QUEUE);
+    let queue = Mutex::new(queue);
     std::thread::scope(|scope| {
         let (sender, results) = mpsc::channel();
         for _ in 0..DECODERS {
-            let (sender, next, packed) = (sender.clone(), &next, &packed);
+            let (sender, queue) = (sender.clone(), &queue);
             scope.spawn(move || {
-                while let Some((n, bytes)) = {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    packed.get(n).map(|bytes| (n, bytes))
-                } {
-                    if sender.send((n, Deb::read(bytes))).is_err() {
+                loop {
+                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok((n, bytes)) = job else { return };
+                    if sender.send((n, Deb::read(&bytes))).is_err() {
                         return;
                     }
                 }
             });
         }
         drop(sender);
-        decoded.extend(results);
-    });
-    // The first one in their order, so that an error does not depend on who was faster either.
-    let debs = packages.iter().zip(decoded.into_values()).map(|(package, deb)| {
-        deb.map_err(|source| UnpackError::Deb { package: package.name.clone(), source })
-    });
-    debs.collect()
+        // Dropped whenever this closure ends: then the decoders end too.
+        let jobs = jobs;
+        let (mut early, mut debs) = (BTreeMap::new(), Vec::with_capacity(packages.len()));
+        let mut in_order = |early: &mut BTreeMap<usize, Result<Deb, DebError>>| -> Result<(), UnpackError> {
+            while let Some(deb) = early.remove(&debs.len()) {
+                let package = &packages[debs.len()].name;
+                let mut deb = deb.map_err(|source| UnpackError::Deb { package: package.clone(), source })?;
+                take(&mut deb)?;
+                debs.push(deb);
+            }
+            Ok(())
+        };
+        for (n, package) in packages.iter().enumerate() {
+            let failed = |source| UnpackError::Receive { package: package.name.clone(), source };
+            let mut bytes = Vec::new();
+            source.by_ref().take(package.size).read_to_end(&mut bytes).map_err(failed)?;
+            if bytes.len() as u64 != package.size {
+                return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            // The decoders live as long as this closure.
+            let _ = jobs.send((n, bytes));
+            early.extend(results.try_iter());
+            in_order(&mut early)?;
+        }
+        drop(jobs);
+        for result in results {
+            early.extend([result]);
+            in_order(&mut early)?;
+        }
+        Ok(debs)
+    })
 }
 
 /// Writes the entries of packages below `/`.
