@@ -9,6 +9,7 @@ mod operations;
 mod second_project;
 mod taken_back;
 mod tiny;
+mod trust;
 
 use kiln_tests::own_network;
 use std::time::Instant;
@@ -28,6 +29,7 @@ fn main() {
         ("crash_points", crashes::points),
         ("crash_moments", crashes::moments),
         ("deploys_under_load", deploys::run),
+        ("trust", trust::run),
         ("mutant_is_seen", deploys::mutant),
         ("second_project", second_project::run),
     ];

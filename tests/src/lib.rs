@@ -268,11 +268,20 @@ impl Kiln {
 
     /// Starts the server and waits until it answers, or has died again.
     pub fn start(&mut self, environment: &[(&str, &str)]) {
+        self.launch(&[], environment);
+    }
+
+    /// Starts the server with more options and waits until it answers.
+    pub fn start_with(&mut self, options: &[&str]) {
+        self.launch(options, &[]);
+    }
+
+    fn launch(&mut self, options: &[&str], environment: &[(&str, &str)]) {
         let log =
             File::options().create(true).append(true).open(self.state.path().join("serve.log")).expect("log");
         let mut command = self.serve_command();
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("log")).stderr(log);
-        command.envs(environment.iter().copied());
+        command.args(options).envs(environment.iter().copied());
         self.server = Some(command.spawn().expect("kiln serve starts"));
         let mut dead = false;
         wait_until("the server answers", Duration::from_secs(30), || {

@@ -5,7 +5,7 @@ use crate::address::Address;
 use crate::error::{Code, ErrorBody, WireError};
 use crate::update::{ALIVE_EVERY, Update};
 use crate::{
-    audit, bake, deploy, environment, image, instance, lock, logs, path, release, rollout, scale, server,
+    audit, bake, deploy, environment, image, instance, key, lock, logs, path, release, rollout, scale, server,
 };
 use crate::{source, status, why};
 use bytes::{Buf, Bytes, BytesMut};
@@ -209,14 +209,39 @@ impl Client {
 
     /// One image, by its digest or the first digits of it; anything else is refused here.
     pub async fn image(&self, digest: &str) -> Result<image::ImageDetail, ClientError> {
-        let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-        let legal = (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        if !legal {
-            let message = format!("`{digest}` is not the beginning of an image digest");
-            let hint = Some("give at least 4 hexadecimal digits, as `kiln image list` shows them".into());
-            return Err(ClientError::Server(Box::new(WireError::new(Code::Usage, message, hint))));
+        self.get(&path::fill(path::IMAGE, &[&image_prefix(digest)?])).await
+    }
+
+    /// The bill of materials of an image.
+    pub async fn sbom(&self, digest: &str, query: &image::SbomQuery) -> Result<image::SbomView, ClientError> {
+        let path = path::fill(path::IMAGE_SBOM, &[&image_prefix(digest)?]);
+        self.get(&with_query(&path, query)).await
+    }
+
+    /// Reads everything of images. The stream's one item is the answer.
+    pub async fn verify_images(
+        &self,
+        request: &image::VerifyRequest,
+    ) -> Result<Updates<image::VerifyReport>, ClientError> {
+        for digest in &request.images {
+            image_prefix(digest)?;
         }
-        self.get(&path::fill(path::IMAGE, &[&hex.to_ascii_lowercase()])).await
+        self.stream(Method::POST, path::IMAGE_VERIFY, json(request)).await
+    }
+
+    /// The keys of images.
+    pub async fn keys(&self) -> Result<key::KeyList, ClientError> {
+        self.get(path::KEYS).await
+    }
+
+    /// Signs new images with a new key from now on.
+    pub async fn rotate_key(&self) -> Result<key::KeyList, ClientError> {
+        self.post(path::KEY_ROTATE, &()).await
+    }
+
+    /// Trusts a key no longer.
+    pub async fn remove_key(&self, request: &key::KeyRequest) -> Result<key::KeyList, ClientError> {
+        self.post(path::KEY_REMOVE, request).await
     }
 
     /// Instances.
@@ -366,6 +391,18 @@ fn json(value: &impl Serialize) -> OutBody {
     // Requests are plain structs of strings, numbers and maps with string keys: they always serialise.
     let bytes = serde_json::to_vec(value).unwrap_or_default();
     Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed()
+}
+
+/// The beginning of an image's digest, without the algorithm; anything else is refused here.
+fn image_prefix(digest: &str) -> Result<String, ClientError> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    let legal = (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    if legal {
+        return Ok(hex.to_ascii_lowercase());
+    }
+    let message = format!("`{digest}` is not the beginning of an image digest");
+    let hint = Some("give at least 4 hexadecimal digits, as `kiln image list` shows them".into());
+    Err(ClientError::Server(Box::new(WireError::new(Code::Usage, message, hint))))
 }
 
 /// `path?a=b` of the fields of a flat struct; fields that are absent or false are left out.

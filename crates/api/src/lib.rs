@@ -14,6 +14,7 @@ pub mod environment;
 pub mod error;
 pub mod image;
 pub mod instance;
+pub mod key;
 pub mod lock;
 pub mod logs;
 pub mod path;

@@ -29,6 +29,16 @@ pub const RELEASE: &str = "/v1/release/{project}/{env}/{number}";
 pub const IMAGES: &str = "/v1/image";
 /// GET with a digest or its first digits: [`crate::image::ImageDetail`].
 pub const IMAGE: &str = "/v1/image/{digest}";
+/// GET with [`crate::image::SbomQuery`]: [`crate::image::SbomView`].
+pub const IMAGE_SBOM: &str = "/v1/image/{digest}/sbom";
+/// POST [`crate::image::VerifyRequest`]: a stream of [`crate::update::Update`] of [`crate::image::VerifyReport`].
+pub const IMAGE_VERIFY: &str = "/v1/image/verify";
+/// GET: [`crate::key::KeyList`].
+pub const KEYS: &str = "/v1/key";
+/// POST: [`crate::key::KeyList`].
+pub const KEY_ROTATE: &str = "/v1/key/rotate";
+/// POST [`crate::key::KeyRequest`]: [`crate::key::KeyList`].
+pub const KEY_REMOVE: &str = "/v1/key/remove";
 /// GET with [`crate::instance::InstanceQuery`]: [`crate::instance::InstanceList`].
 pub const INSTANCES: &str = "/v1/instance";
 /// GET: [`crate::instance::InstanceDetail`].

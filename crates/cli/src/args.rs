@@ -97,6 +97,8 @@ commands! {
     Release(commands::release::ReleaseArgs) => waits release;
     /// Show images
     Image(commands::image::ImageArgs) => waits image;
+    /// Show and change whose images may run
+    Key(commands::key::KeyArgs) => waits key;
     /// Show instances
     Instance(commands::instance::InstanceArgs) => waits instance;
     /// Show who did what, or check that the record was not changed
@@ -150,6 +152,14 @@ mod tests {
             "kiln release show 3 --env staging",
             "kiln image list",
             "kiln image show sha256:abcd",
+            "kiln image sbom abcd --format cyclonedx",
+            "kiln image verify abcd",
+            "kiln image verify --all --json",
+            "kiln key list",
+            "kiln key show --pem",
+            "kiln key rotate",
+            "kiln key remove abcd",
+            "kiln serve --signing-key /k.pem --trust /trusted",
             "kiln instance list --gone",
             "kiln instance show web-7",
             "kiln audit --lines 5",
@@ -184,6 +194,10 @@ mod tests {
             "kiln logs --instance web",
             "kiln instance show ../x",
             "kiln release show",
+            "kiln image verify",
+            "kiln image verify abcd --all",
+            "kiln image sbom abcd --format xml",
+            "kiln key remove",
             "kiln audit verify --lines 3",
             "kiln edge --dir /x",
             "kiln serve --listen tcp://0.0.0.0:80",

@@ -3,7 +3,7 @@
 use crate::clock::Clock;
 use crate::crash;
 use crate::reconcile::Shared;
-use kiln_model::{Boot, EnvRef, Epoch, Revision, RolloutId, Snapshot};
+use kiln_model::{Boot, EnvRef, Epoch, Event, Revision, RolloutId, Snapshot};
 use kiln_plan::command::Decision;
 use kiln_plan::explain::{Reason, explain};
 use kiln_plan::{Command, Observed, Outcome, Refusal, Request, decide};
@@ -120,6 +120,30 @@ impl Handle {
         let snapshot = self.store.load().map_err(SubmitError::Store)?;
         let (at, now) = (self.clock.wall(), self.clock.boot());
         Ok(decide(&snapshot, &Request { command, actor: actor.to_owned(), at, now })?)
+    }
+
+    /// Puts an act that changed nothing of the snapshot into the ledger.
+    pub fn record(&self, actor: &str, kind: &str, subject: String, detail: String) -> Result<(), StoreError> {
+        let event = Event {
+            at: self.clock.wall(),
+            actor: actor.to_owned(),
+            env: None,
+            kind: kind.to_owned(),
+            subject,
+            detail,
+        };
+        for attempt in 0.. {
+            let base = self.store.load()?.revision;
+            match self.store.commit(self.epoch, base, &[], std::slice::from_ref(&event)) {
+                Ok(revision) => {
+                    self.shared.revision.send_replace(revision);
+                    return Ok(());
+                }
+                Err(StoreError::Conflict { .. }) if attempt < CONFLICTS_MAX => {}
+                Err(error) => return Err(error),
+            }
+        }
+        unreachable!("the loop above only ends by returning")
     }
 
     /// Decides on a command and records it. It is durable when this returns; it comes true afterwards.

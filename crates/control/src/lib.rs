@@ -10,10 +10,12 @@ pub mod crash;
 pub mod execute;
 pub mod handle;
 pub mod keeper;
+pub mod keys;
 pub mod reconcile;
 pub mod start;
 pub mod workshop;
 
 pub use handle::{Handle, Progress, SubmitError};
+pub use keys::{Keys, KeysError};
 pub use start::{Control, ControlConfig, StartError, take_state};
 pub use workshop::{Draft, Workshop, WorkshopError};

@@ -1,14 +1,18 @@
 //! Where commits become releases and images: keeps sources, reads kiln.toml and kiln.lock of the commit, resolves packages,
 //! has workers bake. Everything here blocks; the async side runs it on threads of their own.
 
-use crate::execute::{Bakery, BakeryError};
+use crate::execute::{AdmitError, Bakery, BakeryError};
 use crate::handle::Progress;
+use crate::keys::Keys;
 use async_trait::async_trait;
+use kiln_image::attest::{self, PolicyError, TrustError, Vouched};
 use kiln_image::bake::{self, BakeJob};
 use kiln_image::debian::{self, Mirror};
 use kiln_image::objects::write_durable;
+pub use kiln_image::sbom::Format;
+use kiln_image::sbom::{self, SbomError};
 use kiln_image::worker::{self, WorkerError, chain};
-use kiln_image::{ObjectError, Objects, SourceError, Sources};
+use kiln_image::{ObjectError, Objects, SourceError, Sources, verify};
 use kiln_logs::LogFolder;
 use kiln_model::{
     CommitId, Digest, EnvName, EnvRef, ImageManifest, ImageName, InstanceId, ProjectName, Release,
@@ -104,6 +108,15 @@ pub enum WorkshopError {
     /// A bake failed.
     #[error("{0}")]
     Bake(WorkerError),
+    /// The list of trusted keys.
+    #[error("the trusted keys cannot be read")]
+    Trust(#[from] TrustError),
+    /// A bill of materials.
+    #[error("the bill of materials cannot be given")]
+    Sbom(#[from] SbomError),
+    /// An image that nobody trusted vouches for.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The content store failed.
     #[error("the content store failed")]
     Objects(#[from] ObjectError),
@@ -128,6 +141,7 @@ impl WorkshopError {
             Self::NoServices { .. } => Some("add a `[services.NAME]` table".into()),
             Self::Resolve { hint, .. } => Some(hint.clone()),
             Self::Bake(error) => error.hint.clone(),
+            Self::Policy(error) => Some(error.hint().to_owned()),
             _ => None,
         }
     }
@@ -192,6 +206,8 @@ impl Draft {
 pub struct Workshop {
     config: WorkshopConfig,
     objects: Objects,
+    keys: Arc<Keys>,
+    mending: Mutex<()>,
     sources: Sources,
     logs: LogFolder,
     bakes: Semaphore,
@@ -201,11 +217,17 @@ pub struct Workshop {
 
 impl Workshop {
     /// Opens it and removes what interrupted bakes left.
-    pub fn open(config: WorkshopConfig, progress: broadcast::Sender<Progress>) -> Result<Self, ObjectError> {
+    pub fn open(
+        config: WorkshopConfig,
+        keys: Arc<Keys>,
+        progress: broadcast::Sender<Progress>,
+    ) -> Result<Self, ObjectError> {
         let objects = Objects::open(&config.state.join("objects"))?;
         objects.sweep()?;
         Ok(Self {
             objects,
+            keys,
+            mending: Mutex::new(()),
             sources: Sources::new(&config.state.join("repos")),
             logs: LogFolder::new(&config.state),
             bakes: Semaphore::new(BAKES_MAX),
@@ -333,9 +355,107 @@ impl Workshop {
             mount_points: draft.project.writable_of(image),
             mirror: self.config.mirror.clone(),
             program: self.config.program.clone(),
+            describe: false,
         };
         let baked = worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?;
+        let baked = match baked.statement {
+            // Somebody vouches for it; if that is nobody who is trusted, this server now does: it has just baked the same.
+            None if !self.is_vouched(baked.image) => {
+                let job = BakeJob { describe: true, ..job.clone() };
+                worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?
+            }
+            _ => baked,
+        };
+        if let Some(statement) = baked.statement {
+            // A worker decodes what others wrote: it cannot have its word signed about another image or commit.
+            let asked = statement.external();
+            if statement.image() != Some(baked.image)
+                || asked.commit != job.commit
+                || asked.project != job.project
+            {
+                let text = format!("the worker that bakes image `{image}` described another one");
+                return Err(WorkshopError::Bake(WorkerError { text, hint: None, may_pass: false }));
+            }
+            let path = attest::statement_path(&self.config.state, baked.image);
+            attest::seal(&self.config.state, baked.image, *statement, &self.keys.signing())
+                .map_err(|source| WorkshopError::State { path, source })?;
+        }
         Ok(baked.image)
+    }
+
+    /// The keys.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Whether an image may run: who vouches for it, and with what. To be asked for what was fetched or imported, and
+    /// asked before every start.
+    pub fn vouched(&self, image: Digest) -> Result<Vouched, WorkshopError> {
+        let trust = self.keys.trust()?;
+        let path = attest::statement_path(&self.config.state, image);
+        let envelope = attest::read(&self.config.state, image)
+            .map_err(|source| WorkshopError::State { path, source })?;
+        Ok(trust.check(image, envelope.as_deref(), jiff::Timestamp::now())?)
+    }
+
+    /// Whether somebody trusted vouches for an image, or this server did. Not known is as good.
+    fn is_vouched(&self, image: Digest) -> bool {
+        let own = || {
+            let envelope = attest::read(&self.config.state, image).ok().flatten();
+            let own = attest::Trust::only(self.keys.signing().public());
+            own.check(image, envelope.as_deref(), jiff::Timestamp::now()).is_ok()
+        };
+        !matches!(self.vouched(image), Err(WorkshopError::Policy(_))) || own()
+    }
+
+    /// The bill of materials that was made with an image.
+    pub fn sbom(&self, image: Digest, format: Format) -> Result<Vec<u8>, WorkshopError> {
+        let vouched = self.vouched(image)?;
+        Ok(sbom::read(&self.config.state, image, format, &vouched.statement)?)
+    }
+
+    /// Reads everything of an image. Blocks for as long as that takes.
+    pub fn verify(
+        &self,
+        image: Digest,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<verify::Report, WorkshopError> {
+        let trust = self.keys.trust()?;
+        let now = jiff::Timestamp::now();
+        Ok(verify::image(&self.config.state, &self.objects, &trust, image, now, progress))
+    }
+
+    /// Makes a damaged image of a release whole again: what is damaged is removed, and its commit is baked again. Blocks.
+    fn mend(&self, release: &Release, image: Digest) -> Result<String, WorkshopError> {
+        // Many instances may find the same damage.
+        let _one_at_a_time = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        let report = verify::content(&self.objects, image, &mut |_| {});
+        if report.is_good() {
+            return Ok("it is whole again".to_owned());
+        }
+        let images = release.images.iter().flatten();
+        let name = images.filter(|(_, digest)| **digest == image).map(|(name, _)| name.clone()).next();
+        let name = name.ok_or(ObjectError::Missing(image))?;
+        let mut progress = |text: String| self.tell(&release.env, format!("mending image {name}: {text}"));
+        let draft = self.draft(&release.env.project, &release.spec.commit, &mut progress)?;
+        for broken in &report.broken {
+            broken.object.map_or(Ok(()), |object| self.objects.remove(object))?;
+        }
+        let baked = self.bake(&draft, &name, &mut progress)?;
+        let left = verify::content(&self.objects, image, &mut |_| {});
+        if let Some(broken) = left.broken.first() {
+            let text = format!(
+                "commit {} was baked again and gave image {baked}; {} of image {image}: {}",
+                release.spec.commit, broken.part, broken.why
+            );
+            return Err(WorkshopError::Bake(WorkerError { text, hint: None, may_pass: false }));
+        }
+        let parts: Vec<&str> = report.broken.iter().map(|broken| broken.part.as_str()).collect();
+        Ok(format!(
+            "image `{name}` {image} was baked again from commit {} ({})",
+            release.spec.commit.short(),
+            parts.join(", ")
+        ))
     }
 
     /// The manifest of a baked image.
@@ -345,8 +465,16 @@ impl Workshop {
 
     /// Who baked an image from what and when; none if that is not known.
     pub fn provenance(&self, image: Digest) -> Option<serde_json::Value> {
-        let bytes = std::fs::read(bake::provenance_path(&self.config.state, image)).ok()?;
-        serde_json::from_slice(&bytes).ok()
+        let bytes = attest::read(&self.config.state, image).ok()??;
+        let envelope: attest::Envelope = serde_json::from_slice(&bytes).ok()?;
+        let statement: attest::Statement = serde_json::from_slice(&envelope.payload()?).ok()?;
+        let mut summary = statement.summary();
+        let vouched = match self.vouched(image) {
+            Ok(vouched) => format!("key {}", vouched.key.short()),
+            Err(error) => format!("nobody who is trusted: {}", chain(&error)),
+        };
+        summary.insert("signed by", vouched.into());
+        serde_json::to_value(summary).ok()
     }
 
     /// All images that were ever baked here.
@@ -371,6 +499,17 @@ fn committed(recipes: &Recipes, text: &[u8]) -> Result<Lock, WorkshopError> {
     Err(WorkshopError::StaleLock { images: lock.unfit(recipes).join(", ") })
 }
 
+fn bakery_error(error: &WorkshopError) -> BakeryError {
+    let permanent = match error {
+        WorkshopError::Bake(error) => !error.may_pass,
+        WorkshopError::Resolve { mirror, .. } => !mirror,
+        WorkshopError::State { .. } | WorkshopError::Objects(_) => false,
+        _ => true,
+    };
+    let hint = error.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
+    BakeryError { permanent, text: format!("{}{hint}", chain(error)) }
+}
+
 /// The workshop as the control loop sees it.
 #[derive(Debug, Clone)]
 pub struct SharedWorkshop(pub Arc<Workshop>);
@@ -389,24 +528,29 @@ impl Bakery for SharedWorkshop {
         };
         let done = tokio::task::spawn_blocking(work).await;
         let done = done.map_err(|e| BakeryError { permanent: false, text: e.to_string() })?;
-        done.map_err(|error: WorkshopError| {
-            let permanent = match &error {
-                WorkshopError::Bake(error) => !error.may_pass,
-                WorkshopError::Resolve { mirror, .. } => !mirror,
-                WorkshopError::State { .. } | WorkshopError::Objects(_) => false,
-                _ => true,
-            };
-            let hint = error.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
-            BakeryError { permanent, text: format!("{}{hint}", chain(&error)) }
+        done.map_err(|error: WorkshopError| bakery_error(&error))
+    }
+
+    async fn admit(&self, image: Digest) -> Result<ImageManifest, AdmitError> {
+        self.0.vouched(image).map_err(|error| match &error {
+            WorkshopError::State { .. } => AdmitError::Unreadable(chain(&error)),
+            _ => AdmitError::Refused(bakery_error(&error).text),
+        })?;
+        self.0.manifest(image).map_err(|error| match error {
+            ObjectError::Missing(_) | ObjectError::Mismatch { .. } => {
+                AdmitError::Damaged(format!("manifest of image {image}: {}", chain(&error)))
+            }
+            _ => AdmitError::Unreadable(chain(&error)),
         })
     }
 
-    async fn manifest(&self, image: Digest) -> Result<ImageManifest, BakeryError> {
-        let manifest = self.0.manifest(image);
-        manifest.map_err(|error| BakeryError {
-            permanent: matches!(error, ObjectError::Missing(_) | ObjectError::Mismatch { .. }),
-            text: chain(&error),
-        })
+    async fn mend(&self, release: &Release, image: Digest) -> Result<String, BakeryError> {
+        let (workshop, release) = (self.0.clone(), release.clone());
+        // The semaphore is never closed.
+        let _slot = self.0.bakes.acquire().await;
+        let done = tokio::task::spawn_blocking(move || workshop.mend(&release, image)).await;
+        let done = done.map_err(|e| BakeryError { permanent: false, text: e.to_string() })?;
+        done.map_err(|error: WorkshopError| bakery_error(&error))
     }
 
     fn tail(&self, instance: &InstanceId, lines: usize) -> Vec<String> {

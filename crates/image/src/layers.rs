@@ -133,6 +133,10 @@ fn install(
 ) -> Result<(Digest, u64), LayersError> {
     let packages: Vec<_> =
         rows.iter().map(|row| (LockedPackage::clone(row), objects.path(row.sha256))).collect();
+    if let Some(below) = below {
+        // What is installed over a damaged layer would be sealed as if it were right.
+        objects.check(below)?;
+    }
     let below = below.map(|digest| objects.path(digest));
     let mut layer = objects.create()?;
     let installed = Installer::new(job.program.clone()).install(below.as_deref(), &packages, layer.file());
@@ -161,7 +165,7 @@ fn key(role: &str, rows: &[&LockedPackage], below: Option<Digest>) -> Digest {
     Digest::of(text.as_bytes())
 }
 
-/// Fetches the packages that the content store lacks.
+/// Fetches the packages that the content store lacks, or has damaged.
 fn fetch(
     job: &BakeJob,
     objects: &Objects,
@@ -169,7 +173,7 @@ fn fetch(
     packages: &[&LockedPackage],
     progress: &mut dyn FnMut(String),
 ) -> Result<(), LayersError> {
-    let missing: Vec<_> = packages.iter().filter(|package| !objects.has(package.sha256)).collect();
+    let missing: Vec<_> = packages.iter().filter(|package| !objects.is_intact(package.sha256)).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -7,15 +7,18 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod attest;
 pub mod bake;
 pub mod debian;
 pub mod erofs;
 pub mod layers;
 pub mod objects;
+pub mod sbom;
 pub mod source;
 pub mod tree;
+pub mod verify;
 pub mod worker;
 
-pub use bake::{BakeError, BakeJob, Baked, Provenance};
+pub use bake::{BakeError, BakeJob, Baked};
 pub use objects::{ObjectError, Objects};
 pub use source::{SourceError, Sources};

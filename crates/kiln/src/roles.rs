@@ -67,6 +67,8 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         edge: arguments.edge.clone(),
         subnet,
         mirror: arguments.mirror.clone(),
+        signing_key: arguments.signing_key.clone(),
+        trust: arguments.trust.clone(),
     };
     let mut control = Control::start(config, lock).await.map_err(start_failure)?;
     eprintln!("kiln: state in `{}`, listening on `{}`", arguments.state.display(), arguments.listen);
@@ -99,6 +101,7 @@ fn start_failure(error: StartError) -> Failure {
         StartError::Locked(_) => Code::StateLocked,
         StartError::Store(_) | StartError::Objects(_) => Code::Store,
         StartError::Provider(_) => Code::HostUnable,
+        StartError::Keys(_) => Code::Keys,
         StartError::Edge(SpawnError::InUse { .. }) => Code::AddressInUse,
         StartError::Edge(_) => Code::HostUnable,
     };
@@ -106,6 +109,7 @@ fn start_failure(error: StartError) -> Failure {
     match &error {
         StartError::State { .. } => failure.hint("name a folder that can be made and written with `--state`"),
         StartError::Provider(error) => failure.hint(error.hint()),
+        StartError::Keys(error) => failure.hint(error.hint()),
         _ => failure.hint(code.entry().help),
     }
 }

@@ -2,12 +2,16 @@
 
 use crate::Context;
 use crate::failure::Failure;
-use crate::handlers::{Answer, Look, Query};
+use crate::handlers::{Answer, Body, Look, Query};
+use crate::stream::{Lines, one};
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::response::Response;
 use kiln_api::Code;
 use kiln_api::environment::Scope;
-use kiln_api::image::{ImageDetail, ImageList, ImageView};
+use kiln_api::image::{BrokenPart, ImageDetail, ImageList, ImageView, VerifiedImage};
+use kiln_api::image::{SbomFormat, SbomQuery, SbomView, VerifyReport, VerifyRequest};
+use kiln_control::workshop::Format;
 
 /// Bytes of all layers of an image.
 fn size_of(context: &Context, image: kiln_model::Digest) -> Option<u64> {
@@ -55,4 +59,53 @@ pub(crate) async fn show(State(context): State<Context>, Path(prefix): Path<Stri
         (None, None) => return Err(Failure::new(Code::NoImage, format!("no image begins with `{prefix}`"))),
     };
     Ok(Json(ImageDetail { manifest: context.workshop.manifest(digest).ok(), provenance, image }))
+}
+
+pub(crate) async fn sbom(
+    State(context): State<Context>,
+    Path(prefix): Path<String>,
+    Query(query): Query<SbomQuery>,
+) -> Answer<SbomView> {
+    let digest = find(&context, &prefix)?;
+    let format = match query.format {
+        SbomFormat::Spdx => Format::Spdx,
+        SbomFormat::Cyclonedx => Format::Cyclonedx,
+    };
+    let bytes = context.workshop.sbom(digest, format)?;
+    Ok(Json(SbomView { text: String::from_utf8_lossy(&bytes).into_owned() }))
+}
+
+pub(crate) async fn verify(State(context): State<Context>, Body(request): Body<VerifyRequest>) -> Response {
+    one(move |lines: Lines<VerifyReport>| async move {
+        let work = move || -> Result<VerifyReport, Failure> {
+            let mut digests = vec![];
+            for prefix in &request.images {
+                digests.push(find(&context, prefix)?);
+            }
+            if request.images.is_empty() {
+                digests = context.workshop.images();
+                digests.sort();
+            }
+            let mut images = vec![];
+            for digest in digests {
+                let mut progress = |part: &str| lines.progress(format!("image {}: {part}", digest.short()));
+                let report = context.workshop.verify(digest, &mut progress)?;
+                images.push(VerifiedImage {
+                    digest,
+                    signed_by: report.signed_by,
+                    layers: report.layers,
+                    packages: report.packages,
+                    packages_absent: report.packages_absent,
+                    bytes: report.bytes,
+                    broken: report
+                        .broken
+                        .into_iter()
+                        .map(|broken| BrokenPart { part: broken.part, why: broken.why })
+                        .collect(),
+                });
+            }
+            Ok(VerifyReport { images })
+        };
+        tokio::task::spawn_blocking(work).await?
+    })
 }

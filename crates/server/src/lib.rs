@@ -6,6 +6,7 @@ mod actor;
 mod failure;
 mod handlers;
 mod images;
+mod keys;
 mod listen;
 mod logs;
 mod stream;
@@ -61,6 +62,11 @@ fn router(context: Context) -> Router {
         .route(path::RELEASE, get(handlers::release))
         .route(path::IMAGES, get(images::list))
         .route(path::IMAGE, get(images::show))
+        .route(path::IMAGE_SBOM, get(images::sbom))
+        .route(path::IMAGE_VERIFY, post(images::verify))
+        .route(path::KEYS, get(keys::list))
+        .route(path::KEY_ROTATE, post(keys::rotate))
+        .route(path::KEY_REMOVE, post(keys::remove))
         .route(path::INSTANCES, get(handlers::instances))
         .route(path::INSTANCE, get(handlers::instance))
         .route(path::LOGS, get(logs::logs))

@@ -1,7 +1,9 @@
 //! `kiln image`: what instances are made of, and where it came from. Each command has a file of its own in `image/`.
 
 mod list;
+mod sbom;
 mod show;
+mod verify;
 
 use crate::output::bytes;
 use crate::{Context, Failure};
@@ -21,12 +23,18 @@ enum ImageCommand {
     List(list::ListArgs),
     /// Show the layers of an image and what it was made from
     Show(show::ShowArgs),
+    /// Print what is in an image, as SPDX or CycloneDX
+    Sbom(sbom::SbomArgs),
+    /// Read everything of images and name what is damaged, missing, or not signed
+    Verify(verify::VerifyArgs),
 }
 
 pub(crate) async fn run(context: &Context<'_>, arguments: ImageArgs) -> Result<(), Failure> {
     match arguments.command {
         ImageCommand::List(arguments) => list::run(context, arguments).await,
         ImageCommand::Show(arguments) => show::run(context, arguments).await,
+        ImageCommand::Sbom(arguments) => sbom::run(context, arguments).await,
+        ImageCommand::Verify(arguments) => verify::run(context, arguments).await,
     }
 }
 

@@ -34,6 +34,12 @@ pub struct ServeArgs {
     /// Where Debian packages come from: `http://HOST/debian` or `file:DIR` [default: the apt sources of this host]
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
+    /// The private key that signs images, ed25519 in PKCS#8 PEM [default: one of its own in the state folder]
+    #[arg(long, value_name = "FILE")]
+    pub signing_key: Option<PathBuf>,
+    /// The public keys whose images may run, one `ed25519:BASE64` a line [default: the server's own]
+    #[arg(long, value_name = "FILE")]
+    pub trust: Option<PathBuf>,
 }
 
 pub(crate) fn run(context: &Context<'_>, arguments: ServeArgs) -> Result<(), Failure> {
