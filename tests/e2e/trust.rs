@@ -176,6 +176,10 @@ fn damage_is_mended(kiln: &Kiln, project: &Project, image: &str, objects: &[&str
         kiln.in_project(project, &["image", "verify", image]).expect(0);
         println!("{digest} was damaged, found, and made again; {victim} was replaced");
     }
+    // Without waiting for a start.
+    flip(&object(kiln, objects[0]));
+    let mended = kiln.in_project(project, &["image", "verify", image, "--mend"]).expect(0).stdout;
+    assert!(mended.contains("was baked again from commit") && mended.contains(objects[0]), "{mended}");
     // What stands beside the image.
     let hex = image.trim_start_matches("sha256:");
     for name in [format!("{hex}.spdx.json"), format!("{hex}.cdx.json"), format!("{hex}.json")] {

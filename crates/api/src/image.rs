@@ -78,6 +78,9 @@ pub struct SbomView {
 pub struct VerifyRequest {
     /// Digests or their first digits; empty for all that there are.
     pub images: Vec<String>,
+    /// Bake again, from its commit, what is damaged, and read it once more.
+    #[serde(default)]
+    pub mend: bool,
 }
 
 /// What reading images showed.
@@ -104,6 +107,9 @@ pub struct VerifiedImage {
     pub bytes: u64,
     /// What is damaged or missing.
     pub broken: Vec<BrokenPart>,
+    /// What was done about it, or why nothing could be done; none if nobody asked or nothing was to do.
+    #[serde(default)]
+    pub mended: Option<String>,
 }
 
 /// A part that is damaged or missing.

@@ -201,6 +201,13 @@ impl Draft {
     }
 }
 
+/// What an image is baked from.
+struct Origin {
+    project: ProjectName,
+    commit: CommitId,
+    name: ImageName,
+}
+
 /// The workshop of one state folder.
 #[derive(Debug)]
 pub struct Workshop {
@@ -425,37 +432,58 @@ impl Workshop {
         Ok(verify::image(&self.config.state, &self.objects, &trust, image, now, progress))
     }
 
-    /// Makes a damaged image of a release whole again: what is damaged is removed, and its commit is baked again. Blocks.
-    fn mend(&self, release: &Release, image: Digest) -> Result<String, WorkshopError> {
+    /// Makes a damaged image of a commit whole again: what is damaged is removed, and the commit is baked again. Answers with
+    /// what was done. Blocks.
+    fn mend(
+        &self,
+        origin: &Origin,
+        image: Digest,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<String, WorkshopError> {
         // Many instances may find the same damage.
         let _one_at_a_time = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
         let report = verify::content(&self.objects, image, &mut |_| {});
         if report.is_good() {
             return Ok("it is whole again".to_owned());
         }
-        let images = release.images.iter().flatten();
-        let name = images.filter(|(_, digest)| **digest == image).map(|(name, _)| name.clone()).next();
-        let name = name.ok_or(ObjectError::Missing(image))?;
-        let mut progress = |text: String| self.tell(&release.env, format!("mending image {name}: {text}"));
-        let draft = self.draft(&release.env.project, &release.spec.commit, &mut progress)?;
-        for broken in &report.broken {
-            broken.object.map_or(Ok(()), |object| self.objects.remove(object))?;
+        let Origin { project, commit, name } = origin;
+        // Before anything is removed: without its source it stays as it is.
+        let draft = self.draft(project, commit, progress)?;
+        for object in report.broken.iter().filter_map(|broken| broken.object) {
+            self.objects.remove(object)?;
         }
-        let baked = self.bake(&draft, &name, &mut progress)?;
+        let baked = self.bake(&draft, name, progress)?;
         let left = verify::content(&self.objects, image, &mut |_| {});
         if let Some(broken) = left.broken.first() {
             let text = format!(
-                "commit {} was baked again and gave image {baked}; {} of image {image}: {}",
-                release.spec.commit, broken.part, broken.why
+                "commit {commit} was baked again and gave image {baked}; {} of image {image}: {}",
+                broken.part, broken.why
             );
             return Err(WorkshopError::Bake(WorkerError { text, hint: None, may_pass: false }));
         }
         let parts: Vec<&str> = report.broken.iter().map(|broken| broken.part.as_str()).collect();
-        Ok(format!(
-            "image `{name}` {image} was baked again from commit {} ({})",
-            release.spec.commit.short(),
-            parts.join(", ")
-        ))
+        let (commit, parts) = (commit.short(), parts.join(", "));
+        Ok(format!("image `{name}` {image} was baked again from commit {commit} ({parts})"))
+    }
+
+    /// The same for whoever asks, of an image that somebody trusted vouches for; damaged packages are removed, to be fetched
+    /// again when they are needed. Blocks.
+    pub fn mend_image(
+        &self,
+        image: Digest,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<String, WorkshopError> {
+        let statement = self.vouched(image)?.statement;
+        for package in statement.packages().filter_map(|package| package.sha256()) {
+            self.objects.is_intact(package);
+        }
+        let asked = statement.external();
+        let origin = Origin {
+            project: asked.project.clone(),
+            commit: asked.commit.clone(),
+            name: asked.image.clone(),
+        };
+        self.mend(&origin, image, progress)
     }
 
     /// The manifest of a baked image.
@@ -548,7 +576,18 @@ impl Bakery for SharedWorkshop {
         let (workshop, release) = (self.0.clone(), release.clone());
         // The semaphore is never closed.
         let _slot = self.0.bakes.acquire().await;
-        let done = tokio::task::spawn_blocking(move || workshop.mend(&release, image)).await;
+        let work = move || {
+            let images = release.images.iter().flatten();
+            let name = images.filter(|(_, digest)| **digest == image).map(|(name, _)| name.clone()).next();
+            let origin = Origin {
+                project: release.env.project.clone(),
+                commit: release.spec.commit.clone(),
+                name: name.ok_or(ObjectError::Missing(image))?,
+            };
+            let mut progress = |text: String| workshop.tell(&release.env, format!("mending image: {text}"));
+            workshop.mend(&origin, image, &mut progress)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
         let done = done.map_err(|e| BakeryError { permanent: false, text: e.to_string() })?;
         done.map_err(|error: WorkshopError| bakery_error(&error))
     }

@@ -89,7 +89,16 @@ pub(crate) async fn verify(State(context): State<Context>, Body(request): Body<V
             let mut images = vec![];
             for digest in digests {
                 let mut progress = |part: &str| lines.progress(format!("image {}: {part}", digest.short()));
-                let report = context.workshop.verify(digest, &mut progress)?;
+                let mut report = context.workshop.verify(digest, &mut progress)?;
+                let mut mended = None;
+                if request.mend && !report.is_good() {
+                    let mut told = |text: String| lines.progress(format!("image {}: {text}", digest.short()));
+                    mended = Some(match context.workshop.mend_image(digest, &mut told) {
+                        Ok(done) => done,
+                        Err(error) => format!("cannot be mended: {}", kiln_api::error::chain(&error)),
+                    });
+                    report = context.workshop.verify(digest, &mut progress)?;
+                }
                 images.push(VerifiedImage {
                     digest,
                     signed_by: report.signed_by,
@@ -102,6 +111,7 @@ pub(crate) async fn verify(State(context): State<Context>, Body(request): Body<V
                         .into_iter()
                         .map(|broken| BrokenPart { part: broken.part, why: broken.why })
                         .collect(),
+                    mended,
                 });
             }
             Ok(VerifyReport { images })

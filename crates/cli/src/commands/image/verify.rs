@@ -14,7 +14,8 @@ use kiln_api::image::{VerifiedImage, VerifyRequest};
 
 Examples:
   kiln image verify 3f9a52c1
-  kiln image verify --all --json"
+  kiln image verify --all --json
+  kiln image verify 3f9a52c1 --mend"
 )]
 pub struct VerifyArgs {
     /// Its digest, or the first digits of it
@@ -23,10 +24,13 @@ pub struct VerifyArgs {
     /// Every image of the server
     #[arg(long)]
     all: bool,
+    /// Bake again what is damaged, from its commit
+    #[arg(long)]
+    mend: bool,
 }
 
 pub(super) async fn run(context: &Context<'_>, arguments: VerifyArgs) -> Result<(), Failure> {
-    let request = VerifyRequest { images: arguments.digest.into_iter().collect() };
+    let request = VerifyRequest { images: arguments.digest.into_iter().collect(), mend: arguments.mend };
     let mut progress = Progress::start();
     let updates = context.client()?.verify_images(&request).await?;
     let report = updates.answer(|text| progress.now(text)).await?;
@@ -36,7 +40,9 @@ pub(super) async fn run(context: &Context<'_>, arguments: VerifyArgs) -> Result<
         return context.out().answer(&report, || report.images.iter().map(good).collect());
     }
     let parts = broken.iter().flat_map(|image| {
-        image.broken.iter().map(|part| format!("image {}: {}: {}", image.digest, part.part, part.why))
+        let parts =
+            image.broken.iter().map(|part| format!("image {}: {}: {}", image.digest, part.part, part.why));
+        parts.chain(image.mended.clone())
     });
     let message = format!("{} of {} images are not as they should be", broken.len(), report.images.len());
     let failure = Failure::new(Code::ImageBroken, message).details(parts.collect());
@@ -49,8 +55,9 @@ fn good(image: &VerifiedImage) -> String {
         n => format!(" ({n} more are not in the store)"),
     };
     let key = image.signed_by.as_deref().unwrap_or("-");
+    let mended = image.mended.as_ref().map(|done| format!("; {done}")).unwrap_or_default();
     format!(
-        "{} ok: signed by key {key}, {} layers, {} packages{absent}, {} read\n",
+        "{} ok: signed by key {key}, {} layers, {} packages{absent}, {} read{mended}\n",
         image.digest,
         image.layers,
         image.packages,
