@@ -405,14 +405,23 @@ impl Workshop {
         Ok(trust.check(image, envelope.as_deref(), jiff::Timestamp::now())?)
     }
 
-    /// Whether somebody trusted vouches for an image, or this server did. Not known is as good.
+    /// Whether somebody trusted vouches for an image, or this server did, and its bills of materials are those that were
+    /// signed. Not known is as good.
     fn is_vouched(&self, image: Digest) -> bool {
         let own = || {
             let envelope = attest::read(&self.config.state, image).ok().flatten();
             let own = attest::Trust::only(self.keys.signing().public());
-            own.check(image, envelope.as_deref(), jiff::Timestamp::now()).is_ok()
+            own.check(image, envelope.as_deref(), jiff::Timestamp::now())
         };
-        !matches!(self.vouched(image), Err(WorkshopError::Policy(_))) || own()
+        let vouched = match self.vouched(image) {
+            Err(WorkshopError::Policy(_)) => own().ok(),
+            Err(_) => return true,
+            Ok(vouched) => Some(vouched),
+        };
+        vouched.is_some_and(|vouched| {
+            let read = |format| sbom::read(&self.config.state, image, format, &vouched.statement);
+            Format::ALL.into_iter().all(|format| read(format).is_ok())
+        })
     }
 
     /// The bill of materials that was made with an image.
@@ -483,7 +492,14 @@ impl Workshop {
             commit: asked.commit.clone(),
             name: asked.image.clone(),
         };
-        self.mend(&origin, image, progress)
+        let done = self.mend(&origin, image, progress)?;
+        if self.is_vouched(image) {
+            return Ok(done);
+        }
+        // Nothing of the image is damaged, but a bill of materials.
+        let draft = self.draft(&origin.project, &origin.commit, progress)?;
+        self.bake(&draft, &origin.name, progress)?;
+        Ok(format!("{done}, and what stands beside it was written again"))
     }
 
     /// The manifest of a baked image.

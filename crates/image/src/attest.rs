@@ -110,19 +110,23 @@ pub fn write(objects: &Objects, bake: Bake<'_>) -> io::Result<Option<Statement>>
     let make = |format: Format| -> io::Result<Resource> {
         let bytes = format.render(&inventory);
         let path = sbom_path(state, bake.image, format);
-        write_durable(&path, &bytes)?;
+        write_whole(&path, &bytes)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Resource::new(name, format.uri(), Digest::of(&bytes)))
     };
-    // Both at once: what takes time is to make them durable, and the file system does that for both together.
-    let (spdx, cyclonedx) = std::thread::scope(|scope| {
-        let other = scope.spawn(|| make(Format::Cyclonedx));
-        let other = |made: io::Result<Resource>| (made, other.join());
-        other(make(Format::Spdx))
-    });
-    let cyclonedx = cyclonedx.map_err(|_| io::Error::other("a thread panicked"))?;
-    let byproducts = vec![spdx?, cyclonedx?];
+    let byproducts = vec![make(Format::Spdx)?, make(Format::Cyclonedx)?];
     Ok(Some(describe(bake.job, bake.image, bake.layers, (bake.epoch, bake.started), &packages, byproducts)))
+}
+
+/// Writes a file at once, not durably: to wait for the disk would take longer than all the rest. One that a power cut took
+/// does not fit the signed statement, and the next bake of the commit makes it again.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let part = path.with_extension(format!("{}.part", std::process::id()));
+    std::fs::write(&part, bytes)?;
+    std::fs::rename(&part, path)
 }
 
 fn describe(
