@@ -45,7 +45,7 @@ pub enum TrustError {
         /// As it stands there.
         word: String,
     },
-    /// More than [`KEYS_MAX`].
+    /// More keys than kiln tries.
     #[error("`{}` has more than {KEYS_MAX} keys", path.display())]
     TooMany {
         /// Which file.

@@ -35,7 +35,7 @@ impl Layers {
     }
 
     /// The layers of an image, lowest first. They stay mounted while somebody holds them. Each is verified, also one that
-    /// is mounted already: see [`super::verify`].
+    /// is mounted already: see `verify.rs`.
     pub(crate) fn of(&self, manifest: &ImageManifest) -> Result<Vec<Arc<OwnedFd>>, Failure> {
         if manifest.layers.is_empty() || manifest.layers.len() > DESCRIPTORS_MAX {
             let detail = format!("it has {} layers, expected 1 to {DESCRIPTORS_MAX}", manifest.layers.len());
