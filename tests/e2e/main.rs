@@ -14,6 +14,7 @@ mod retention;
 mod second_project;
 mod taken_back;
 mod tiny;
+mod trust;
 
 use kiln_tests::own_network;
 use std::time::Instant;
@@ -40,6 +41,7 @@ fn main() {
         ("crash_points", crashes::points),
         ("crash_moments", crashes::moments),
         ("deploys_under_load", deploys::run),
+        ("trust", trust::run),
         ("mutant_is_seen", deploys::mutant),
         ("second_project", second_project::run),
     ];

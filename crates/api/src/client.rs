@@ -5,8 +5,8 @@ use crate::address::Address;
 use crate::error::{Code, ErrorBody, WireError};
 use crate::update::{ALIVE_EVERY, Update};
 use crate::{
-    audit, bake, deploy, environment, export, image, instance, lock, logs, path, release, rollout, scale,
-    server,
+    audit, bake, deploy, environment, export, image, instance, key, lock, logs, path, release, rollout,
+    scale, server,
 };
 use crate::{source, status, why};
 use bytes::{Buf, Bytes, BytesMut};
@@ -253,6 +253,38 @@ impl Client {
     /// What the build of an image printed, by the digest or its first digits.
     pub async fn image_build_log(&self, digest: &str) -> Result<image::BuildLogView, ClientError> {
         self.get(&path::fill(path::IMAGE_BUILD_LOG, &[&digits(digest)?])).await
+    }
+
+    /// The bill of materials of an image.
+    pub async fn sbom(&self, digest: &str, query: &image::SbomQuery) -> Result<image::SbomView, ClientError> {
+        let path = path::fill(path::IMAGE_SBOM, &[&digits(digest)?]);
+        self.get(&with_query(&path, query)).await
+    }
+
+    /// Reads everything of images. The stream's one item is the answer.
+    pub async fn verify_images(
+        &self,
+        request: &image::VerifyRequest,
+    ) -> Result<Updates<image::VerifyReport>, ClientError> {
+        for digest in &request.images {
+            digits(digest)?;
+        }
+        self.stream(Method::POST, path::IMAGE_VERIFY, json(request)).await
+    }
+
+    /// The keys of images.
+    pub async fn keys(&self) -> Result<key::KeyList, ClientError> {
+        self.get(path::KEYS).await
+    }
+
+    /// Signs new images with a new key from now on.
+    pub async fn rotate_key(&self) -> Result<key::KeyList, ClientError> {
+        self.post(path::KEY_ROTATE, &()).await
+    }
+
+    /// Trusts a key no longer.
+    pub async fn remove_key(&self, request: &key::KeyRequest) -> Result<key::KeyList, ClientError> {
+        self.post(path::KEY_REMOVE, request).await
     }
 
     /// Instances.

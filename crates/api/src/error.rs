@@ -126,6 +126,9 @@ table! {
     AlreadySwitched "already_switched" 409 Failed false User "traffic is on the new release already" "`kiln rollback` brings the previous release back";
     NoInstance "no_instance" 404 Failed false User "there is no such instance, alive or gone" "`kiln instance list` shows them";
     NoImage "no_image" 404 Failed false User "there is no such image" "`kiln image list` shows them";
+    ImageBroken "image_broken" 409 Failed false User "something of an image is damaged or missing" "`kiln image verify --mend` bakes it again from its commit; so does the start of an instance";
+    ImageRefused "image_refused" 403 Failed false User "nobody who is trusted vouches for the image" "`kiln key list` shows whose images may run here";
+    Keys "keys" 409 Failed false User "the keys of images cannot be used or changed" "`kiln key list` shows them";
     TooLarge "too_large" 413 Failed false User "the request is larger than kiln accepts" "the message names the limit";
     TakenBack "taken_back" 0 Failed false User "the rollout failed and was taken back; what served before was not touched" "`kiln why` names the cause";
     FailedNoPrevious "failed_no_previous" 0 Failed false User "the rollout failed and nothing served before" "`kiln why` names the cause";

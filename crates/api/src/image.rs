@@ -135,3 +135,76 @@ pub struct BuildLogView {
     /// Its lines, shortened in the middle; none if the image was not built here, or has no build.
     pub log: Option<String>,
 }
+
+/// In which form a bill of materials is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SbomQuery {
+    /// Which.
+    pub format: SbomFormat,
+}
+
+/// A form of a bill of materials.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SbomFormat {
+    /// SPDX 2.3.
+    #[default]
+    Spdx,
+    /// CycloneDX 1.6.
+    Cyclonedx,
+}
+
+/// A bill of materials.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SbomView {
+    /// The document, byte for byte as its digest in the signed statement says.
+    pub text: String,
+}
+
+/// Which images are to be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyRequest {
+    /// Digests or their first digits; empty for all that there are.
+    pub images: Vec<String>,
+    /// Bake again, from its commit, what is damaged, and read it once more.
+    #[serde(default)]
+    pub mend: bool,
+}
+
+/// What reading images showed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// Each with what is wrong with it.
+    pub images: Vec<VerifiedImage>,
+}
+
+/// What reading one image showed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedImage {
+    /// Which.
+    pub digest: Digest,
+    /// First digits of the trusted key that vouches for it.
+    pub signed_by: Option<String>,
+    /// Layers that are right.
+    pub layers: usize,
+    /// `.deb` files that are right.
+    pub packages: usize,
+    /// `.deb` files that are not in the store; the image does not need them.
+    pub packages_absent: usize,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// What is damaged or missing.
+    pub broken: Vec<BrokenPart>,
+    /// What was done about it, or why nothing could be done; none if nobody asked or nothing was to do.
+    #[serde(default)]
+    pub mended: Option<String>,
+}
+
+/// A part that is damaged or missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokenPart {
+    /// Which, with role and digest.
+    pub part: String,
+    /// What is wrong with it.
+    pub why: String,
+}

@@ -15,6 +15,7 @@ pub mod error;
 pub mod export;
 pub mod image;
 pub mod instance;
+pub mod key;
 pub mod lock;
 pub mod logs;
 pub mod path;

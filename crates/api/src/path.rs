@@ -38,6 +38,16 @@ pub const IMAGE_EXPORT: &str = "/v1/image/{digest}/export";
 pub const IMAGE_GC: &str = "/v1/image-gc";
 /// GET with a digest or its first digits: [`crate::image::BuildLogView`].
 pub const IMAGE_BUILD_LOG: &str = "/v1/image/{digest}/build-log";
+/// GET with [`crate::image::SbomQuery`]: [`crate::image::SbomView`].
+pub const IMAGE_SBOM: &str = "/v1/image/{digest}/sbom";
+/// POST [`crate::image::VerifyRequest`]: a stream of [`crate::update::Update`] of [`crate::image::VerifyReport`].
+pub const IMAGE_VERIFY: &str = "/v1/image/verify";
+/// GET: [`crate::key::KeyList`].
+pub const KEYS: &str = "/v1/key";
+/// POST: [`crate::key::KeyList`].
+pub const KEY_ROTATE: &str = "/v1/key/rotate";
+/// POST [`crate::key::KeyRequest`]: [`crate::key::KeyList`].
+pub const KEY_REMOVE: &str = "/v1/key/remove";
 /// GET with [`crate::instance::InstanceQuery`]: [`crate::instance::InstanceList`].
 pub const INSTANCES: &str = "/v1/instance";
 /// GET: [`crate::instance::InstanceDetail`].

@@ -97,6 +97,8 @@ commands! {
     Release(commands::release::ReleaseArgs) => waits release;
     /// Show images
     Image(commands::image::ImageArgs) => waits image;
+    /// Show and change whose images may run
+    Key(commands::key::KeyArgs) => waits key;
     /// Show instances
     Instance(commands::instance::InstanceArgs) => waits instance;
     /// Show who did what, or check that the record was not changed
@@ -153,6 +155,14 @@ mod tests {
             "kiln image diff abcd ef01",
             "kiln image export abcd --format docker-archive --service web --name a/b:1 --output x.tar",
             "kiln image gc --plan --explain --older-than 1h",
+            "kiln image sbom abcd --format cyclonedx",
+            "kiln image verify abcd",
+            "kiln image verify --all --json",
+            "kiln key list",
+            "kiln key show --pem",
+            "kiln key rotate",
+            "kiln key remove abcd",
+            "kiln serve --signing-key /k.pem --trust /trusted",
             "kiln instance list --gone",
             "kiln instance show web-7",
             "kiln audit --lines 5",
@@ -187,6 +197,10 @@ mod tests {
             "kiln logs --instance web",
             "kiln instance show ../x",
             "kiln release show",
+            "kiln image verify",
+            "kiln image verify abcd --all",
+            "kiln image sbom abcd --format xml",
+            "kiln key remove",
             "kiln audit verify --lines 3",
             "kiln image diff abcd",
             "kiln image gc --older-than yesterday",

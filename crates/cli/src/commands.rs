@@ -12,6 +12,7 @@ pub(crate) mod edge;
 pub(crate) mod image;
 pub(crate) mod init;
 pub(crate) mod instance;
+pub(crate) mod key;
 pub(crate) mod lock;
 pub(crate) mod logs;
 pub(crate) mod reference;

@@ -38,8 +38,10 @@ impl Workshop {
         }
         let freed = gc::remove(self.objects(), &verdicts)?;
         for verdict in verdicts.iter().filter(|verdict| verdict.kept_by.is_none()) {
-            // Without its manifest the record describes nothing; it may also never have been there.
-            let _ = std::fs::remove_file(self.record_path(verdict.object));
+            // Without its manifest what stands beside it describes nothing; most objects have nothing beside them.
+            for path in self.beside(verdict.object) {
+                let _ = std::fs::remove_file(path);
+            }
         }
         Ok(Collected { verdicts, freed })
     }

@@ -21,14 +21,33 @@ pub struct BakeryError {
     pub text: String,
 }
 
+/// Why an image may not run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AdmitError {
+    /// Nobody trusted vouches for it. The text has a hint.
+    #[error("{0}")]
+    Refused(String),
+    /// Its manifest is damaged or missing.
+    #[error("{0}")]
+    Damaged(String),
+    /// It cannot be read for now.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
 /// Where images come from.
 #[async_trait]
 pub trait Bakery: Send + Sync + 'static {
     /// Bakes one image of a release, or finds it baked.
     async fn bake(&self, release: &kiln_model::Release, image: &ImageName) -> Result<Digest, BakeryError>;
 
-    /// The manifest of a baked image.
-    async fn manifest(&self, image: Digest) -> Result<ImageManifest, BakeryError>;
+    /// The manifest of an image that may run: somebody trusted vouches for it, and the manifest is what its digest says.
+    /// Asked before every start.
+    async fn admit(&self, image: Digest) -> Result<ImageManifest, AdmitError>;
+
+    /// Makes a damaged image of a release whole again, from its commit; answers with what was done. Permanent if that is
+    /// not possible.
+    async fn mend(&self, release: &kiln_model::Release, image: Digest) -> Result<String, BakeryError>;
 
     /// The last lines that an instance printed.
     fn tail(&self, instance: &InstanceId, lines: usize) -> Vec<String>;
@@ -150,9 +169,11 @@ async fn ensure<P: Provider, R: Router, B: Bakery>(
     let (Some(instance), Some(release)) = (instance, release) else {
         return OpOutcome::Permanent(format!("`{id}` has no record"));
     };
-    let manifest = match engines.bakery.manifest(instance.image).await {
+    let manifest = match engines.bakery.admit(instance.image).await {
         Ok(manifest) => manifest,
-        Err(error) => return outcome_of(&error),
+        Err(AdmitError::Refused(text)) => return OpOutcome::Refused(text),
+        Err(AdmitError::Damaged(text)) => return mend(engines, release, instance.image, text).await,
+        Err(AdmitError::Unreadable(text)) => return OpOutcome::Retry(text),
     };
     let Some(spec) = kiln_plan::instance::spec(instance, release, manifest) else {
         return OpOutcome::Permanent(format!(
@@ -163,6 +184,25 @@ async fn ensure<P: Provider, R: Router, B: Bakery>(
     match engines.provider.ensure(fence, &spec).await {
         Ok(_) => OpOutcome::Done,
         Err(error @ ProviderError::Retry { .. }) => OpOutcome::Retry(error.to_string()),
+        Err(error @ ProviderError::Damaged { .. }) => {
+            mend(engines, release, instance.image, error.to_string()).await
+        }
         Err(error) => OpOutcome::Permanent(error.to_string()),
+    }
+}
+
+/// What becomes of a start that found its image damaged.
+async fn mend<P: Provider, R: Router, B: Bakery>(
+    engines: &Engines<P, R, B>,
+    release: &kiln_model::Release,
+    image: Digest,
+    damage: String,
+) -> OpOutcome {
+    match engines.bakery.mend(release, image).await {
+        Ok(done) => OpOutcome::Mended(format!("{damage}; {done}")),
+        Err(error) if error.permanent => {
+            OpOutcome::Refused(format!("{damage}; image {image} cannot be mended: {error}"))
+        }
+        Err(error) => OpOutcome::Retry(format!("{damage}; image {image} cannot be mended now: {error}")),
     }
 }

@@ -122,25 +122,25 @@ impl Handle {
         Ok(decide(&snapshot, &Request { command, actor: actor.to_owned(), at, now })?)
     }
 
-    /// Records an act that changes no desired state. It is durable when this returns.
-    pub fn record(&self, actor: &str, kind: &str, subject: &str, detail: &str) -> Result<(), SubmitError> {
+    /// Puts an act that changed nothing of the snapshot into the ledger.
+    pub fn record(&self, actor: &str, kind: &str, subject: String, detail: String) -> Result<(), StoreError> {
         let event = Event {
             at: self.clock.wall(),
             actor: actor.to_owned(),
             env: None,
             kind: kind.to_owned(),
-            subject: subject.to_owned(),
-            detail: detail.to_owned(),
+            subject,
+            detail,
         };
         for attempt in 0.. {
-            let base = self.store.load().map_err(SubmitError::Store)?.revision;
+            let base = self.store.load()?.revision;
             match self.store.commit(self.epoch, base, &[], std::slice::from_ref(&event)) {
                 Ok(revision) => {
                     self.shared.revision.send_replace(revision);
                     return Ok(());
                 }
                 Err(StoreError::Conflict { .. }) if attempt < CONFLICTS_MAX => {}
-                Err(error) => return Err(SubmitError::Store(error)),
+                Err(error) => return Err(error),
             }
         }
         unreachable!("the loop above only ends by returning")

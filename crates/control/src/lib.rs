@@ -11,12 +11,14 @@ pub mod crash;
 pub mod execute;
 pub mod handle;
 pub mod keeper;
+pub mod keys;
 pub mod reconcile;
 pub mod start;
 pub mod workshop;
 
 pub use collect::Collected;
 pub use handle::{Handle, Progress, SubmitError};
+pub use keys::{Keys, KeysError};
 pub use kiln_image::debian::changes as lock_changes;
 pub use reconcile::ReconcileError;
 pub use start::{Control, ControlConfig, StartError, take_state};

@@ -4,6 +4,7 @@ use crate::clock::HostClock;
 use crate::execute::Engines;
 use crate::handle::{Handle, Progress};
 use crate::keeper::{Keeper, KeeperConfig};
+use crate::keys::{Keys, KeysError};
 use crate::reconcile::{ReconcileError, Reconciler, Shared};
 use crate::workshop::{SharedWorkshop, Workshop, WorkshopConfig};
 use kiln_edge::{EdgeClient, SpawnError, control_socket};
@@ -36,6 +37,10 @@ pub struct ControlConfig {
     pub registry_auth: Option<PathBuf>,
     /// The keys that its package lists have to be signed with; none takes Debian's.
     pub keyring: Option<PathBuf>,
+    /// The key that signs images; none takes the server's own, which is made at its first start.
+    pub signing_key: Option<PathBuf>,
+    /// The keys whose images may run; none takes the server's own keys.
+    pub trust: Option<PathBuf>,
 }
 
 /// A control plane could not be started. Nothing was changed.
@@ -65,6 +70,9 @@ pub enum StartError {
     /// The edge.
     #[error(transparent)]
     Edge(#[from] SpawnError),
+    /// The keys.
+    #[error("the keys of images cannot be used")]
+    Keys(#[from] KeysError),
 }
 
 /// A running control plane.
@@ -87,6 +95,7 @@ impl Control {
         let store = Arc::new(SqliteStore::open(&state.join("kiln.db"))?);
         let clock = Arc::new(HostClock::new().map_err(unusable)?);
         let (progress, _) = broadcast::channel::<Progress>(PROGRESS_BACKLOG);
+        let keys = Arc::new(Keys::open(&state, config.signing_key.as_deref(), config.trust.as_deref())?);
         let workshop = WorkshopConfig {
             state: state.clone(),
             program: config.program.clone(),
@@ -94,7 +103,7 @@ impl Control {
             registry_auth: config.registry_auth.clone(),
             keyring: config.keyring.clone(),
         };
-        let workshop = Arc::new(Workshop::open(workshop, progress.clone())?);
+        let workshop = Arc::new(Workshop::open(workshop, keys.clone(), progress.clone())?);
         let local = LocalConfig {
             subnet: config.subnet,
             program: config.program.clone(),
@@ -115,6 +124,7 @@ impl Control {
         let reconciler = Reconciler::new(store.clone(), engines, clock.clone(), shared.clone(), server);
         let keeper = tokio::spawn(keeper.run(shared.stop.subscribe()));
         let handle = Handle::new(store, clock, shared, server.1, progress);
+        keys.record_changes(|kind, subject, detail| handle.record("kiln", kind, subject, detail))?;
         let reconciler = tokio::spawn(reconciler.run());
         Ok(Self { handle, workshop, reconciler, keeper, _lock: lock })
     }

@@ -1,9 +1,11 @@
 //! Where commits become releases and images: keeps sources, reads kiln.toml and kiln.lock of the commit, resolves packages,
 //! has workers bake. Everything here blocks; the async side runs it on threads of their own.
 
-use crate::execute::{Bakery, BakeryError};
+use crate::execute::{AdmitError, Bakery, BakeryError};
 use crate::handle::Progress;
+use crate::keys::Keys;
 use async_trait::async_trait;
+use kiln_image::attest::{self, PolicyError, TrustError, Vouched};
 use kiln_image::bake::{self, BakeJob};
 use kiln_image::builder;
 use kiln_image::debian::{self, Mirror};
@@ -12,8 +14,10 @@ use kiln_image::export::blob::Compression;
 use kiln_image::export::oci::{self, Labels, OciImage, RunAs};
 use kiln_image::objects::write_durable;
 use kiln_image::oci::Fetcher;
+pub use kiln_image::sbom::Format;
+use kiln_image::sbom::{self, SbomError};
 use kiln_image::worker::{self, WorkerError, chain};
-use kiln_image::{ObjectError, Objects, SourceError, Sources};
+use kiln_image::{ObjectError, Objects, SourceError, Sources, verify};
 use kiln_logs::LogFolder;
 use kiln_model::{
     CommitId, Digest, EnvName, EnvRef, ImageManifest, ImageName, InstanceId, ProjectName, Release,
@@ -123,6 +127,15 @@ pub enum WorkshopError {
     /// A bake failed.
     #[error("{0}")]
     Bake(WorkerError),
+    /// The list of trusted keys.
+    #[error("the trusted keys cannot be read")]
+    Trust(#[from] TrustError),
+    /// A bill of materials.
+    #[error("the bill of materials cannot be given")]
+    Sbom(#[from] SbomError),
+    /// An image that nobody trusted vouches for.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The content store failed.
     #[error("the content store failed")]
     Objects(#[from] ObjectError),
@@ -147,6 +160,7 @@ impl WorkshopError {
             Self::NoServices { .. } => Some("add a `[services.NAME]` table".into()),
             Self::Resolve { hint, .. } | Self::Base { hint, .. } => Some(hint.clone()),
             Self::Bake(error) => error.hint.clone(),
+            Self::Policy(error) => Some(error.hint().to_owned()),
             _ => None,
         }
     }
@@ -220,12 +234,20 @@ impl Draft {
 
 /// Held while something is made that would otherwise be made twice.
 type Turn = Arc<Mutex<()>>;
+/// What an image is baked from.
+struct Origin {
+    project: ProjectName,
+    commit: CommitId,
+    name: ImageName,
+}
 
 /// The workshop of one state folder.
 #[derive(Debug)]
 pub struct Workshop {
     config: WorkshopConfig,
     objects: Objects,
+    keys: Arc<Keys>,
+    mending: Mutex<()>,
     sources: Sources,
     logs: LogFolder,
     bakes: Semaphore,
@@ -239,13 +261,19 @@ pub struct Workshop {
 
 impl Workshop {
     /// Opens it and removes what interrupted bakes left.
-    pub fn open(config: WorkshopConfig, progress: broadcast::Sender<Progress>) -> Result<Self, ObjectError> {
+    pub fn open(
+        config: WorkshopConfig,
+        keys: Arc<Keys>,
+        progress: broadcast::Sender<Progress>,
+    ) -> Result<Self, ObjectError> {
         let objects = Objects::open(&config.state.join("objects"))?;
         objects.sweep()?;
         // Folders of builds that were interrupted; there need not be any.
         let _ = std::fs::remove_dir_all(config.state.join(kiln_image::containerfile::FOLDER));
         Ok(Self {
             objects,
+            keys,
+            mending: Mutex::new(()),
             sources: Sources::new(&config.state.join("repos")),
             logs: LogFolder::new(&config.state),
             bakes: Semaphore::new(BAKES_MAX),
@@ -414,12 +442,35 @@ impl Workshop {
             images,
             registry_auth: self.config.registry_auth.clone(),
             is_builder: false,
+            describe: false,
         };
         let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
         // Two releases may stand on one image: the second one finds it made.
         let turn = self.turn(&draft.commit, image);
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let baked = worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?;
+        let baked = match baked.statement {
+            // Somebody vouches for it; if that is nobody who is trusted, this server now does: it has just baked the same.
+            None if !self.is_vouched(baked.image) => {
+                let job = BakeJob { describe: true, ..job.clone() };
+                worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?
+            }
+            _ => baked,
+        };
+        if let Some(statement) = baked.statement {
+            // A worker decodes what others wrote: it cannot have its word signed about another image or commit.
+            let asked = statement.external();
+            if statement.image() != Some(baked.image)
+                || asked.commit != job.commit
+                || asked.project != job.project
+            {
+                let text = format!("the worker that bakes image `{image}` described another one");
+                return Err(WorkshopError::Bake(WorkerError { text, hint: None, may_pass: false }));
+            }
+            let path = attest::statement_path(&self.config.state, baked.image);
+            attest::seal(&self.config.state, baked.image, *statement, &self.keys.signing())
+                .map_err(|source| WorkshopError::State { path, source })?;
+        }
         // Until a release refers to it, the time of its record keeps it from being collected.
         let path = self.record_path(baked.image);
         let touched = std::fs::File::options().append(true).open(&path);
@@ -456,7 +507,14 @@ impl Workshop {
 
     /// Where the record of an image lies.
     pub(crate) fn record_path(&self, image: Digest) -> PathBuf {
-        bake::provenance_path(&self.config.state, image)
+        attest::statement_path(&self.config.state, image)
+    }
+
+    /// Everything that stands beside an image.
+    pub(crate) fn beside(&self, image: Digest) -> Vec<PathBuf> {
+        let state = &self.config.state;
+        let sboms = Format::ALL.into_iter().map(|format| attest::sbom_path(state, image, format));
+        sboms.chain([self.record_path(image), builder::log_path(state, image)]).collect()
     }
 
     /// The lock that a commit is baked with; none if it has none, or it cannot be read.
@@ -486,6 +544,118 @@ impl Workshop {
         turns.entry((commit.clone(), image.clone())).or_default().clone()
     }
 
+    /// The keys.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Whether an image may run: who vouches for it, and with what. To be asked for what was fetched or imported, and
+    /// asked before every start.
+    pub fn vouched(&self, image: Digest) -> Result<Vouched, WorkshopError> {
+        let trust = self.keys.trust()?;
+        let path = attest::statement_path(&self.config.state, image);
+        let envelope = attest::read(&self.config.state, image)
+            .map_err(|source| WorkshopError::State { path, source })?;
+        Ok(trust.check(image, envelope.as_deref(), jiff::Timestamp::now())?)
+    }
+
+    /// Whether somebody trusted vouches for an image, or this server did, and its bills of materials are those that were
+    /// signed. Not known is as good.
+    fn is_vouched(&self, image: Digest) -> bool {
+        let own = || {
+            let envelope = attest::read(&self.config.state, image).ok().flatten();
+            let own = attest::Trust::only(self.keys.signing().public());
+            own.check(image, envelope.as_deref(), jiff::Timestamp::now())
+        };
+        let vouched = match self.vouched(image) {
+            Err(WorkshopError::Policy(_)) => own().ok(),
+            Err(_) => return true,
+            Ok(vouched) => Some(vouched),
+        };
+        vouched.is_some_and(|vouched| {
+            let read = |format| sbom::read(&self.config.state, image, format, &vouched.statement);
+            Format::ALL.into_iter().all(|format| read(format).is_ok())
+        })
+    }
+
+    /// The bill of materials that was made with an image.
+    pub fn sbom(&self, image: Digest, format: Format) -> Result<Vec<u8>, WorkshopError> {
+        let vouched = self.vouched(image)?;
+        Ok(sbom::read(&self.config.state, image, format, &vouched.statement)?)
+    }
+
+    /// Reads everything of an image. Blocks for as long as that takes.
+    pub fn verify(
+        &self,
+        image: Digest,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<verify::Report, WorkshopError> {
+        let trust = self.keys.trust()?;
+        let now = jiff::Timestamp::now();
+        Ok(verify::image(&self.config.state, &self.objects, &trust, image, now, progress))
+    }
+
+    /// Makes a damaged image of a commit whole again: what is damaged is removed, and the commit is baked again. Answers with
+    /// what was done. Blocks.
+    fn mend(
+        &self,
+        origin: &Origin,
+        image: Digest,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<String, WorkshopError> {
+        // Many instances may find the same damage.
+        let _one_at_a_time = self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        let report = verify::content(&self.objects, image, &mut |_| {});
+        if report.is_good() {
+            return Ok("it is whole again".to_owned());
+        }
+        let Origin { project, commit, name } = origin;
+        // Before anything is removed: without its source it stays as it is.
+        let draft = self.draft(project, commit, progress)?;
+        for object in report.broken.iter().filter_map(|broken| broken.object) {
+            self.objects.remove(object)?;
+        }
+        let baked = self.bake(&draft, name, progress)?;
+        let left = verify::content(&self.objects, image, &mut |_| {});
+        if let Some(broken) = left.broken.first() {
+            let text = format!(
+                "commit {commit} was baked again and gave image {baked}; {} of image {image}: {}",
+                broken.part, broken.why
+            );
+            return Err(WorkshopError::Bake(WorkerError { text, hint: None, may_pass: false }));
+        }
+        let parts: Vec<&str> = report.broken.iter().map(|broken| broken.part.as_str()).collect();
+        let (commit, parts) = (commit.short(), parts.join(", "));
+        Ok(format!("image `{name}` {image} was baked again from commit {commit} ({parts})"))
+    }
+
+    /// The same for whoever asks, of an image that somebody trusted vouches for; damaged packages are removed, to be fetched
+    /// again when they are needed. Blocks.
+    pub fn mend_image(
+        &self,
+        image: Digest,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<String, WorkshopError> {
+        let statement = self.vouched(image)?.statement;
+        for package in statement.packages().filter_map(|package| package.sha256()) {
+            self.objects.is_intact(package);
+        }
+        let asked = statement.external();
+        let origin = Origin {
+            project: asked.project.clone(),
+            commit: asked.commit.clone(),
+            name: asked.image.clone(),
+        };
+        let done = self.mend(&origin, image, progress)?;
+        if self.is_vouched(image) {
+            return Ok(done);
+        }
+        // Nothing of the image is damaged, but a bill of materials.
+        let draft = self.draft(&origin.project, &origin.commit, progress)?;
+        self.bake(&draft, &origin.name, progress)?;
+        Ok(format!("{done}, and what stands beside it was written again"))
+    }
+
     /// The manifest of a baked image.
     pub fn manifest(&self, image: Digest) -> Result<ImageManifest, ObjectError> {
         bake::manifest(&self.objects, image)
@@ -493,8 +663,16 @@ impl Workshop {
 
     /// Who baked an image from what and when; none if that is not known.
     pub fn provenance(&self, image: Digest) -> Option<serde_json::Value> {
-        let bytes = std::fs::read(bake::provenance_path(&self.config.state, image)).ok()?;
-        serde_json::from_slice(&bytes).ok()
+        let bytes = attest::read(&self.config.state, image).ok()??;
+        let envelope: attest::Envelope = serde_json::from_slice(&bytes).ok()?;
+        let statement: attest::Statement = serde_json::from_slice(&envelope.payload()?).ok()?;
+        let mut summary = statement.summary();
+        let vouched = match self.vouched(image) {
+            Ok(vouched) => format!("key {}", vouched.key.short()),
+            Err(error) => format!("nobody who is trusted: {}", chain(&error)),
+        };
+        summary.insert("signed by", vouched.into());
+        serde_json::to_value(summary).ok()
     }
 
     /// What the build of an image printed; none if that is not known.
@@ -524,6 +702,17 @@ fn committed(recipes: &Recipes, text: &[u8]) -> Result<Lock, WorkshopError> {
     Err(WorkshopError::StaleLock { images: lock.unfit(recipes).join(", ") })
 }
 
+fn bakery_error(error: &WorkshopError) -> BakeryError {
+    let permanent = match error {
+        WorkshopError::Bake(error) => !error.may_pass,
+        WorkshopError::Resolve { mirror, .. } => !mirror,
+        WorkshopError::State { .. } | WorkshopError::Objects(_) => false,
+        _ => true,
+    };
+    let hint = error.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
+    BakeryError { permanent, text: format!("{}{hint}", chain(error)) }
+}
+
 /// The workshop as the control loop sees it.
 #[derive(Debug, Clone)]
 pub struct SharedWorkshop(pub Arc<Workshop>);
@@ -542,24 +731,40 @@ impl Bakery for SharedWorkshop {
         };
         let done = tokio::task::spawn_blocking(work).await;
         let done = done.map_err(|e| BakeryError { permanent: false, text: e.to_string() })?;
-        done.map_err(|error: WorkshopError| {
-            let permanent = match &error {
-                WorkshopError::Bake(error) => !error.may_pass,
-                WorkshopError::Resolve { mirror, .. } => !mirror,
-                WorkshopError::State { .. } | WorkshopError::Objects(_) => false,
-                _ => true,
-            };
-            let hint = error.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
-            BakeryError { permanent, text: format!("{}{hint}", chain(&error)) }
+        done.map_err(|error: WorkshopError| bakery_error(&error))
+    }
+
+    async fn admit(&self, image: Digest) -> Result<ImageManifest, AdmitError> {
+        self.0.vouched(image).map_err(|error| match &error {
+            WorkshopError::State { .. } => AdmitError::Unreadable(chain(&error)),
+            _ => AdmitError::Refused(bakery_error(&error).text),
+        })?;
+        self.0.manifest(image).map_err(|error| match error {
+            ObjectError::Missing(_) | ObjectError::Mismatch { .. } => {
+                AdmitError::Damaged(format!("manifest of image {image}: {}", chain(&error)))
+            }
+            _ => AdmitError::Unreadable(chain(&error)),
         })
     }
 
-    async fn manifest(&self, image: Digest) -> Result<ImageManifest, BakeryError> {
-        let manifest = self.0.manifest(image);
-        manifest.map_err(|error| BakeryError {
-            permanent: matches!(error, ObjectError::Missing(_) | ObjectError::Mismatch { .. }),
-            text: chain(&error),
-        })
+    async fn mend(&self, release: &Release, image: Digest) -> Result<String, BakeryError> {
+        let (workshop, release) = (self.0.clone(), release.clone());
+        // The semaphore is never closed.
+        let _slot = self.0.bakes.acquire().await;
+        let work = move || {
+            let images = release.images.iter().flatten();
+            let name = images.filter(|(_, digest)| **digest == image).map(|(name, _)| name.clone()).next();
+            let origin = Origin {
+                project: release.env.project.clone(),
+                commit: release.spec.commit.clone(),
+                name: name.ok_or(ObjectError::Missing(image))?,
+            };
+            let mut progress = |text: String| workshop.tell(&release.env, format!("mending image: {text}"));
+            workshop.mend(&origin, image, &mut progress)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        let done = done.map_err(|e| BakeryError { permanent: false, text: e.to_string() })?;
+        done.map_err(|error: WorkshopError| bakery_error(&error))
     }
 
     fn tail(&self, instance: &InstanceId, lines: usize) -> Vec<String> {

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use kiln_control::Handle;
 use kiln_control::clock::{Clock, HostClock};
-use kiln_control::execute::{Bakery, BakeryError, Engines};
+use kiln_control::execute::{AdmitError, Bakery, BakeryError, Engines};
 use kiln_control::reconcile::{Reconciler, Shared};
 use kiln_edge::client::{Router, RouterError};
 use kiln_model::edge::EdgeStatus;
@@ -55,11 +55,15 @@ impl Bakery for Kitchen {
         Ok(Digest::of(image.as_str().as_bytes()))
     }
 
-    async fn manifest(&self, _: Digest) -> Result<ImageManifest, BakeryError> {
+    async fn admit(&self, _: Digest) -> Result<ImageManifest, AdmitError> {
         self.asked.fetch_add(1, SeqCst);
         assert!(!self.panics.load(SeqCst), "planted");
         let (format, architecture) = (1, "amd64".to_owned());
         Ok(ImageManifest { format, architecture, layers: vec![], config: ImageConfig::default() })
+    }
+
+    async fn mend(&self, _: &Release, _: Digest) -> Result<String, BakeryError> {
+        Ok("nothing was damaged".to_owned())
     }
 
     fn tail(&self, _: &InstanceId, _: usize) -> Vec<String> {

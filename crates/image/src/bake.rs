@@ -1,12 +1,14 @@
 //! One image of one commit: its layers below, then the application layer from the committed tree, then the manifest.
 //!
 //! The same commit, recipe, lock and mount points give the same digest on every host. Who baked, when, and where is
-//! written beside the image ([`Provenance`]), never into it.
+//! written beside the image ([`crate::attest`]), never into it.
 
+use crate::attest::{self, LockFile, Statement};
 use crate::builder::{self, BuildError, Built};
 use crate::erofs::{self, ErofsError, Reader, Stack};
-use crate::layers::{self, BaseRecord, Below, LayersError};
-use crate::objects::{ObjectError, Objects, write_durable};
+use crate::layers::{self, LayersError};
+use crate::objects::{ObjectError, Objects};
+use crate::sbom;
 use crate::source::{SourceError, SourceFile, Sources};
 use crate::tree::{Content, Kind, Node, Tree, TreeError};
 use kiln_model::{CommitId, Digest, ImageConfig, ImageManifest, ImageName, LayerRef, ProjectName};
@@ -14,7 +16,7 @@ use kiln_spec::{CopyRule, CopySource, ImageRecipe, Lock, RecipeName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The version of [`ImageManifest`] that is written.
 const FORMAT: u32 = 1;
@@ -58,6 +60,9 @@ pub struct BakeJob {
     /// Whether `recipe` is that of the builder of the image of that name.
     #[serde(default)]
     pub is_builder: bool,
+    /// Describe it to be signed although a statement stands beside the image: nobody who is trusted signed that.
+    #[serde(default)]
+    pub describe: bool,
 }
 
 impl BakeJob {
@@ -89,34 +94,9 @@ pub struct Baked {
     pub image: Digest,
     /// Bytes of all layers.
     pub size: u64,
-}
-
-/// What is known of how an image came to be. It stands beside the image: two hosts may disagree on it and still have
-/// the same image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Provenance {
-    /// The image.
-    pub image: Digest,
-    /// Whose source.
-    pub project: ProjectName,
-    /// The name in kiln.toml.
-    pub name: String,
-    /// The commit that it was first baked from here.
-    pub commit: CommitId,
-    /// The digest of the recipe.
-    pub recipe: Digest,
-    /// The digest of the lock; none for an image without packages.
-    pub lock: Option<Digest>,
-    /// Seconds since 1970 when it was baked.
-    pub baked_at: u64,
-    /// The version of kiln that baked it.
-    pub builder: String,
-    /// What the OCI image at its bottom says of itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base: Option<BaseRecord>,
-    /// Why another bake may give another image; none if it gives the same.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unreproducible: Option<String>,
+    /// How it was made, to be signed ([`attest::seal`]); none if a statement stands beside the image.
+    #[serde(default)]
+    pub statement: Option<Box<Statement>>,
 }
 
 /// An image could not be baked.
@@ -238,11 +218,6 @@ pub(crate) fn full_disk(error: &(dyn std::error::Error + 'static)) -> Option<Str
     None
 }
 
-/// Where the provenance of an image lies.
-pub fn provenance_path(state: &Path, image: Digest) -> PathBuf {
-    state.join("images").join(format!("{}.json", image.hex()))
-}
-
 /// The manifest of an image that was baked.
 pub fn manifest(objects: &Objects, image: Digest) -> Result<ImageManifest, ObjectError> {
     let bytes = objects.get(image, MANIFEST_BYTES_MAX)?;
@@ -256,6 +231,7 @@ pub fn manifest(objects: &Objects, image: Digest) -> Result<ImageManifest, Objec
 /// Bakes one image. `progress` hears of what takes long.
 pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, BakeError> {
     let image = || job.recipe.name.to_string();
+    let started = std::time::SystemTime::now();
     let objects = Objects::open(&job.state.join("objects"))?;
     let sources = Sources::new(&job.state.join("repos"));
     let source = |source| BakeError::Source { commit: job.commit.clone(), source };
@@ -265,55 +241,39 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
     let below = below.map_err(|source| BakeError::Layers { image: image(), source: source.into() })?;
     let mut layers = below.layers.clone();
     let lower = Lower::open(&objects, &layers)?;
-    let tree = application(job, &sources, &lower, epoch, built.as_ref())?;
+    let (tree, locks) = application(job, &sources, &lower, epoch, built.as_ref())?;
     let users = users(&tree, &lower)?;
+    let mut files = Ok(Ok(vec![]));
     if tree.len() > 1 || layers.is_empty() {
         let mut pending = objects.create()?;
         erofs::write(&tree, &mut std::io::BufWriter::with_capacity(1 << 20, pending.file()))
             .map_err(|source| BakeError::Erofs { image: image(), source })?;
-        let (digest, size) = pending.finish()?;
+        // The hashes of its files are for the bills of materials, and are made while the layer is written out.
+        let finished;
+        (finished, files) = std::thread::scope(|scope| {
+            let files = scope.spawn(|| sbom::files(&tree));
+            (pending.finish(), files.join())
+        });
+        let (digest, size) = finished?;
         layers.push(LayerRef { digest, size, role: "app".into() });
     }
     let size = layers.iter().map(|layer| layer.size).sum();
     let config = ImageConfig { epoch, users };
     let manifest = ImageManifest { format: FORMAT, architecture: ARCHITECTURE.into(), layers, config };
     let digest = objects.put(&manifest.canonical())?;
-    remember(job, digest, &below)?;
+    let files = files.unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked")));
+    let files = files.map_err(BakeError::Provenance)?;
+    let layers = &manifest.layers;
+    let bake = attest::Bake { job, image: digest, layers, below: &below, epoch, files, locks, started };
+    let statement = attest::write(&objects, bake).map_err(BakeError::Provenance)?;
     if let Some(built) = &built {
         built.keep_log(&job.state, digest).map_err(BakeError::Provenance)?;
     }
-    Ok(Baked { image: digest, size })
-}
-
-/// What is known of how an image came to be; none if nothing is.
-pub fn provenance(state: &Path, image: Digest) -> Option<Provenance> {
-    serde_json::from_slice(&std::fs::read(provenance_path(state, image)).ok()?).ok()
+    Ok(Baked { image: digest, size, statement: statement.map(Box::new) })
 }
 
 fn build_failed(job: &BakeJob, source: BuildError) -> BakeError {
     BakeError::Build { image: job.recipe.name.to_string(), source: source.into() }
-}
-
-fn remember(job: &BakeJob, image: Digest, below: &Below) -> Result<(), BakeError> {
-    let path = provenance_path(&job.state, image);
-    if path.exists() {
-        return Ok(());
-    }
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let provenance = Provenance {
-        image,
-        project: job.project.clone(),
-        name: job.recipe.name.to_string(),
-        commit: job.commit.clone(),
-        recipe: job.recipe.digest(),
-        lock: job.lock.as_ref().map(|lock| Digest::of(lock.to_text().as_bytes())),
-        baked_at: since.unwrap_or_default().as_secs(),
-        builder: format!("kiln {}", env!("CARGO_PKG_VERSION")),
-        base: below.base.clone(),
-        unreproducible: below.unreproducible.clone(),
-    };
-    let bytes = serde_json::to_vec_pretty(&provenance).unwrap_or_default();
-    write_durable(&path, &bytes).map_err(BakeError::Provenance)
 }
 
 /// The layers below.
@@ -357,13 +317,14 @@ struct Application<'a> {
     epoch: i64,
 }
 
+/// The files of the commit in their places, and the lock files beside them ([`attest::lock_files`]).
 fn application(
     job: &BakeJob,
     sources: &Sources,
     lower: &Lower,
     epoch: i64,
     built: Option<&Built>,
-) -> Result<Tree, BakeError> {
+) -> Result<(Tree, Vec<LockFile>), BakeError> {
     let mut application = Application { job, lower, tree: Tree::new(), epoch };
     application.insert(b"", Node::dir(0o755, epoch))?;
     let source = |source| BakeError::Source { commit: job.commit.clone(), source };
@@ -380,8 +341,12 @@ fn application(
         }
         wanted.extend(rows.into_iter().map(|(file, to)| (rule, file, to)));
     }
-    let ids: Vec<String> = wanted.iter().map(|(_, file, _)| file.id.clone()).collect();
-    let contents = sources.contents(&job.project, &ids).map_err(source)?;
+    let locks = attest::lock_files(&job.recipe, &files);
+    let ids = wanted.iter().map(|(_, file, _)| file.id.clone());
+    let ids: Vec<String> = ids.chain(locks.iter().map(|lock| lock.id.clone())).collect();
+    let mut contents = sources.contents(&job.project, &ids).map_err(source)?;
+    let name = |lock: &SourceFile| String::from_utf8_lossy(&lock.path).into_owned();
+    let locks = locks.into_iter().map(name).zip(contents.split_off(wanted.len())).collect();
     let mut wanted = wanted.into_iter().zip(contents).peekable();
     // In the order of the rules: a later one hides an earlier one.
     for rule in &job.recipe.copy {
@@ -404,7 +369,7 @@ fn application(
             application.insert(path, Node::file(Content::Bytes([][..].into()), 0o644, epoch))?;
         }
     }
-    Ok(application.tree)
+    Ok((application.tree, locks))
 }
 
 /// The files that a rule names, with their places in the image, relative to its root.

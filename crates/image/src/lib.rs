@@ -7,6 +7,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod attest;
 pub mod bake;
 pub mod builder;
 pub mod containerfile;
@@ -18,10 +19,12 @@ pub mod gc;
 pub mod layers;
 pub mod objects;
 pub mod oci;
+pub mod sbom;
 pub mod source;
 pub mod tree;
+pub mod verify;
 pub mod worker;
 
-pub use bake::{BakeError, BakeJob, Baked, Provenance};
+pub use bake::{BakeError, BakeJob, Baked};
 pub use objects::{ObjectError, Objects};
 pub use source::{SourceError, Sources};

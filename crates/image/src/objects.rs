@@ -4,6 +4,7 @@ use kiln_model::Digest;
 use sha2::Digest as _;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -94,6 +95,39 @@ impl Objects {
         self.path(digest).is_file()
     }
 
+    /// Reads all of an object; an error unless it is what its name says. Answers with its size.
+    pub fn check(&self, digest: Digest) -> Result<u64, ObjectError> {
+        let path = self.path(digest);
+        let mut file = match File::open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(ObjectError::Missing(digest)),
+            other => other.map_err(io("open", &path))?,
+        };
+        let (found, size) = hash(&mut file).map_err(io("read", &path))?;
+        if found == digest { Ok(size) } else { Err(ObjectError::Mismatch { expected: digest, found }) }
+    }
+
+    /// Whether it is there and is what its name says. A damaged one is removed, so that it is made or fetched again.
+    pub fn is_intact(&self, digest: Digest) -> bool {
+        match self.check(digest) {
+            Ok(_) => true,
+            Err(ObjectError::Missing(_)) => false,
+            Err(_) => {
+                // What cannot be removed is replaced by what is fetched.
+                let _ = self.remove(digest);
+                false
+            }
+        }
+    }
+
+    /// Removes an object; fine if it is not there. Who has it open or mounted keeps it.
+    pub fn remove(&self, digest: Digest) -> Result<(), ObjectError> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
     /// The content of a small object, verified.
     pub fn get(&self, digest: Digest, bytes_max: u64) -> Result<Vec<u8>, ObjectError> {
         let path = self.path(digest);
@@ -158,6 +192,9 @@ impl Pending {
         let target = Objects { dir: self.dir.clone() }.path(digest);
         let folder = target.parent().unwrap_or(&self.dir).to_owned();
         fs::create_dir_all(&folder).map_err(io("make", &folder))?;
+        // Nobody has a reason to write to it ever again.
+        let sealed = fs::Permissions::from_mode(0o444);
+        self.file.set_permissions(sealed).map_err(io("seal", &self.path))?;
         self.file.sync_all().map_err(io("write", &self.path))?;
         fs::rename(&self.path, &target).map_err(io("rename", &self.path))?;
         self.finished = true;
@@ -231,7 +268,15 @@ mod tests {
         objects.sweep().unwrap();
         assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
         assert!(!objects.has(Digest::of(b"half")));
+        assert_eq!(objects.check(digest).unwrap(), 3);
+        assert_eq!(fs::metadata(objects.path(digest)).unwrap().permissions().mode() & 0o777, 0o444);
+        fs::remove_file(objects.path(digest)).unwrap();
         fs::write(objects.path(digest), "changed").unwrap();
         assert!(matches!(objects.get(digest, 10), Err(ObjectError::Mismatch { .. })));
+        assert!(matches!(objects.check(digest), Err(ObjectError::Mismatch { .. })));
+        // `put` would take its name for its content.
+        assert!(objects.has(digest) && !objects.is_intact(digest) && !objects.has(digest));
+        assert!(matches!(objects.check(digest), Err(ObjectError::Missing(_))));
+        assert_eq!(objects.put(b"one").unwrap(), digest);
     }
 }

@@ -16,8 +16,8 @@ pub const DEADLINE: Duration = Duration::from_secs(20 * 60);
 const ADDRESS_SPACE_MAX: u64 = 16 << 30;
 /// Bytes of a job.
 const JOB_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of one answer.
-const LINE_BYTES_MAX: u64 = 64 << 10;
+/// Bytes of one answer: a statement names every package of the lock.
+const LINE_BYTES_MAX: u64 = 16 << 20;
 
 /// What a worker says.
 #[derive(Debug, Serialize, Deserialize)]

@@ -82,6 +82,8 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         mirror: arguments.mirror.clone(),
         registry_auth: arguments.registry_auth.clone(),
         keyring: arguments.keyring.clone(),
+        signing_key: arguments.signing_key.clone(),
+        trust: arguments.trust.clone(),
     };
     let mut control = Control::start(config, lock).await.map_err(start_failure)?;
     eprintln!("kiln: state in `{}`, listening on `{}`", arguments.state.display(), arguments.listen);
@@ -121,6 +123,7 @@ fn start_failure(error: StartError) -> Failure {
         StartError::Store(error) if error.is_disk_full() => Code::DiskFull,
         StartError::Store(_) | StartError::Objects(_) => Code::Store,
         StartError::Provider(_) => Code::HostUnable,
+        StartError::Keys(_) => Code::Keys,
         StartError::Edge(SpawnError::InUse { .. }) => Code::AddressInUse,
         StartError::Edge(SpawnError::NoAddress { .. }) => Code::Usage,
         StartError::Edge(_) => Code::HostUnable,
@@ -132,6 +135,7 @@ fn start_failure(error: StartError) -> Failure {
         StartError::Edge(SpawnError::NoAddress { .. }) => {
             failure.hint("give one, as in `kiln serve --edge 0.0.0.0:80`, or start `kiln edge` first")
         }
+        StartError::Keys(error) => failure.hint(error.hint()),
         _ => failure.hint(code.entry().help),
     }
 }

@@ -52,6 +52,10 @@ pub enum OpOutcome {
     Retry(String),
     /// It will never work.
     Permanent(String),
+    /// The image may not run, as things are: nobody trusted vouches for it, or it is damaged and could not be mended.
+    Refused(String),
+    /// The image was found damaged and was mended: the next try will work.
+    Mended(String),
 }
 
 /// What the checks saw of one instance, kept in memory: it is observed again after a restart.

@@ -59,7 +59,16 @@ fn absorb_results(draft: &mut Draft<'_>) {
             continue;
         };
         match &result.outcome {
-            OpOutcome::Retry(error) => {
+            OpOutcome::Refused(error) if !is_needed(draft, &result.key) => {
+                tell(draft, &op, "image.refused", error);
+                permanent(draft, &result.key, error);
+            }
+            OpOutcome::Retry(error) | OpOutcome::Refused(error) | OpOutcome::Mended(error) => {
+                match &result.outcome {
+                    OpOutcome::Refused(_) => tell(draft, &op, "image.refused", error),
+                    OpOutcome::Mended(_) => tell(draft, &op, "image.damaged", error),
+                    _ => {}
+                }
                 let backoff = Millis((50u64 << op.attempts.min(10)).min(BACKOFF_MAX.0));
                 let not_before = draft.now() + backoff;
                 draft.put(Mutation::PutOp(Op { not_before, last_error: Some(error.clone()), ..op }));
@@ -69,6 +78,25 @@ fn absorb_results(draft: &mut Draft<'_>) {
             OpOutcome::Done => done(draft, &result.key),
         }
         draft.put(Mutation::DropOp { key: result.key.clone(), id: result.id });
+    }
+}
+
+/// Whether an instance is of what serves: then it is tried again until somebody mends the cause, because nothing else
+/// brings the capacity back. A rollout ends at once and what serves stays.
+fn is_needed(draft: &Draft<'_>, key: &OpKey) -> bool {
+    let OpKey::Ensure { instance } = key else { return false };
+    draft.snapshot.instances.get(instance).is_some_and(|instance| {
+        let environment = draft.snapshot.environments.get(&instance.env);
+        environment.is_some_and(|environment| environment.serving == Some(instance.release))
+    })
+}
+
+/// Puts into the ledger what is wrong with an image, once for each effect.
+fn tell(draft: &mut Draft<'_>, op: &Op, kind: &str, error: &str) {
+    let OpKey::Ensure { instance } = &op.key else { return };
+    let Some(instance) = draft.snapshot.instances.get(instance).cloned() else { return };
+    if op.last_error.as_deref() != Some(error) {
+        draft.event(&instance.env, kind, format!("image {}", instance.image), error);
     }
 }
 

@@ -340,7 +340,10 @@ impl World {
         for Delayed { op, snapshot, .. } in due {
             let orphaned = op.attempts == 0;
             let outcome = if self.rng.chance(self.faults.error) {
-                OpOutcome::Retry("injected".into())
+                match (&op.key, op.id.0 % 2) {
+                    (OpKey::Ensure { .. }, 0) => OpOutcome::Mended("injected".into()),
+                    _ => OpOutcome::Retry("injected".into()),
+                }
             } else {
                 self.effect(&op, &snapshot)
             };

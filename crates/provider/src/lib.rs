@@ -41,6 +41,16 @@ pub enum ProviderError {
         /// The cause.
         detail: String,
     },
+    /// The image is damaged, and nothing was started. It works when the image was mended.
+    #[error("{step} failed for `{id}`: {detail}")]
+    Damaged {
+        /// Which instance.
+        id: InstanceId,
+        /// The failed step, with layer and role.
+        step: String,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// It may work later. The effect may or may not have happened: observe before the next try.
     #[error("{step} failed for `{id}` for now: {detail}")]
     Retry {

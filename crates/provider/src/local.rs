@@ -26,6 +26,7 @@ mod start;
 mod stop;
 mod subnet;
 pub mod supervise;
+mod verify;
 
 pub use inventory::{Inventory, inventory};
 pub use kiln_sys::mount::ErofsBacking;
@@ -348,8 +349,10 @@ fn seen(id: &InstanceId, entry: &Entry) -> Seen {
 impl Failure {
     /// As the trait's error.
     fn of(self, id: &InstanceId) -> ProviderError {
-        let Failure { permanent, step, detail } = self;
-        if permanent {
+        let Failure { permanent, damaged, step, detail } = self;
+        if damaged {
+            ProviderError::Damaged { id: id.clone(), step, detail }
+        } else if permanent {
             ProviderError::Permanent { id: id.clone(), step, detail }
         } else {
             ProviderError::Retry { id: id.clone(), step, detail }

@@ -43,6 +43,7 @@ async fn all() {
     black_box(&host).await;
     checks(&host).await;
     refusals(&host).await;
+    damage(&host).await;
     half_created(&host).await;
     strays(&host).await;
     down(&host).await;
@@ -194,7 +195,6 @@ async fn refusals(host: &Host) {
     permanent(&|s| s.writable.push("/var/cache/x".into()), "no directory `/var/cache/x`; hint:").await;
     permanent(&|s| s.writable.push("/bin/probe".into()), "`/bin/probe` is no directory").await;
     permanent(&|s| s.user = "nobody-knows".into(), "no user `nobody-knows`; hint:").await;
-    permanent(&|s| s.manifest.layers[0].digest = Digest::of(b"x"), "No such file").await;
     permanent(&|s| s.command.clear(), "the command is empty").await;
     let reason = run(host, &provider, 150, &["/bin/plain"]).await;
     let text = reason.to_string();
@@ -203,6 +203,47 @@ async fn refusals(host: &Host) {
         "{text}"
     );
     provider.absent(fence(), &host.spec(150, &[]).id).await.unwrap();
+}
+
+/// No instance starts from a layer that is not what its name says, whether it is mounted for others or not; those that run
+/// go on; and it starts from a good file in its place.
+async fn damage(host: &Host) {
+    let provider = host.provider();
+    let first = host.spec(151, &["probe", "sleep"]);
+    provider.ensure(fence(), &first).await.unwrap();
+    let layer = host.manifest.layers.last().unwrap();
+    let path = host.object(layer.digest);
+    let good = std::fs::read(&path).unwrap();
+    let before = std::fs::metadata(&path).unwrap().modified().unwrap();
+    for (sequence, at) in [(152, 0), (153, good.len() / 2), (154, good.len() - 1)] {
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_at(&file, &[good[at] ^ 1], at as u64).unwrap();
+        file.set_modified(before).unwrap();
+        drop(file);
+        let spec = host.spec(sequence, &["probe", "sleep"]);
+        for _ in 0..2 {
+            let error = provider.ensure(fence(), &spec).await.unwrap_err();
+            assert!(matches!(error, ProviderError::Damaged { .. }), "{error:?}");
+            let name = format!("layer {} (app)", layer.digest);
+            assert!(error.to_string().contains(&name), "{error}");
+            println!("damage: {error}");
+        }
+        until(&provider, &spec.id, |state| *state == SeenState::Starting).await;
+        until(&provider, &first.id, |state| *state == SeenState::Running).await;
+        // Mended: a new file, as a bake makes it.
+        let new = path.with_extension("new");
+        std::fs::write(&new, &good).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        assert_eq!(provider.ensure(fence(), &spec).await.unwrap().state, SeenState::Running);
+        provider.absent(fence(), &spec.id).await.unwrap();
+    }
+    provider.absent(fence(), &first.id).await.unwrap();
+    let missing = host.spec(155, &["probe", "sleep"]);
+    std::fs::rename(&path, path.with_extension("away")).unwrap();
+    let error = provider.ensure(fence(), &missing).await.unwrap_err();
+    assert!(matches!(error, ProviderError::Damaged { .. }), "{error:?}");
+    std::fs::rename(path.with_extension("away"), &path).unwrap();
+    provider.absent(fence(), &missing.id).await.unwrap();
 }
 
 /// A server that died between writing down and starting: the next one sees it as starting, and may finish it or not.

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use kiln_api::{Code, ErrorBody, WireError, error::chain};
-use kiln_control::{SubmitError, WorkshopError};
+use kiln_control::{KeysError, SubmitError, WorkshopError};
 use kiln_plan::Refusal;
 use kiln_store::StoreError;
 
@@ -85,9 +85,22 @@ impl From<WorkshopError> for Failure {
             WorkshopError::Resolve { mirror: true, .. } => Code::Mirror,
             WorkshopError::Resolve { .. } | WorkshopError::Base { .. } => Code::LockFailed,
             WorkshopError::Bake(_) => Code::BakeFailed,
+            WorkshopError::Policy(_) => Code::ImageRefused,
+            WorkshopError::Sbom(_) => Code::ImageBroken,
+            WorkshopError::Trust(_) => Code::Keys,
             WorkshopError::Objects(_) | WorkshopError::State { .. } => Code::Store,
         };
         Self::hinted(code, chain(&error), error.hint())
+    }
+}
+
+impl From<KeysError> for Failure {
+    fn from(error: KeysError) -> Self {
+        let code = match &error {
+            KeysError::Ledger(_) => Code::Store,
+            _ => Code::Keys,
+        };
+        Self::hinted(code, chain(&error), Some(error.hint().to_owned()))
     }
 }
 

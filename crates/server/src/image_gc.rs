@@ -33,7 +33,7 @@ pub(crate) async fn gc(
             let n_gone = collected.verdicts.iter().filter(|verdict| verdict.kept_by.is_none()).count();
             if !request.plan && n_gone > 0 {
                 let detail = format!("{n_gone} objects, {freed} bytes");
-                context.handle.record(&actor, "image.collected", "the content store", &detail)?;
+                context.handle.record(&actor, "image.collected", "the content store".to_owned(), detail)?;
             }
             let object =
                 |v: Verdict| ObjectView { digest: v.object, size: v.size, what: v.what, kept_by: v.kept_by };

@@ -2,13 +2,17 @@
 
 use crate::Context;
 use crate::failure::Failure;
-use crate::handlers::{Answer, Look, Query};
+use crate::handlers::{Answer, Body, Look, Query};
+use crate::stream::{Lines, one};
 use crate::views;
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::response::Response;
 use kiln_api::Code;
 use kiln_api::environment::Scope;
-use kiln_api::image::{BuildLogView, ImageDetail, ImageList};
+use kiln_api::image::{BrokenPart, BuildLogView, ImageDetail, ImageList, VerifiedImage};
+use kiln_api::image::{SbomFormat, SbomQuery, SbomView, VerifyReport, VerifyRequest};
+use kiln_control::workshop::Format;
 
 /// Bytes of all layers of an image.
 fn size_of(context: &Context, image: kiln_model::Digest) -> Option<u64> {
@@ -53,4 +57,63 @@ pub(crate) async fn build_log(
 ) -> Answer<BuildLogView> {
     let digest = find(&context, &prefix)?;
     Ok(Json(BuildLogView { digest, log: context.workshop.build_log(digest) }))
+}
+
+pub(crate) async fn sbom(
+    State(context): State<Context>,
+    Path(prefix): Path<String>,
+    Query(query): Query<SbomQuery>,
+) -> Answer<SbomView> {
+    let digest = find(&context, &prefix)?;
+    let format = match query.format {
+        SbomFormat::Spdx => Format::Spdx,
+        SbomFormat::Cyclonedx => Format::Cyclonedx,
+    };
+    let bytes = context.workshop.sbom(digest, format)?;
+    Ok(Json(SbomView { text: String::from_utf8_lossy(&bytes).into_owned() }))
+}
+
+pub(crate) async fn verify(State(context): State<Context>, Body(request): Body<VerifyRequest>) -> Response {
+    one(move |lines: Lines<VerifyReport>| async move {
+        let work = move || -> Result<VerifyReport, Failure> {
+            let mut digests = vec![];
+            for prefix in &request.images {
+                digests.push(find(&context, prefix)?);
+            }
+            if request.images.is_empty() {
+                digests = context.workshop.images();
+                digests.sort();
+            }
+            let mut images = vec![];
+            for digest in digests {
+                let mut progress = |part: &str| lines.progress(format!("image {}: {part}", digest.short()));
+                let mut report = context.workshop.verify(digest, &mut progress)?;
+                let mut mended = None;
+                if request.mend && !report.is_good() {
+                    let mut told = |text: String| lines.progress(format!("image {}: {text}", digest.short()));
+                    mended = Some(match context.workshop.mend_image(digest, &mut told) {
+                        Ok(done) => done,
+                        Err(error) => format!("cannot be mended: {}", kiln_api::error::chain(&error)),
+                    });
+                    report = context.workshop.verify(digest, &mut progress)?;
+                }
+                images.push(VerifiedImage {
+                    digest,
+                    signed_by: report.signed_by,
+                    layers: report.layers,
+                    packages: report.packages,
+                    packages_absent: report.packages_absent,
+                    bytes: report.bytes,
+                    broken: report
+                        .broken
+                        .into_iter()
+                        .map(|broken| BrokenPart { part: broken.part, why: broken.why })
+                        .collect(),
+                    mended,
+                });
+            }
+            Ok(VerifyReport { images })
+        };
+        tokio::task::spawn_blocking(work).await?
+    })
 }

@@ -10,6 +10,7 @@ mod image_diff;
 mod image_export;
 mod image_gc;
 mod images;
+mod keys;
 mod listen;
 mod locks;
 mod logs;
@@ -71,6 +72,11 @@ fn router(context: Context) -> Router {
         .route(path::IMAGE_EXPORT, post(image_export::prepare).get(image_export::bytes))
         .route(path::IMAGE_GC, post(image_gc::gc))
         .route(path::IMAGE_BUILD_LOG, get(images::build_log))
+        .route(path::IMAGE_SBOM, get(images::sbom))
+        .route(path::IMAGE_VERIFY, post(images::verify))
+        .route(path::KEYS, get(keys::list))
+        .route(path::KEY_ROTATE, post(keys::rotate))
+        .route(path::KEY_REMOVE, post(keys::remove))
         .route(path::INSTANCES, get(handlers::instances))
         .route(path::INSTANCE, get(handlers::instance))
         .route(path::LOGS, get(logs::logs))

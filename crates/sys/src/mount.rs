@@ -80,7 +80,11 @@ pub enum ErofsBacking {
 
 /// An EROFS image file, read-only, as a detached mount.
 pub fn erofs(image: &Path, backing: ErofsBacking) -> Result<OwnedFd, CallError> {
-    let file = File::open(image).context("open", image.display())?;
+    erofs_of(&File::open(image).context("open", image.display())?, backing)
+}
+
+/// The same of an open file: what is mounted is this file, whatever its name means by now.
+pub fn erofs_of(file: &File, backing: ErofsBacking) -> Result<OwnedFd, CallError> {
     let attributes = Attributes { read_only: true, ..Attributes::default() };
     if backing == ErofsBacking::Auto {
         // By a neutral name, so that the host's path is not in the mount table of an instance.
@@ -96,7 +100,7 @@ pub fn erofs(image: &Path, backing: ErofsBacking) -> Result<OwnedFd, CallError> 
             }
         }
     }
-    let (device, path) = loop_device(&file, false)?;
+    let (device, path) = loop_device(file, false)?;
     let mounted = filesystem("erofs", &[("source", Some(&path)), ("ro", None)], attributes);
     drop(device);
     mounted

@@ -4,7 +4,9 @@ mod diff;
 mod export;
 mod gc;
 mod list;
+mod sbom;
 mod show;
+mod verify;
 
 use crate::output::bytes;
 use crate::{Context, Failure};
@@ -30,6 +32,10 @@ enum ImageCommand {
     Export(export::ExportArgs),
     /// Remove what no release needs
     Gc(gc::GcArgs),
+    /// Print what is in an image, as SPDX or CycloneDX
+    Sbom(sbom::SbomArgs),
+    /// Read everything of images and name what is damaged, missing, or not signed
+    Verify(verify::VerifyArgs),
 }
 
 pub(crate) async fn run(context: &Context<'_>, arguments: ImageArgs) -> Result<(), Failure> {
@@ -39,6 +45,8 @@ pub(crate) async fn run(context: &Context<'_>, arguments: ImageArgs) -> Result<(
         ImageCommand::Diff(arguments) => diff::run(context, arguments).await,
         ImageCommand::Export(arguments) => export::run(context, arguments).await,
         ImageCommand::Gc(arguments) => gc::run(context, arguments).await,
+        ImageCommand::Sbom(arguments) => sbom::run(context, arguments).await,
+        ImageCommand::Verify(arguments) => verify::run(context, arguments).await,
     }
 }
 

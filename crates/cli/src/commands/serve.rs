@@ -40,6 +40,12 @@ pub struct ServeArgs {
     /// The public keys that may sign its package lists, instead of Debian's; as `gpg --export` writes them
     #[arg(long, value_name = "FILE")]
     pub keyring: Option<PathBuf>,
+    /// The private key that signs images, ed25519 in PKCS#8 PEM [default: one of its own in the state folder]
+    #[arg(long, value_name = "FILE")]
+    pub signing_key: Option<PathBuf>,
+    /// The public keys whose images may run, one `ed25519:BASE64` a line [default: the server's own]
+    #[arg(long, value_name = "FILE")]
+    pub trust: Option<PathBuf>,
 }
 
 /// The address of a load balancer. Names are not looked up: what a name means may change.

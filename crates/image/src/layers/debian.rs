@@ -81,6 +81,10 @@ fn install(
     rows: &[&LockedPackage],
 ) -> Result<(Digest, u64), LayersError> {
     let packages = packages(objects, rows);
+    if let Some(below) = below {
+        // What is installed over a damaged layer would be sealed as if it were right.
+        objects.check(below)?;
+    }
     let below = below.map(|digest| objects.path(digest));
     let mut layer = objects.create()?;
     let installed = Installer::new(job.program.clone()).install(below.as_deref(), &packages, layer.file());
@@ -105,7 +109,7 @@ pub(super) fn key(role: &str, rows: &[&LockedPackage], below: Option<Digest>) ->
     Digest::of(text.as_bytes())
 }
 
-/// Fetches the packages that the content store lacks.
+/// Fetches the packages that the content store lacks, or has damaged.
 pub(super) fn fetch(
     job: &BakeJob,
     objects: &Objects,
@@ -113,7 +117,8 @@ pub(super) fn fetch(
     packages: &[&LockedPackage],
     progress: &mut dyn FnMut(String),
 ) -> Result<(), LayersError> {
-    let missing: Vec<_> = packages.iter().filter(|package| !objects.has(package.sha256)).copied().collect();
+    let missing: Vec<_> =
+        packages.iter().filter(|package| !objects.is_intact(package.sha256)).copied().collect();
     if missing.is_empty() {
         return Ok(());
     }

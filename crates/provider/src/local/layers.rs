@@ -2,10 +2,14 @@
 //! cache, no mount is visible on the host, and nothing is left when the server dies.
 
 use super::order::{DESCRIPTORS_MAX, Failure};
-use kiln_model::{Digest, ImageManifest};
+use super::verify::Verified;
+use kiln_model::{Digest, ImageManifest, LayerRef};
 use kiln_sys::mount::{self, ErofsBacking};
 use std::collections::HashMap;
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -14,39 +18,66 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 pub(crate) struct Layers {
     objects: PathBuf,
     backing: ErofsBacking,
-    mounted: Mutex<HashMap<Digest, Weak<OwnedFd>>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    verified: Verified,
+    /// Each with the inode that it is of: the file may have been replaced by a good one since.
+    mounted: HashMap<(Digest, u64), Weak<OwnedFd>>,
 }
 
 impl Layers {
     /// Over a content store.
     pub(crate) fn new(objects: PathBuf, backing: ErofsBacking) -> Self {
-        Self { objects, backing, mounted: Mutex::default() }
+        Self { objects, backing, known: Mutex::default() }
     }
 
-    /// The layers of an image, lowest first. They stay mounted while somebody holds them.
+    /// The layers of an image, lowest first. They stay mounted while somebody holds them. Each is verified, also one that
+    /// is mounted already: see `verify.rs`.
     pub(crate) fn of(&self, manifest: &ImageManifest) -> Result<Vec<Arc<OwnedFd>>, Failure> {
         if manifest.layers.is_empty() || manifest.layers.len() > DESCRIPTORS_MAX {
             let detail = format!("it has {} layers, expected 1 to {DESCRIPTORS_MAX}", manifest.layers.len());
             return Err(Failure::permanent("mount the image", detail));
         }
-        manifest.layers.iter().map(|layer| self.layer(layer.digest)).collect()
+        manifest.layers.iter().map(|layer| self.layer(layer)).collect()
     }
 
-    fn layer(&self, digest: Digest) -> Result<Arc<OwnedFd>, Failure> {
-        let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(layer) = mounted.get(&digest).and_then(Weak::upgrade) {
-            return Ok(layer);
-        }
-        let hex = digest.hex();
+    fn layer(&self, layer: &LayerRef) -> Result<Arc<OwnedFd>, Failure> {
+        let (digest, hex) = (layer.digest, layer.digest.hex());
+        let name = format!("layer {digest} ({})", layer.role);
         let path = self.objects.join("sha256").join(&hex[..2]).join(&hex[2..]);
-        let layer = mount::erofs(&path, self.backing).map_err(|error| Failure {
-            permanent: !error.may_pass(),
-            step: format!("mount layer {digest}"),
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Opened once: what is verified is what is mounted.
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Failure::damaged(format!("open {name}"), "it is not in the content store"));
+            }
+            other => other.map_err(|error| Failure::io(format!("open {name}"), &error))?,
+        };
+        let io = |error: io::Error| match error.raw_os_error() {
+            // The disk cannot read it any more.
+            Some(libc::EIO) => Failure::damaged(format!("read {name}"), error.to_string()),
+            _ => Failure::io(format!("read {name}"), &error),
+        };
+        let found = known.verified.digest(digest, &file).map_err(io)?;
+        if found != digest {
+            let detail = format!("it is damaged: its content is {found}");
+            return Err(Failure::damaged(format!("verify {name}"), detail));
+        }
+        let key = (digest, file.metadata().map_err(io)?.ino());
+        if let Some(mounted) = known.mounted.get(&key).and_then(Weak::upgrade) {
+            return Ok(mounted);
+        }
+        let mounted = mount::erofs_of(&file, self.backing).map_err(|error| Failure {
+            step: format!("mount {name}"),
             detail: error.line(),
+            ..Failure::from(error)
         })?;
-        let layer = Arc::new(layer);
-        mounted.retain(|_, layer| layer.strong_count() > 0);
-        mounted.insert(digest, Arc::downgrade(&layer));
-        Ok(layer)
+        let mounted = Arc::new(mounted);
+        known.mounted.retain(|_, mounted| mounted.strong_count() > 0);
+        known.mounted.insert(key, Arc::downgrade(&mounted));
+        Ok(mounted)
     }
 }

@@ -44,6 +44,9 @@ pub(crate) enum Report {
 pub(crate) struct Failure {
     /// No use trying again.
     pub permanent: bool,
+    /// The image is damaged: it has to be mended before the next try.
+    #[serde(default)]
+    pub damaged: bool,
     /// Which step, with its object.
     pub step: String,
     /// Why, with a hint if there is one.
@@ -52,11 +55,15 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn permanent(step: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { permanent: true, step: step.into(), detail: detail.into() }
+        Self { permanent: true, damaged: false, step: step.into(), detail: detail.into() }
     }
 
     pub(crate) fn retry(step: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { permanent: false, step: step.into(), detail: detail.into() }
+        Self { permanent: false, damaged: false, step: step.into(), detail: detail.into() }
+    }
+
+    pub(crate) fn damaged(step: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { damaged: true, ..Self::retry(step, detail) }
     }
 
     /// A file operation of kiln's own that failed; disks fill up and empty again.
@@ -67,7 +74,12 @@ impl Failure {
 
 impl From<kiln_sys::CallError> for Failure {
     fn from(error: kiln_sys::CallError) -> Self {
-        Self { permanent: !error.may_pass(), step: error.to_string(), detail: error.source.to_string() }
+        Self {
+            permanent: !error.may_pass(),
+            damaged: false,
+            step: error.to_string(),
+            detail: error.source.to_string(),
+        }
     }
 }
 

@@ -179,7 +179,7 @@ fn missing(place: &str, error: &CallError) -> Failure {
         }
         _ => error.source.to_string(),
     };
-    Failure { permanent: !error.may_pass(), step: format!("mount `{place}`"), detail }
+    Failure { permanent: !error.may_pass(), damaged: false, step: format!("mount `{place}`"), detail }
 }
 
 fn mount_proc(root: BorrowedFd<'_>) -> Result<(), Failure> {

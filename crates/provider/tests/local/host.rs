@@ -73,6 +73,12 @@ impl Host {
         self.manifest.layers = vec![layer(&self.folder.path().join("objects"), &tree, "base")];
     }
 
+    /// Where a layer lies.
+    pub fn object(&self, digest: Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.folder.path().join("objects/sha256").join(&hex[..2]).join(&hex[2..])
+    }
+
     pub fn state(&self) -> &Path {
         self.folder.path()
     }
