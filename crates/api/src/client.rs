@@ -125,13 +125,16 @@ impl Client {
         self.get(&with_query(path::STATUS, scope)).await
     }
 
-    /// Whether the server has that commit.
-    pub async fn has_source(&self, project: &ProjectName, commit: &CommitId) -> Result<bool, ClientError> {
-        let path = path::fill(path::SOURCE, &[project, commit]);
-        Ok(self.get::<source::SourceView>(&path).await?.present)
+    /// Whether the server has that commit, and which others it has.
+    pub async fn source(
+        &self,
+        project: &ProjectName,
+        commit: &CommitId,
+    ) -> Result<source::SourceView, ClientError> {
+        self.get(&path::fill(path::SOURCE, &[project, commit])).await
     }
 
-    /// Uploads a git pack with that commit and its tree. Durable when this returns.
+    /// Uploads a git pack with that commit and what its tree has beyond the trees of commits that are there. Durable when this returns.
     pub async fn put_source(
         &self,
         project: &ProjectName,

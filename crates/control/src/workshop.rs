@@ -24,6 +24,8 @@ use tokio::sync::{Semaphore, broadcast};
 
 /// Bakes at the same time; each uses about one core.
 const BAKES_MAX: usize = 2;
+/// Commits that an uploading client is told of.
+const KNOWN_MAX: usize = 8;
 /// Commits that are remembered as they were read.
 const DRAFTS_MAX: usize = 8;
 const SPEC_FILE: &str = "kiln.toml";
@@ -230,6 +232,11 @@ impl Workshop {
     /// Whether a commit is there with all its files.
     pub fn has_source(&self, project: &ProjectName, commit: &CommitId) -> bool {
         self.sources.has(project, commit)
+    }
+
+    /// Some of the newest commits of a project that are there with all their files.
+    pub fn known_sources(&self, project: &ProjectName) -> Vec<CommitId> {
+        self.sources.newest(project, KNOWN_MAX)
     }
 
     /// Keeps an uploaded pack; durable when this returns. Blocks.

@@ -119,7 +119,20 @@ impl Sources {
         self.repository(project).join("refs/kiln").join(commit.as_str()).is_file()
     }
 
-    /// Keeps a pack that holds a commit and its files. Durable when this returns; repeating it is harmless.
+    /// The commits that came last, the newest first.
+    pub fn newest(&self, project: &ProjectName, max: usize) -> Vec<CommitId> {
+        let entries = std::fs::read_dir(self.repository(project).join("refs/kiln")).into_iter().flatten();
+        let row = |entry: std::fs::DirEntry| {
+            let commit = entry.file_name().into_string().ok()?.parse().ok()?;
+            Some((entry.metadata().and_then(|meta| meta.modified()).ok()?, commit))
+        };
+        let mut commits: Vec<(std::time::SystemTime, CommitId)> = entries.flatten().filter_map(row).collect();
+        commits.sort_by(|a, b| b.cmp(a));
+        commits.into_iter().take(max).map(|(_, commit)| commit).collect()
+    }
+
+    /// Keeps a pack that holds a commit, and its files as far as they are not there yet. Durable when this returns;
+    /// repeating it is harmless.
     pub fn accept(
         &self,
         project: &ProjectName,
@@ -275,7 +288,7 @@ fn git(repository: &Path) -> Command {
         .args(["-c", "core.hooksPath=/dev/null", "-c", "safe.directory=*", "-c", "protocol.allow=never"])
         .args(["-c", "core.fsync=committed,loose-object,pack,pack-metadata", "-c", "core.fsmonitor=false"])
         .args(["-c", "core.attributesFile=/dev/null", "-c", "core.mailmap=", "-c", "log.showSignature=false"])
-        .args(["-c", "gc.auto=0", "-c", "transfer.fsckObjects=true"])
+        .args(["-c", "gc.auto=0", "-c", "transfer.fsckObjects=true", "-c", "core.bigFileThreshold=16m"])
         .arg("-C")
         .arg(repository)
         .stdin(Stdio::null())
