@@ -6,6 +6,7 @@ mod bakes;
 mod crashes;
 mod deploys;
 mod operations;
+mod rebuilt;
 mod second_project;
 mod taken_back;
 mod tiny;
@@ -23,6 +24,7 @@ fn main() {
     let cases: &[(&str, fn())] = &[
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
+        ("rebuilt_elsewhere", rebuilt::run),
         ("operations", operations::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),

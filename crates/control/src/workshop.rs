@@ -1,6 +1,8 @@
 //! Where commits become releases and images: keeps sources, reads kiln.toml and kiln.lock of the commit, resolves packages,
 //! has workers bake. Everything here blocks; the async side runs it on threads of their own.
 
+pub mod rebuild;
+
 use crate::execute::{Bakery, BakeryError};
 use crate::handle::Progress;
 use async_trait::async_trait;

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bake;
+pub mod compare;
 pub mod debian;
 pub mod erofs;
 pub mod layers;
