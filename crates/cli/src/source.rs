@@ -2,7 +2,7 @@
 //!
 //! git is the git program by argv. Nothing that a repository or a user could configure to run is run: no hooks, no
 //! monitors, no filters. The pack holds the commit, its tree and its files; a commit object alone names its tree, so its
-//! parents stay here.
+//! parents stay here, and so does what the server has already.
 
 use crate::progress::Progress;
 use crate::project::{self, LOCK, SPEC};
@@ -278,10 +278,11 @@ impl Pack {
             let started = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
             started.map_err(|e| format!("cannot start the git program: {e}"))
         };
-        // A commit that is not here is ignored.
-        let walk = ["rev-list", "--objects", "--max-count=1", "--ignore-missing", source.commit.as_str()];
+        let walk = ["rev-list", "--objects", "--max-count=1", source.commit.as_str()];
         let trees = known.iter().map(|commit| format!("^{commit}^{{tree}}"));
-        let mut list = start(git(&source.dir).args(walk).args(trees))?;
+        // What the server has need not be here. Without that, a commit that is missing is an error.
+        let lenient = (!known.is_empty()).then_some("--ignore-missing");
+        let mut list = start(git(&source.dir).args(walk).args(lenient).args(trees))?;
         let names = list.stdout.take().map_or_else(Stdio::null, Stdio::from);
         // The way to the server is short: to look for what is alike and to compress take longer than to send it.
         let packing = ["-c", "pack.compression=0", "pack-objects", "--stdout", "-q", "--window=0"];

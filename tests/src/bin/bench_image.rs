@@ -273,6 +273,7 @@ fn debian() {
     project.commit("locked");
     // Fetches the packages; what is measured below finds them stored.
     kiln.in_project(&project, &["bake"]).expect(0);
+    layers(&kiln);
     let sets = [r#""nginx-light""#, r#""nginx-light", "libsqlite3-0""#];
     let (mut cold, mut list, mut theirs, mut their_list) = (vec![], vec![], vec![], vec![]);
     let buildah = Buildah::new().filter(buildah_base);
@@ -315,7 +316,6 @@ fn debian() {
         println!("  peak resident memory: {name:<20} {mb:5} MB");
     }
     mkosi(median(&cold));
-    layers(&kiln);
     kiln.down();
 }
 
