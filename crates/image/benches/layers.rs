@@ -8,6 +8,7 @@ use kiln_image::tree::{Content, Node, Tree};
 use kiln_sys::mount::{self, Attributes, ErofsBacking};
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -56,20 +57,19 @@ fn main() {
         sealed.ms / layer.ms
     );
     println!("a second image on the same base, all of it read after all of the first was:");
-    let other = [layers[0].clone(), layers[1].clone(), layer.path.clone()];
     let second = seal(&objects, &layers, 1);
     for path in layers.iter().chain([&layer.path, &sealed.path, &second.path]) {
         forget(path);
     }
-    // The first image holds its layers while the second is there, as it would on a host.
-    let held = hold(&layers);
-    let first_read = timed_read(&layers);
-    let joined_read = timed_read(&other);
-    drop(held);
-    let held = hold(std::slice::from_ref(&sealed.path));
-    let sealed_first = timed_read(std::slice::from_ref(&sealed.path));
-    let sealed_read = timed_read(std::slice::from_ref(&second.path));
-    drop(held);
+    // As on a host: each file is mounted once, and images are made of clones of that.
+    let mounts = hold(&layers);
+    let (base, packages, app) = (&mounts[0], &mounts[1], &mounts[2]);
+    let other = hold(std::slice::from_ref(&layer.path));
+    let first_read = timed_read(&[base, packages, app]);
+    let joined_read = timed_read(&[base, packages, &other[0]]);
+    let both = hold(&[sealed.path.clone(), second.path.clone()]);
+    let sealed_first = timed_read(&[&both[0]]);
+    let sealed_read = timed_read(&[&both[1]]);
     println!(
         "  layers: {joined_read:5.0} ms (the first {first_read:5.0} ms); disk for both {:4.0} MB",
         mb(&sizes) + layer.mb()
@@ -126,7 +126,7 @@ fn joined(layers: &[PathBuf], backing: ErofsBacking) -> usize {
 }
 
 /// Detached mounts that keep layers in use.
-fn hold(layers: &[PathBuf]) -> Vec<std::os::fd::OwnedFd> {
+fn hold(layers: &[PathBuf]) -> Vec<OwnedFd> {
     layers.iter().map(|layer| mount::erofs(layer, ErofsBacking::Auto).unwrap()).collect()
 }
 
@@ -176,11 +176,23 @@ fn forget(path: &Path) {
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
 
-fn timed_read(layers: &[PathBuf]) -> f64 {
-    let n_mounts = match layers {
-        [image] => one(image, ErofsBacking::Auto),
-        layers => joined(layers, ErofsBacking::Auto),
-    };
+fn timed_read(layers: &[&OwnedFd]) -> f64 {
+    let mut lower = vec![];
+    for (n, layer) in layers.iter().enumerate() {
+        let place = format!("{ROOM}/{n}");
+        mount::attach_at(mount::copy(layer).unwrap(), &place).unwrap();
+        lower.insert(0, place);
+    }
+    let n_mounts = layers.len();
+    let lower = lower.join(":");
+    let options = [("lowerdir", Some(lower.as_str()))];
+    match layers {
+        [image] => mount::attach_at(mount::copy(image).unwrap(), "/mnt/root").unwrap(),
+        _ => {
+            let overlay = mount::filesystem("overlay", &options, Attributes::default()).unwrap();
+            mount::attach_at(overlay, "/mnt/root").unwrap();
+        }
+    }
     let start = Instant::now();
     let mut buffer = vec![0; 1 << 20];
     read_all(Path::new("/mnt/root"), &mut buffer);

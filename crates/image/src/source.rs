@@ -289,6 +289,8 @@ fn git(repository: &Path) -> Command {
         .args(["-c", "core.fsync=committed,loose-object,pack,pack-metadata", "-c", "core.fsmonitor=false"])
         .args(["-c", "core.attributesFile=/dev/null", "-c", "core.mailmap=", "-c", "log.showSignature=false"])
         .args(["-c", "gc.auto=0", "-c", "transfer.fsckObjects=true", "-c", "core.bigFileThreshold=16m"])
+        // Packs are mapped in parts: what is mapped counts as memory.
+        .args(["-c", "core.packedGitWindowSize=16m", "-c", "core.packedGitLimit=64m"])
         .arg("-C")
         .arg(repository)
         .stdin(Stdio::null())
