@@ -10,6 +10,7 @@ mod debian;
 mod deploys;
 mod exchange;
 mod operations;
+mod rebuilt;
 mod retention;
 mod second_project;
 mod taken_back;
@@ -35,6 +36,7 @@ fn main() {
         ("bases_with_playbooks", bases::provision),
         ("builds", builds::run),
         ("debian_packages", debian::run),
+        ("rebuilt_elsewhere", rebuilt::run),
         ("operations", operations::run),
         ("retention_of_images", retention::run),
         ("taken_back", taken_back::run),

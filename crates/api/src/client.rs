@@ -126,13 +126,16 @@ impl Client {
         self.get(&with_query(path::STATUS, scope)).await
     }
 
-    /// Whether the server has that commit.
-    pub async fn has_source(&self, project: &ProjectName, commit: &CommitId) -> Result<bool, ClientError> {
-        let path = path::fill(path::SOURCE, &[project, commit]);
-        Ok(self.get::<source::SourceView>(&path).await?.present)
+    /// Whether the server has that commit, and which others it has.
+    pub async fn source(
+        &self,
+        project: &ProjectName,
+        commit: &CommitId,
+    ) -> Result<source::SourceView, ClientError> {
+        self.get(&path::fill(path::SOURCE, &[project, commit])).await
     }
 
-    /// Uploads a git pack with that commit and its tree. Durable when this returns.
+    /// Uploads a git pack with that commit and what its tree has beyond the trees of commits that are there. Durable when this returns.
     pub async fn put_source(
         &self,
         project: &ProjectName,
@@ -285,6 +288,12 @@ impl Client {
     /// Trusts a key no longer.
     pub async fn remove_key(&self, request: &key::KeyRequest) -> Result<key::KeyList, ClientError> {
         self.post(path::KEY_REMOVE, request).await
+    }
+
+    /// Bakes an image again elsewhere and compares. The stream's one item is the answer.
+    pub async fn rebuild_image(&self, digest: &str) -> Result<Updates<image::RebuildView>, ClientError> {
+        let path = path::fill(path::IMAGE_REBUILD, &[&digits(digest)?]);
+        self.stream(Method::POST, &path, empty()).await
     }
 
     /// Instances.

@@ -129,6 +129,8 @@ table! {
     ImageBroken "image_broken" 409 Failed false User "something of an image is damaged or missing" "`kiln image verify --mend` bakes it again from its commit; so does the start of an instance";
     ImageRefused "image_refused" 403 Failed false User "nobody who is trusted vouches for the image" "`kiln key list` shows whose images may run here";
     Keys "keys" 409 Failed false User "the keys of images cannot be used or changed" "`kiln key list` shows them";
+    NotRebuildable "not_rebuildable" 409 Failed false User "the image cannot be baked again here" "only an image that was baked here, with its commit and its lock still there, can be";
+    NotReproducible "not_reproducible" 0 Failed false User "an image was baked again from the same inputs and is another one" "the first file that differs is named: look at what makes it; if that is kiln, please report it";
     TooLarge "too_large" 413 Failed false User "the request is larger than kiln accepts" "the message names the limit";
     TakenBack "taken_back" 0 Failed false User "the rollout failed and was taken back; what served before was not touched" "`kiln why` names the cause";
     FailedNoPrevious "failed_no_previous" 0 Failed false User "the rollout failed and nothing served before" "`kiln why` names the cause";

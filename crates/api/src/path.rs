@@ -48,6 +48,8 @@ pub const KEYS: &str = "/v1/key";
 pub const KEY_ROTATE: &str = "/v1/key/rotate";
 /// POST [`crate::key::KeyRequest`]: [`crate::key::KeyList`].
 pub const KEY_REMOVE: &str = "/v1/key/remove";
+/// POST with a digest or its first digits: a stream of [`crate::update::Update`] of [`crate::image::RebuildView`].
+pub const IMAGE_REBUILD: &str = "/v1/image/{digest}/rebuild";
 /// GET with [`crate::instance::InstanceQuery`]: [`crate::instance::InstanceList`].
 pub const INSTANCES: &str = "/v1/instance";
 /// GET: [`crate::instance::InstanceDetail`].

@@ -1,6 +1,8 @@
 //! Where commits become releases and images: keeps sources, reads kiln.toml and kiln.lock of the commit, resolves packages,
 //! has workers bake. Everything here blocks; the async side runs it on threads of their own.
 
+pub mod rebuild;
+
 use crate::execute::{AdmitError, Bakery, BakeryError};
 use crate::handle::Progress;
 use crate::keys::Keys;
@@ -12,6 +14,7 @@ use kiln_image::debian::{self, Mirror};
 use kiln_image::export::ExportError;
 use kiln_image::export::blob::Compression;
 use kiln_image::export::oci::{self, Labels, OciImage, RunAs};
+use kiln_image::lookup;
 use kiln_image::objects::write_durable;
 use kiln_image::oci::Fetcher;
 pub use kiln_image::sbom::Format;
@@ -25,14 +28,18 @@ use kiln_model::{
 };
 use kiln_spec::lock::{LOCK_VERSION, LockedBase};
 use kiln_spec::{Base, ImageRecipe, Lock, Project, Recipes, SpecErrors};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{Semaphore, broadcast};
 
 /// Bakes at the same time; each uses about one core.
 const BAKES_MAX: usize = 2;
+/// Commits that an uploading client is told of.
+const KNOWN_MAX: usize = 8;
+/// Commits that are remembered as they were read.
+const DRAFTS_MAX: usize = 8;
 const SPEC_FILE: &str = "kiln.toml";
 const LOCK_FILE: &str = "kiln.lock";
 
@@ -256,6 +263,8 @@ pub struct Workshop {
     pub(crate) collecting: RwLock<()>,
     /// Images that are being baked.
     turns: Mutex<BTreeMap<(CommitId, ImageName), Turn>>,
+    /// The last commits that were read, the newest last. A commit never changes.
+    drafts: Mutex<VecDeque<Arc<Draft>>>,
     progress: broadcast::Sender<Progress>,
 }
 
@@ -280,6 +289,7 @@ impl Workshop {
             resolving: Mutex::new(()),
             collecting: RwLock::new(()),
             turns: Mutex::default(),
+            drafts: Mutex::new(VecDeque::new()),
             progress,
             config,
         })
@@ -293,6 +303,11 @@ impl Workshop {
     /// Whether a commit is there with all its files.
     pub fn has_source(&self, project: &ProjectName, commit: &CommitId) -> bool {
         self.sources.has(project, commit)
+    }
+
+    /// Some of the newest commits of a project that are there with all their files.
+    pub fn known_sources(&self, project: &ProjectName) -> Vec<CommitId> {
+        self.sources.newest(project, KNOWN_MAX)
     }
 
     /// Keeps an uploaded pack; durable when this returns. Blocks.
@@ -312,20 +327,47 @@ impl Workshop {
         project: &ProjectName,
         commit: &CommitId,
         progress: &mut dyn FnMut(String),
-    ) -> Result<Draft, WorkshopError> {
+    ) -> Result<Arc<Draft>, WorkshopError> {
         if !self.sources.has(project, commit) {
             return Err(WorkshopError::NoSource { project: project.clone(), commit: commit.clone() });
         }
-        let unreadable = |source| WorkshopError::Source { commit: commit.clone(), source };
-        let read = |file, max| self.sources.read(project, commit, file, max as u64).map_err(unreadable);
-        let text = read(SPEC_FILE, limits::SPEC_BYTES_MAX)?
-            .ok_or_else(|| WorkshopError::NoSpec { commit: commit.clone() })?;
+        let is_it = |draft: &&Arc<Draft>| draft.project.name == *project && draft.commit == *commit;
+        if let Some(draft) = self.drafts().iter().find(is_it) {
+            return Ok(draft.clone());
+        }
+        let draft = Arc::new(self.read_draft(project, commit, progress)?);
+        // A lock that was resolved here is looked up each time: it is a file of the state folder.
+        if draft.pinned {
+            let mut drafts = self.drafts();
+            drafts.push_back(draft.clone());
+            if drafts.len() > DRAFTS_MAX {
+                drafts.pop_front();
+            }
+        }
+        Ok(draft)
+    }
+
+    fn drafts(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<Draft>>> {
+        self.drafts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_draft(
+        &self,
+        project: &ProjectName,
+        commit: &CommitId,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Draft, WorkshopError> {
+        let files = [(SPEC_FILE, limits::SPEC_BYTES_MAX as u64), (LOCK_FILE, limits::LOCK_BYTES_MAX as u64)];
+        let opened = self.sources.open(project, commit, &files);
+        let (info, mut files) =
+            opened.map_err(|source| WorkshopError::Source { commit: commit.clone(), source })?;
+        let (lock, spec) = (files.pop().flatten(), files.pop().flatten());
+        let text = spec.ok_or_else(|| WorkshopError::NoSpec { commit: commit.clone() })?;
         let spec = Project::parse(&String::from_utf8_lossy(&text), SPEC_FILE).map_err(WorkshopError::Spec)?;
         if spec.name != *project {
             return Err(WorkshopError::OtherProject { expected: project.clone(), found: spec.name });
         }
-        let info = self.sources.info(project, commit).map_err(unreadable)?;
-        let (lock, pinned) = match (spec.recipes(), read(LOCK_FILE, limits::LOCK_BYTES_MAX)?) {
+        let (lock, pinned) = match (spec.recipes(), lock) {
             (recipes, _) if recipes.is_empty() => (None, true),
             (recipes, Some(text)) => (Some(committed(&recipes, &text)?), true),
             (recipes, None) => (Some(self.unpinned(project, &spec, &recipes, progress)?), false),
@@ -420,34 +462,20 @@ impl Workshop {
         image: &ImageName,
         progress: &mut dyn FnMut(String),
     ) -> Result<Digest, WorkshopError> {
-        let Some(recipe) = draft.project.images.get(image) else {
-            let text = format!("`kiln.toml` has no image `{image}`");
-            return Err(WorkshopError::Bake(WorkerError { text, hint: None, may_pass: false }));
-        };
         // No image stands on itself: `Project::parse` refuses that, so this ends.
         let mut images = BTreeMap::new();
-        for below in recipe.images_below() {
+        for below in draft.project.images.get(image).into_iter().flat_map(ImageRecipe::images_below) {
             let mut progress = |text: String| progress(format!("{below}: {text}"));
             images.insert(below.clone(), self.bake(draft, below, &mut progress)?);
         }
-        let job = BakeJob {
-            state: self.config.state.clone(),
-            project: draft.project.name.clone(),
-            commit: draft.commit.clone(),
-            recipe: recipe.clone(),
-            lock: draft.lock.clone(),
-            mount_points: draft.project.writable_of(image),
-            mirror: self.config.mirror.clone(),
-            program: self.config.program.clone(),
-            images,
-            registry_auth: self.config.registry_auth.clone(),
-            is_builder: false,
-            describe: false,
-        };
+        let job = self.job(draft, image, &self.config.state, images)?;
         let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
         // Two releases may stand on one image: the second one finds it made.
         let turn = self.turn(&draft.commit, image);
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = self.found(&job) {
+            return Ok(found);
+        }
         let baked = worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?;
         let baked = match baked.statement {
             // Somebody vouches for it; if that is nobody who is trusted, this server now does: it has just baked the same.
@@ -471,12 +499,61 @@ impl Workshop {
             attest::seal(&self.config.state, baked.image, *statement, &self.keys.signing())
                 .map_err(|source| WorkshopError::State { path, source })?;
         }
-        // Until a release refers to it, the time of its record keeps it from being collected.
-        let path = self.record_path(baked.image);
+        self.used_now(baked.image)?;
+        Ok(baked.image)
+    }
+
+    /// One image of a commit, if it was baked here before and somebody vouches for it. Reads a few small files.
+    pub fn baked(&self, draft: &Draft, image: &ImageName) -> Option<Digest> {
+        let mut images = BTreeMap::new();
+        for below in draft.project.images.get(image)?.images_below() {
+            images.insert(below.clone(), self.baked(draft, below)?);
+        }
+        let job = self.job(draft, image, &self.config.state, images).ok()?;
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        self.found(&job)
+    }
+
+    /// The caller keeps objects from being removed.
+    fn found(&self, job: &BakeJob) -> Option<Digest> {
+        let found = lookup::find(job, &self.objects)?.image;
+        (self.is_vouched(found) && self.used_now(found).is_ok()).then_some(found)
+    }
+
+    /// Until a release refers to an image, the time of its record keeps it from being collected.
+    fn used_now(&self, image: Digest) -> Result<(), WorkshopError> {
+        let path = self.record_path(image);
         let touched = std::fs::File::options().append(true).open(&path);
         let touched = touched.and_then(|file| file.set_modified(std::time::SystemTime::now()));
-        touched.map_err(|source| WorkshopError::State { path, source })?;
-        Ok(baked.image)
+        touched.map_err(|source| WorkshopError::State { path, source })
+    }
+
+    /// What a worker needs to know to bake one image of a commit in a state folder, over `images` of the same kiln.toml.
+    fn job(
+        &self,
+        draft: &Draft,
+        image: &ImageName,
+        state: &Path,
+        images: BTreeMap<ImageName, Digest>,
+    ) -> Result<BakeJob, WorkshopError> {
+        let Some(recipe) = draft.project.images.get(image) else {
+            let text = format!("`kiln.toml` has no image `{image}`");
+            return Err(WorkshopError::Bake(WorkerError { text, hint: None, may_pass: false }));
+        };
+        Ok(BakeJob {
+            state: state.to_owned(),
+            project: draft.project.name.clone(),
+            commit: draft.commit.clone(),
+            recipe: recipe.clone(),
+            lock: draft.lock.clone(),
+            mount_points: draft.project.writable_of(image),
+            mirror: self.config.mirror.clone(),
+            program: self.config.program.clone(),
+            images,
+            registry_auth: self.config.registry_auth.clone(),
+            is_builder: false,
+            describe: false,
+        })
     }
 
     /// Prepares an image for other tools. Blocks.
@@ -717,21 +794,40 @@ fn bakery_error(error: &WorkshopError) -> BakeryError {
 #[derive(Debug, Clone)]
 pub struct SharedWorkshop(pub Arc<Workshop>);
 
-#[async_trait]
-impl Bakery for SharedWorkshop {
-    async fn bake(&self, release: &Release, image: &ImageName) -> Result<Digest, BakeryError> {
+impl SharedWorkshop {
+    /// Does `work` with the commit of a release, on a thread of its own.
+    async fn with_draft<T: Send + 'static>(
+        &self,
+        release: &Release,
+        image: &ImageName,
+        work: impl FnOnce(&Workshop, &Draft, &mut dyn FnMut(String)) -> Result<T, WorkshopError> + Send + 'static,
+    ) -> Result<T, BakeryError> {
         let workshop = self.0.clone();
-        // The semaphore is never closed.
-        let _slot = self.0.bakes.acquire().await;
         let (env, commit, image) = (release.env.clone(), release.spec.commit.clone(), image.clone());
         let work = move || {
             let mut progress = |text: String| workshop.tell(&env, format!("image {image}: {text}"));
             let draft = workshop.draft(&env.project, &commit, &mut progress)?;
-            workshop.bake(&draft, &image, &mut progress)
+            work(&workshop, &draft, &mut progress)
         };
         let done = tokio::task::spawn_blocking(work).await;
         let done = done.map_err(|e| BakeryError { permanent: false, text: e.to_string() })?;
         done.map_err(|error: WorkshopError| bakery_error(&error))
+    }
+}
+
+#[async_trait]
+impl Bakery for SharedWorkshop {
+    async fn bake(&self, release: &Release, image: &ImageName) -> Result<Digest, BakeryError> {
+        let name = image.clone();
+        let found = self.with_draft(release, image, move |w, draft, _| Ok(w.baked(draft, &name))).await?;
+        if let Some(found) = found {
+            // It waits for nobody's bake.
+            return Ok(found);
+        }
+        // The semaphore is never closed.
+        let _slot = self.0.bakes.acquire().await;
+        let name = image.clone();
+        self.with_draft(release, image, move |w, draft, progress| w.bake(draft, &name, progress)).await
     }
 
     async fn admit(&self, image: Digest) -> Result<ImageManifest, AdmitError> {

@@ -25,8 +25,12 @@ const ARCHITECTURE: &str = "amd64";
 const MOUNT_POINTS: &[&str] = &["/dev", "/etc", "/proc", "/run", "/sys", "/tmp"];
 /// Files that every image has, empty if nobody brings them: each instance gets its own over them.
 const INSTANCE_FILES: &[&str] = &["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
+/// git's mode of a submodule.
+const SUBMODULE: u32 = 0o160_000;
 /// Links that are followed to find where a file goes.
 const LINKS_MAX: u32 = 40;
+/// Bytes of a link's target, as for the kernel.
+const LINK_BYTES_MAX: u64 = 4095;
 /// Bytes of an `/etc/passwd`.
 const PASSWD_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of a manifest.
@@ -175,6 +179,12 @@ pub enum BakeError {
     /// A layer below could not be read.
     #[error("cannot read layer {0}")]
     Lower(Digest, #[source] std::io::Error),
+    /// What was copied from the commit could not be read back.
+    #[error("cannot read a temporary file")]
+    Spool(#[source] std::io::Error),
+    /// The record by which it is found again.
+    #[error("cannot write to the cache")]
+    Note(#[source] std::io::Error),
     /// The record beside the image.
     #[error("cannot write the provenance of the image")]
     Provenance(#[source] std::io::Error),
@@ -246,8 +256,7 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
     let mut files = Ok(Ok(vec![]));
     if tree.len() > 1 || layers.is_empty() {
         let mut pending = objects.create()?;
-        erofs::write(&tree, &mut std::io::BufWriter::with_capacity(1 << 20, pending.file()))
-            .map_err(|source| BakeError::Erofs { image: image(), source })?;
+        erofs::write(&tree, &mut pending).map_err(|source| BakeError::Erofs { image: image(), source })?;
         // The hashes of its files are for the bills of materials, and are made while the layer is written out.
         let finished;
         (finished, files) = std::thread::scope(|scope| {
@@ -269,7 +278,9 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
     if let Some(built) = &built {
         built.keep_log(&job.state, digest).map_err(BakeError::Provenance)?;
     }
-    Ok(Baked { image: digest, size, statement: statement.map(Box::new) })
+    let baked = Baked { image: digest, size, statement: None };
+    crate::lookup::note(job, &baked).map_err(BakeError::Note)?;
+    Ok(Baked { statement: statement.map(Box::new), ..baked })
 }
 
 fn build_failed(job: &BakeJob, source: BuildError) -> BakeError {
@@ -341,12 +352,19 @@ fn application(
         }
         wanted.extend(rows.into_iter().map(|(file, to)| (rule, file, to)));
     }
+    if let Some((_, file, to)) = wanted.iter().find(|(_, file, _)| file.mode == SUBMODULE) {
+        return Err(application.refused(&file.path, to, "submodules are not available yet"));
+    }
     let locks = attest::lock_files(&job.recipe, &files);
     let ids = wanted.iter().map(|(_, file, _)| file.id.clone());
     let ids: Vec<String> = ids.chain(locks.iter().map(|lock| lock.id.clone())).collect();
     let mut contents = sources.contents(&job.project, &ids).map_err(source)?;
-    let name = |lock: &SourceFile| String::from_utf8_lossy(&lock.path).into_owned();
-    let locks = locks.into_iter().map(name).zip(contents.split_off(wanted.len())).collect();
+    let mut lock_files = vec![];
+    for (lock, content) in locks.into_iter().zip(contents.split_off(wanted.len())) {
+        let bytes = content.read().map_err(BakeError::Spool)?.into_owned();
+        lock_files.push((String::from_utf8_lossy(&lock.path).into_owned(), bytes));
+    }
+    let locks = lock_files;
     let mut wanted = wanted.into_iter().zip(contents).peekable();
     // In the order of the rules: a later one hides an earlier one.
     for rule in &job.recipe.copy {
@@ -355,8 +373,8 @@ fn application(
                 application.place(&row.from, &row.to, row.node)?;
             }
         }
-        while let Some(((_, file, to), bytes)) = wanted.next_if(|((of, ..), _)| std::ptr::eq(*of, rule)) {
-            application.copy(rule, file, &to, bytes)?;
+        while let Some(((_, file, to), content)) = wanted.next_if(|((of, ..), _)| std::ptr::eq(*of, rule)) {
+            application.copy(rule, file, &to, content)?;
         }
     }
     for path in MOUNT_POINTS.iter().copied().chain(job.mount_points.iter().map(String::as_str)) {
@@ -410,17 +428,17 @@ impl Application<'_> {
         rule: &CopyRule,
         file: &SourceFile,
         to: &[u8],
-        bytes: Vec<u8>,
+        content: Content,
     ) -> Result<(), BakeError> {
         let node = match file.mode {
-            0o120_000 => Node { kind: Kind::Symlink(bytes), ..Node::dir(0o777, self.epoch) },
-            0o160_000 => {
-                return Err(self.refused(&file.path, to, "submodules are not available yet"));
+            0o120_000 if content.size() > LINK_BYTES_MAX => {
+                return Err(self.refused(&file.path, to, "the link's target is too long"));
             }
-            mode => {
-                let mode = rule.mode.unwrap_or(mode & 0o777);
-                Node::file(Content::Bytes(bytes.into()), mode, self.epoch)
+            0o120_000 => {
+                let target = content.read().map_err(BakeError::Spool)?.into_owned();
+                Node { kind: Kind::Symlink(target), ..Node::dir(0o777, self.epoch) }
             }
+            mode => Node::file(content, rule.mode.unwrap_or(mode & 0o777), self.epoch),
         };
         self.place(&file.path, to, node)
     }
@@ -546,7 +564,8 @@ fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> + '_ {
 /// User names with (uid, gid) of the image's `/etc/passwd`.
 fn users(tree: &Tree, lower: &Lower) -> Result<BTreeMap<String, (u32, u32)>, BakeError> {
     let text = match tree.get(b"etc/passwd").map(|node| &node.kind) {
-        Some(Kind::File(content)) => content.read().map_err(BakeError::Provenance)?.into_owned(),
+        Some(Kind::File(content)) if content.size() > PASSWD_BYTES_MAX => vec![],
+        Some(Kind::File(content)) => content.read().map_err(BakeError::Spool)?.into_owned(),
         Some(_) => vec![],
         None => lower.read(b"etc/passwd")?.unwrap_or_default(),
     };

@@ -204,7 +204,10 @@ fn export(build: &Build<'_>, folder: &Path) -> Result<(), ContainerfileError> {
             let path = String::from_utf8_lossy(&file.path).into_owned();
             return Err(ContainerfileError::Commit { path, why: "is a submodule" });
         }
-        for (file, bytes) in files.iter().zip(build.sources.contents(&build.job.project, &ids)?) {
+        for (file, content) in files.iter().zip(build.sources.contents(&build.job.project, &ids)?) {
+            let path = || PathBuf::from(String::from_utf8_lossy(&file.path).into_owned());
+            let bytes =
+                content.read().map_err(|source| ContainerfileError::Write { path: path(), source })?;
             one(folder, file, &bytes)?;
         }
     }

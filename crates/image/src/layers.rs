@@ -6,6 +6,8 @@ mod image;
 mod oci;
 mod provision;
 
+pub(crate) use debian::INSTALLER;
+
 use crate::bake::BakeJob;
 use crate::containerfile::ContainerfileError;
 use crate::debian::MirrorError;

@@ -10,6 +10,7 @@
 pub mod attest;
 pub mod bake;
 pub mod builder;
+pub mod compare;
 pub mod containerfile;
 pub mod debian;
 pub mod diff;
@@ -17,6 +18,7 @@ pub mod erofs;
 pub mod export;
 pub mod gc;
 pub mod layers;
+pub mod lookup;
 pub mod objects;
 pub mod oci;
 pub mod sbom;

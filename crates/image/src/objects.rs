@@ -49,12 +49,15 @@ pub struct Objects {
     dir: PathBuf,
 }
 
-/// An object that is being written; dropped unfinished, it leaves nothing.
+/// An object that is being written; dropped unfinished, it leaves nothing. What is written through [`Write`] is hashed on
+/// the way.
 #[derive(Debug)]
 pub struct Pending {
     dir: PathBuf,
     path: PathBuf,
     file: File,
+    /// The digest and the size of what was written; none once somebody wrote to the file directly.
+    hashed: Option<(sha2::Sha256, u64)>,
     finished: bool,
 }
 
@@ -151,7 +154,7 @@ impl Objects {
             return Ok(digest);
         }
         let mut pending = self.create()?;
-        pending.file.write_all(bytes).map_err(io("write", &pending.path))?;
+        pending.write_all(bytes).map_err(io("write", &pending.path))?;
         Ok(pending.finish()?.0)
     }
 
@@ -160,19 +163,22 @@ impl Objects {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join("tmp").join(format!("{}-{serial}", std::process::id()));
         let file = File::options().read(true).write(true).create_new(true).open(&path);
-        Ok(Pending { dir: self.dir.clone(), file: file.map_err(io("make", &path))?, path, finished: false })
+        let file = file.map_err(io("make", &path))?;
+        let hashed = Some((sha2::Sha256::new(), 0));
+        Ok(Pending { dir: self.dir.clone(), file, path, hashed, finished: false })
     }
 }
 
 impl Pending {
-    /// The file to write to.
+    /// The file, for one who cannot write through this: then it is read again to be hashed.
     pub fn file(&mut self) -> &mut File {
+        self.hashed = None;
         &mut self.file
     }
 
     /// As [`Pending::finish`], if it is what was announced; otherwise nothing is kept.
     pub fn finish_as(mut self, expected: Digest) -> Result<u64, ObjectError> {
-        let (found, size) = hash(&mut self.file).map_err(io("read", &self.path))?;
+        let (found, size) = self.hashed()?;
         if found != expected {
             return Err(ObjectError::Mismatch { expected, found });
         }
@@ -180,12 +186,19 @@ impl Pending {
         Ok(size)
     }
 
-    /// Hashes what was written, makes it durable and gives it its name; answers with the digest and the size.
+    /// Makes what was written durable and gives it its name; answers with the digest and the size.
     pub fn finish(mut self) -> Result<(Digest, u64), ObjectError> {
-        let read = io("read", &self.path);
-        let (digest, size) = hash(&mut self.file).map_err(read)?;
+        let (digest, size) = self.hashed()?;
         self.name(digest)?;
         Ok((digest, size))
+    }
+
+    /// The digest and the size of what was written.
+    fn hashed(&mut self) -> Result<(Digest, u64), ObjectError> {
+        match self.hashed.take() {
+            Some((hasher, size)) => Ok((Digest::from_bytes(hasher.finalize().into()), size)),
+            None => hash(&mut self.file).map_err(io("read", &self.path)),
+        }
     }
 
     fn name(mut self, digest: Digest) -> Result<(), ObjectError> {
@@ -200,6 +213,21 @@ impl Pending {
         self.finished = true;
         let synced = File::open(&folder).and_then(|f| f.sync_all());
         synced.map_err(io("write", &folder))
+    }
+}
+
+impl Write for Pending {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        if let Some((hasher, size)) = &mut self.hashed {
+            hasher.update(&bytes[..written]);
+            *size += written as u64;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -268,6 +296,14 @@ mod tests {
         objects.sweep().unwrap();
         assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
         assert!(!objects.has(Digest::of(b"half")));
+        let mut mixed = objects.create().unwrap();
+        mixed.write_all(b"on").unwrap();
+        mixed.file().write_all(b"e").unwrap();
+        assert_eq!(
+            mixed.finish().unwrap(),
+            (digest, 3),
+            "hashed again, for the file was written to directly"
+        );
         assert_eq!(objects.check(digest).unwrap(), 3);
         assert_eq!(fs::metadata(objects.path(digest)).unwrap().permissions().mode() & 0o777, 0o444);
         fs::remove_file(objects.path(digest)).unwrap();

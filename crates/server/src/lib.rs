@@ -15,6 +15,7 @@ mod listen;
 mod locks;
 mod logs;
 mod named;
+mod rebuild;
 mod stream;
 mod upload;
 mod views;
@@ -77,6 +78,7 @@ fn router(context: Context) -> Router {
         .route(path::KEYS, get(keys::list))
         .route(path::KEY_ROTATE, post(keys::rotate))
         .route(path::KEY_REMOVE, post(keys::remove))
+        .route(path::IMAGE_REBUILD, post(rebuild::rebuild))
         .route(path::INSTANCES, get(handlers::instances))
         .route(path::INSTANCE, get(handlers::instance))
         .route(path::LOGS, get(logs::logs))

@@ -4,6 +4,7 @@ mod diff;
 mod export;
 mod gc;
 mod list;
+mod rebuild;
 mod sbom;
 mod show;
 mod verify;

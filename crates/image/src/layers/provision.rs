@@ -4,7 +4,8 @@
 use super::debian::{fetch, packages};
 use super::{LayersError, Room};
 use crate::debian::rootfs::{Installer, Playbook, PlaybookFile};
-use crate::source::{SourceFile, Sources};
+use crate::source::{SourceError, SourceFile, Sources};
+use crate::tree::Content;
 use kiln_model::{Digest, LayerRef};
 use kiln_spec::lock::LockedPackage;
 use kiln_spec::{Base, RecipeName};
@@ -41,9 +42,12 @@ pub(super) fn over(room: &mut Room<'_>, below: &[LayerRef], path: &str) -> Resul
     }
     let ids: Vec<String> = files.iter().map(|(file, _)| file.id.clone()).collect();
     let contents = sources.contents(&job.project, &ids).map_err(read)?;
-    let file =
-        |((file, path), bytes): ((&SourceFile, String), _)| PlaybookFile { path, mode: file.mode, bytes };
-    let files = files.into_iter().zip(contents).map(file).collect();
+    let spooled = |source| read(SourceError::Io { step: "read a temporary file", source });
+    let file = |((file, path), content): ((&SourceFile, String), Content)| {
+        let bytes = content.read().map_err(spooled)?.into_owned();
+        Ok(PlaybookFile { path, mode: file.mode, bytes })
+    };
+    let files = files.into_iter().zip(contents).map(file).collect::<Result<_, LayersError>>()?;
     // Names of groups have no `-`.
     let playbook =
         Playbook { path: name.to_owned(), group: job.recipe.name.as_str().replace('-', "_"), files };

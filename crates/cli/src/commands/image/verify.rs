@@ -1,5 +1,6 @@
 //! `kiln image verify`.
 
+use super::rebuild;
 use crate::output::bytes;
 use crate::progress::Progress;
 use crate::{Context, Failure};
@@ -10,12 +11,15 @@ use kiln_api::image::{VerifiedImage, VerifyRequest};
 /// Which images.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads every byte, whatever was read before: signature, bills of materials, manifest, layers, and the packages in the store.
+    after_help = "Reads every byte, whatever was read before: signature, bills of materials, manifest, layers, and the packages in the store. \
+With `--rebuild` the server bakes the image's commit once more: in a folder of its own, on another file system if there is one with \
+room, without its cache. The same inputs have to give the same bytes; if they do not, the first file that differs is named.
 
 Examples:
   kiln image verify 3f9a52c1
   kiln image verify --all --json
-  kiln image verify 3f9a52c1 --mend"
+  kiln image verify 3f9a52c1 --mend
+  kiln image verify 3f9a52c1 --rebuild"
 )]
 pub struct VerifyArgs {
     /// Its digest, or the first digits of it
@@ -27,9 +31,15 @@ pub struct VerifyArgs {
     /// Bake again what is damaged, from its commit
     #[arg(long)]
     mend: bool,
+    /// Bake it again elsewhere and compare
+    #[arg(long, conflicts_with_all = ["all", "mend"])]
+    rebuild: bool,
 }
 
 pub(super) async fn run(context: &Context<'_>, arguments: VerifyArgs) -> Result<(), Failure> {
+    if let (Some(digest), true) = (&arguments.digest, arguments.rebuild) {
+        return rebuild::run(context, digest).await;
+    }
     let request = VerifyRequest { images: arguments.digest.into_iter().collect(), mend: arguments.mend };
     let mut progress = Progress::start();
     let updates = context.client()?.verify_images(&request).await?;
