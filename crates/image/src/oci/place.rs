@@ -78,7 +78,7 @@ enum Files {
         file: File,
         entries: BTreeMap<Vec<u8>, Entry>,
         /// What was decompressed is gone with this.
-        _inflated: Option<Pending>,
+        _inflated: Option<Box<Pending>>,
     },
 }
 
@@ -116,7 +116,7 @@ impl Place {
             let name = entry.path.strip_prefix(b"./").unwrap_or(&entry.path).to_vec();
             entries.insert(name, entry);
         }
-        let files = Files::Archive { file, entries, _inflated: inflated };
+        let files = Files::Archive { file, entries, _inflated: inflated.map(Box::new) };
         Ok(Self { path: path.to_owned(), files })
     }
 
