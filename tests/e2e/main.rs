@@ -5,6 +5,7 @@ mod bad_input;
 mod bakes;
 mod crashes;
 mod deploys;
+mod lint;
 mod operations;
 mod second_project;
 mod taken_back;
@@ -23,6 +24,7 @@ fn main() {
     let cases: &[(&str, fn())] = &[
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
+        ("lint_refuses", lint::run),
         ("operations", operations::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),

@@ -142,6 +142,9 @@ pub enum BakeError {
         #[source]
         source: ErofsError,
     },
+    /// It holds what an image must not hold.
+    #[error(transparent)]
+    Lint(#[from] crate::lint::LintError),
     /// The content store.
     #[error("the content store failed")]
     Objects(#[from] ObjectError),
@@ -161,6 +164,7 @@ impl BakeError {
                 Some("commit the file, or correct `from`; only committed files are copied".into())
             }
             Self::Layers { source, .. } => source.hint(),
+            Self::Lint(source) => source.hint().or_else(|| full_disk(self)),
             _ => full_disk(self),
         }
     }
@@ -218,6 +222,7 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
         let (digest, size) = pending.finish()?;
         layers.push(LayerRef { digest, size, role: "app".into() });
     }
+    crate::lint::gate(job, &objects, &layers, epoch, progress)?;
     let size = layers.iter().map(|layer| layer.size).sum();
     let config = ImageConfig { epoch, users };
     let manifest = ImageManifest { format: FORMAT, architecture: ARCHITECTURE.into(), layers, config };

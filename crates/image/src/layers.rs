@@ -14,7 +14,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever the installer makes other layers of the same packages.
-const INSTALLER: &str = "kiln installer 1";
+const INSTALLER: &str = "kiln installer 2";
 /// The name under which the cache keeps the base of some rows.
 const BASE: &str = "base";
 const PACKAGES: &str = "packages";
@@ -117,7 +117,7 @@ pub fn below(
             None => {
                 fetch(job, objects, suite, &rows, progress)?;
                 progress(format!("installing {} packages", rows.len()));
-                cache.put(key, role, install(job, objects, below, &rows)?)?
+                cache.put(key, role, install(job, objects, below, &rows, progress)?)?
             }
         };
         layers.push(layer);
@@ -130,13 +130,20 @@ fn install(
     objects: &Objects,
     below: Option<Digest>,
     rows: &[&LockedPackage],
+    progress: &mut dyn FnMut(String),
 ) -> Result<(Digest, u64), LayersError> {
     let packages: Vec<_> =
         rows.iter().map(|row| (LockedPackage::clone(row), objects.path(row.sha256))).collect();
     let below = below.map(|digest| objects.path(digest));
     let mut layer = objects.create()?;
     let installed = Installer::new(job.program.clone()).install(below.as_deref(), &packages, layer.file());
-    installed.map_err(|source| LayersError::Install { source })?;
+    let done = installed.map_err(|source| LayersError::Install { source })?;
+    if done.disarmed > 0 {
+        progress(format!(
+            "note: {} set-id files of packages lost their bits: no instance can use them",
+            done.disarmed
+        ));
+    }
     Ok(layer.finish()?)
 }
 

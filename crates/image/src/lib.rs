@@ -11,6 +11,7 @@ pub mod bake;
 pub mod debian;
 pub mod erofs;
 pub mod layers;
+pub mod lint;
 pub mod objects;
 pub mod source;
 pub mod tree;
