@@ -10,9 +10,9 @@ ci:
 demo:
     ./demo
 
-# figures, side by side with crun and podman in the same run
-bench:
-    ./bench/run
+# figures, side by side with peers in the same run: `run` (crun and podman) or `image` (buildah, mmdebstrap, mkosi)
+bench what="run":
+    ./bench/{{what}}
 
 # longer forms: more simulated seeds, more kills
 nightly:

@@ -7,6 +7,7 @@ mod crashes;
 mod deploys;
 mod lint;
 mod operations;
+mod rebuilt;
 mod second_project;
 mod taken_back;
 mod tiny;
@@ -25,6 +26,7 @@ fn main() {
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
         ("lint_refuses", lint::run),
+        ("rebuilt_elsewhere", rebuilt::run),
         ("operations", operations::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),

@@ -98,6 +98,18 @@ impl ClientError {
     }
 }
 
+/// The digits of an image's digest, or the first of them.
+fn image_digits(digest: &str) -> Result<String, ClientError> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    let legal = (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    if !legal {
+        let message = format!("`{digest}` is not the beginning of an image digest");
+        let hint = Some("give at least 4 hexadecimal digits, as `kiln image list` shows them".into());
+        return Err(ClientError::Server(Box::new(WireError::new(Code::Usage, message, hint))));
+    }
+    Ok(hex.to_ascii_lowercase())
+}
+
 /// A client of one server.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -125,13 +137,16 @@ impl Client {
         self.get(&with_query(path::STATUS, scope)).await
     }
 
-    /// Whether the server has that commit.
-    pub async fn has_source(&self, project: &ProjectName, commit: &CommitId) -> Result<bool, ClientError> {
-        let path = path::fill(path::SOURCE, &[project, commit]);
-        Ok(self.get::<source::SourceView>(&path).await?.present)
+    /// Whether the server has that commit, and which others it has.
+    pub async fn source(
+        &self,
+        project: &ProjectName,
+        commit: &CommitId,
+    ) -> Result<source::SourceView, ClientError> {
+        self.get(&path::fill(path::SOURCE, &[project, commit])).await
     }
 
-    /// Uploads a git pack with that commit and its tree. Durable when this returns.
+    /// Uploads a git pack with that commit and what its tree has beyond the trees of commits that are there. Durable when this returns.
     pub async fn put_source(
         &self,
         project: &ProjectName,
@@ -209,14 +224,13 @@ impl Client {
 
     /// One image, by its digest or the first digits of it; anything else is refused here.
     pub async fn image(&self, digest: &str) -> Result<image::ImageDetail, ClientError> {
-        let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-        let legal = (4..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        if !legal {
-            let message = format!("`{digest}` is not the beginning of an image digest");
-            let hint = Some("give at least 4 hexadecimal digits, as `kiln image list` shows them".into());
-            return Err(ClientError::Server(Box::new(WireError::new(Code::Usage, message, hint))));
-        }
-        self.get(&path::fill(path::IMAGE, &[&hex.to_ascii_lowercase()])).await
+        self.get(&path::fill(path::IMAGE, &[&image_digits(digest)?])).await
+    }
+
+    /// Bakes an image again elsewhere and compares. The stream's one item is the answer.
+    pub async fn rebuild_image(&self, digest: &str) -> Result<Updates<image::RebuildView>, ClientError> {
+        let path = path::fill(path::IMAGE_REBUILD, &[&image_digits(digest)?]);
+        self.stream(Method::POST, &path, empty()).await
     }
 
     /// Instances.

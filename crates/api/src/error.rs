@@ -126,6 +126,8 @@ table! {
     AlreadySwitched "already_switched" 409 Failed false User "traffic is on the new release already" "`kiln rollback` brings the previous release back";
     NoInstance "no_instance" 404 Failed false User "there is no such instance, alive or gone" "`kiln instance list` shows them";
     NoImage "no_image" 404 Failed false User "there is no such image" "`kiln image list` shows them";
+    NotRebuildable "not_rebuildable" 409 Failed false User "the image cannot be baked again here" "only an image that was baked here, with its commit and its lock still there, can be";
+    NotReproducible "not_reproducible" 0 Failed false User "an image was baked again from the same inputs and is another one" "the first file that differs is named: look at what makes it; if that is kiln, please report it";
     TooLarge "too_large" 413 Failed false User "the request is larger than kiln accepts" "the message names the limit";
     TakenBack "taken_back" 0 Failed false User "the rollout failed and was taken back; what served before was not touched" "`kiln why` names the cause";
     FailedNoPrevious "failed_no_previous" 0 Failed false User "the rollout failed and nothing served before" "`kiln why` names the cause";

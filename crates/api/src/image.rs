@@ -47,3 +47,29 @@ pub struct ImageDetail {
     /// Who baked it from what and when: the record beside the image, as it was written.
     pub provenance: Option<serde_json::Value>,
 }
+
+/// An image that was baked again elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebuildView {
+    /// The image.
+    pub image: Digest,
+    /// What the second bake gave; the same if the bake is pure.
+    pub rebuilt: Digest,
+    /// The folder of the second bake; it is gone.
+    pub place: String,
+    /// Layer by layer, lowest first.
+    pub layers: Vec<RebuiltLayer>,
+    /// The first file that differs.
+    pub difference: Option<String>,
+}
+
+/// A layer of both bakes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebuiltLayer {
+    /// What it is for.
+    pub role: String,
+    /// As the image has it; none if only the second bake has it.
+    pub expected: Option<Digest>,
+    /// As the second bake made it; none if it did not.
+    pub found: Option<Digest>,
+}

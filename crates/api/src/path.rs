@@ -29,6 +29,8 @@ pub const RELEASE: &str = "/v1/release/{project}/{env}/{number}";
 pub const IMAGES: &str = "/v1/image";
 /// GET with a digest or its first digits: [`crate::image::ImageDetail`].
 pub const IMAGE: &str = "/v1/image/{digest}";
+/// POST with a digest or its first digits: a stream of [`crate::update::Update`] of [`crate::image::RebuildView`].
+pub const IMAGE_REBUILD: &str = "/v1/image/{digest}/rebuild";
 /// GET with [`crate::instance::InstanceQuery`]: [`crate::instance::InstanceList`].
 pub const INSTANCES: &str = "/v1/instance";
 /// GET: [`crate::instance::InstanceDetail`].

@@ -12,4 +12,7 @@ pub struct SourceView {
     pub commit: CommitId,
     /// Whether it is there, durable.
     pub present: bool,
+    /// Commits of the project that are there, some of the newest: an upload may leave out what they have too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub known: Vec<CommitId>,
 }

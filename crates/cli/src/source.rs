@@ -2,7 +2,7 @@
 //!
 //! git is the git program by argv. Nothing that a repository or a user could configure to run is run: no hooks, no
 //! monitors, no filters. The pack holds the commit, its tree and its files; a commit object alone names its tree, so its
-//! parents stay here.
+//! parents stay here, and so does what the server has already.
 
 use crate::progress::Progress;
 use crate::project::{self, LOCK, SPEC};
@@ -66,14 +66,27 @@ pub(crate) fn resolve(context: &Context<'_>, reference: Option<&str>) -> Result<
 /// Makes the server have the source, durable.
 pub(crate) async fn upload(client: &Client, source: &Source, progress: &mut Progress) -> Result<(), Failure> {
     // The first contact: a server that does not run is not waited for.
-    if client.has_source(&source.project, &source.commit).await? {
+    let there = client.source(&source.project, &source.commit).await?;
+    if there.present {
         return Ok(());
     }
     progress.now(&format!("uploading commit {}", source.commit.short()));
+    let sent = send(client, source, &there.known).await;
+    match sent {
+        // What it had may be gone by now, or be damaged here: then it gets all.
+        Err(error) if !there.known.is_empty() && matches!(error.code(), Code::Git | Code::SourceRefused) => {
+            send(client, source, &[]).await
+        }
+        sent => sent,
+    }
+}
+
+/// Sends one pack, without what the commits `known` have.
+async fn send(client: &Client, source: &Source, known: &[CommitId]) -> Result<(), Failure> {
     let trouble = Trouble::default();
     let sent = watch::persist("nothing was changed", async || {
         // An error of git is no error of the connection, although it looks like one from there.
-        let pack = Pack::start(source, trouble.clone());
+        let pack = Pack::start(source, known, trouble.clone());
         match pack {
             Ok(pack) => client
                 .put_source(&source.project, &source.commit, pack)
@@ -260,15 +273,19 @@ struct Pack {
 }
 
 impl Pack {
-    fn start(source: &Source, trouble: Trouble) -> Result<Self, String> {
+    fn start(source: &Source, known: &[CommitId], trouble: Trouble) -> Result<Self, String> {
         let start = |command: &mut Command| {
             let started = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
             started.map_err(|e| format!("cannot start the git program: {e}"))
         };
-        let walk = ["rev-list", "--objects", "--no-walk", source.commit.as_str()];
-        let mut list = start(git(&source.dir).args(walk))?;
+        let walk = ["rev-list", "--objects", "--max-count=1", source.commit.as_str()];
+        let trees = known.iter().map(|commit| format!("^{commit}^{{tree}}"));
+        // What the server has need not be here. Without that, a commit that is missing is an error.
+        let lenient = (!known.is_empty()).then_some("--ignore-missing");
+        let mut list = start(git(&source.dir).args(walk).args(lenient).args(trees))?;
         let names = list.stdout.take().map_or_else(Stdio::null, Stdio::from);
-        let packing = ["pack-objects", "--stdout", "-q"];
+        // The way to the server is short: to look for what is alike and to compress take longer than to send it.
+        let packing = ["-c", "pack.compression=0", "pack-objects", "--stdout", "-q", "--window=0"];
         let pack = start(git(&source.dir).args(packing).stdin(names));
         let mut pack = match pack {
             Ok(pack) => pack,
@@ -461,7 +478,7 @@ mod tests {
         let source = resolved(dir.path(), None, None).unwrap();
         let trouble = Trouble::default();
         let mut bytes = vec![];
-        Pack::start(&source, trouble.clone()).unwrap().read_to_end(&mut bytes).unwrap();
+        Pack::start(&source, &[], trouble.clone()).unwrap().read_to_end(&mut bytes).unwrap();
         assert_eq!(trouble.seen(), None);
 
         let other = tempfile::tempdir().unwrap();
@@ -482,6 +499,15 @@ mod tests {
         let listed = user(other.path(), &["cat-file", "--batch-all-objects", "--batch-check=%(objecttype)"]);
         assert_eq!(listed.lines().filter(|kind| *kind == "commit").count(), 1);
         assert_eq!(listed.lines().count(), 1 + 2 + 3, "one commit, two trees, three files");
+
+        std::fs::write(dir.path().join("site/a"), "third").unwrap();
+        user(dir.path(), &["commit", "-q", "-a", "-m", "third"]);
+        let newer = resolved(dir.path(), None, None).unwrap();
+        let absent = "0123456789".repeat(4).parse().unwrap();
+        let known = [absent, source.commit];
+        let mut bytes = vec![];
+        Pack::start(&newer, &known, Trouble::default()).unwrap().read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes[8..12], 4_u32.to_be_bytes(), "one commit, two trees and the file that changed");
     }
 
     #[test]
@@ -490,7 +516,7 @@ mod tests {
         let mut source = resolved(dir.path(), None, None).unwrap();
         source.commit = "0123456789".repeat(4).parse().unwrap();
         let trouble = Trouble::default();
-        let read = Pack::start(&source, trouble.clone()).unwrap().read_to_end(&mut vec![]);
+        let read = Pack::start(&source, &[], trouble.clone()).unwrap().read_to_end(&mut vec![]);
         assert!(read.is_err());
         assert!(trouble.seen().unwrap().contains("could not be packed"));
     }

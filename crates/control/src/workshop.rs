@@ -1,11 +1,14 @@
 //! Where commits become releases and images: keeps sources, reads kiln.toml and kiln.lock of the commit, resolves packages,
 //! has workers bake. Everything here blocks; the async side runs it on threads of their own.
 
+pub mod rebuild;
+
 use crate::execute::{Bakery, BakeryError};
 use crate::handle::Progress;
 use async_trait::async_trait;
 use kiln_image::bake::{self, BakeJob};
 use kiln_image::debian::{self, Mirror};
+use kiln_image::lookup;
 use kiln_image::objects::write_durable;
 use kiln_image::worker::{self, WorkerError, chain};
 use kiln_image::{ObjectError, Objects, SourceError, Sources};
@@ -15,6 +18,7 @@ use kiln_model::{
     ReleaseSpec, limits,
 };
 use kiln_spec::{Lock, Project, Recipes, SpecErrors};
+use std::collections::VecDeque;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +26,10 @@ use tokio::sync::{Semaphore, broadcast};
 
 /// Bakes at the same time; each uses about one core.
 const BAKES_MAX: usize = 2;
+/// Commits that an uploading client is told of.
+const KNOWN_MAX: usize = 8;
+/// Commits that are remembered as they were read.
+const DRAFTS_MAX: usize = 8;
 const SPEC_FILE: &str = "kiln.toml";
 const LOCK_FILE: &str = "kiln.lock";
 
@@ -196,6 +204,8 @@ pub struct Workshop {
     logs: LogFolder,
     bakes: Semaphore,
     resolving: Mutex<()>,
+    /// The last commits that were read, the newest last. A commit never changes.
+    drafts: Mutex<VecDeque<Arc<Draft>>>,
     progress: broadcast::Sender<Progress>,
 }
 
@@ -210,6 +220,7 @@ impl Workshop {
             logs: LogFolder::new(&config.state),
             bakes: Semaphore::new(BAKES_MAX),
             resolving: Mutex::new(()),
+            drafts: Mutex::new(VecDeque::new()),
             progress,
             config,
         })
@@ -223,6 +234,11 @@ impl Workshop {
     /// Whether a commit is there with all its files.
     pub fn has_source(&self, project: &ProjectName, commit: &CommitId) -> bool {
         self.sources.has(project, commit)
+    }
+
+    /// Some of the newest commits of a project that are there with all their files.
+    pub fn known_sources(&self, project: &ProjectName) -> Vec<CommitId> {
+        self.sources.newest(project, KNOWN_MAX)
     }
 
     /// Keeps an uploaded pack; durable when this returns. Blocks.
@@ -242,20 +258,47 @@ impl Workshop {
         project: &ProjectName,
         commit: &CommitId,
         progress: &mut dyn FnMut(String),
-    ) -> Result<Draft, WorkshopError> {
+    ) -> Result<Arc<Draft>, WorkshopError> {
         if !self.sources.has(project, commit) {
             return Err(WorkshopError::NoSource { project: project.clone(), commit: commit.clone() });
         }
-        let unreadable = |source| WorkshopError::Source { commit: commit.clone(), source };
-        let read = |file, max| self.sources.read(project, commit, file, max as u64).map_err(unreadable);
-        let text = read(SPEC_FILE, limits::SPEC_BYTES_MAX)?
-            .ok_or_else(|| WorkshopError::NoSpec { commit: commit.clone() })?;
+        let is_it = |draft: &&Arc<Draft>| draft.project.name == *project && draft.commit == *commit;
+        if let Some(draft) = self.drafts().iter().find(is_it) {
+            return Ok(draft.clone());
+        }
+        let draft = Arc::new(self.read_draft(project, commit, progress)?);
+        // A lock that was resolved here is looked up each time: it is a file of the state folder.
+        if draft.pinned {
+            let mut drafts = self.drafts();
+            drafts.push_back(draft.clone());
+            if drafts.len() > DRAFTS_MAX {
+                drafts.pop_front();
+            }
+        }
+        Ok(draft)
+    }
+
+    fn drafts(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<Draft>>> {
+        self.drafts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_draft(
+        &self,
+        project: &ProjectName,
+        commit: &CommitId,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Draft, WorkshopError> {
+        let files = [(SPEC_FILE, limits::SPEC_BYTES_MAX as u64), (LOCK_FILE, limits::LOCK_BYTES_MAX as u64)];
+        let opened = self.sources.open(project, commit, &files);
+        let (info, mut files) =
+            opened.map_err(|source| WorkshopError::Source { commit: commit.clone(), source })?;
+        let (lock, spec) = (files.pop().flatten(), files.pop().flatten());
+        let text = spec.ok_or_else(|| WorkshopError::NoSpec { commit: commit.clone() })?;
         let spec = Project::parse(&String::from_utf8_lossy(&text), SPEC_FILE).map_err(WorkshopError::Spec)?;
         if spec.name != *project {
             return Err(WorkshopError::OtherProject { expected: project.clone(), found: spec.name });
         }
-        let info = self.sources.info(project, commit).map_err(unreadable)?;
-        let (lock, pinned) = match (spec.recipes(), read(LOCK_FILE, limits::LOCK_BYTES_MAX)?) {
+        let (lock, pinned) = match (spec.recipes(), lock) {
             (recipes, _) if recipes.is_empty() => (None, true),
             (recipes, Some(text)) => (Some(committed(&recipes, &text)?), true),
             (recipes, None) => (Some(self.unpinned(project, &spec, &recipes, progress)?), false),
@@ -320,12 +363,28 @@ impl Workshop {
         image: &ImageName,
         progress: &mut dyn FnMut(String),
     ) -> Result<Digest, WorkshopError> {
+        let job = self.job(draft, image, &self.config.state)?;
+        if let Some(baked) = lookup::find(&job, &self.objects) {
+            return Ok(baked.image);
+        }
+        let baked = worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?;
+        Ok(baked.image)
+    }
+
+    /// One image of a commit, if it was baked here before. Reads three small files.
+    pub fn baked(&self, draft: &Draft, image: &ImageName) -> Option<Digest> {
+        let job = self.job(draft, image, &self.config.state).ok()?;
+        Some(lookup::find(&job, &self.objects)?.image)
+    }
+
+    /// What a worker needs to know to bake one image of a commit in a state folder.
+    fn job(&self, draft: &Draft, image: &ImageName, state: &Path) -> Result<BakeJob, WorkshopError> {
         let Some(recipe) = draft.project.images.get(image) else {
             let text = format!("`kiln.toml` has no image `{image}`");
             return Err(WorkshopError::Bake(WorkerError { text, hint: None, may_pass: false }));
         };
-        let job = BakeJob {
-            state: self.config.state.clone(),
+        Ok(BakeJob {
+            state: state.to_owned(),
             project: draft.project.name.clone(),
             commit: draft.commit.clone(),
             recipe: recipe.clone(),
@@ -333,9 +392,7 @@ impl Workshop {
             mount_points: draft.project.writable_of(image),
             mirror: self.config.mirror.clone(),
             program: self.config.program.clone(),
-        };
-        let baked = worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?;
-        Ok(baked.image)
+        })
     }
 
     /// The manifest of a baked image.
@@ -375,17 +432,20 @@ fn committed(recipes: &Recipes, text: &[u8]) -> Result<Lock, WorkshopError> {
 #[derive(Debug, Clone)]
 pub struct SharedWorkshop(pub Arc<Workshop>);
 
-#[async_trait]
-impl Bakery for SharedWorkshop {
-    async fn bake(&self, release: &Release, image: &ImageName) -> Result<Digest, BakeryError> {
+impl SharedWorkshop {
+    /// Does `work` with the commit of a release, on a thread of its own.
+    async fn with_draft<T: Send + 'static>(
+        &self,
+        release: &Release,
+        image: &ImageName,
+        work: impl FnOnce(&Workshop, &Draft, &mut dyn FnMut(String)) -> Result<T, WorkshopError> + Send + 'static,
+    ) -> Result<T, BakeryError> {
         let workshop = self.0.clone();
-        // The semaphore is never closed.
-        let _slot = self.0.bakes.acquire().await;
         let (env, commit, image) = (release.env.clone(), release.spec.commit.clone(), image.clone());
         let work = move || {
             let mut progress = |text: String| workshop.tell(&env, format!("image {image}: {text}"));
             let draft = workshop.draft(&env.project, &commit, &mut progress)?;
-            workshop.bake(&draft, &image, &mut progress)
+            work(&workshop, &draft, &mut progress)
         };
         let done = tokio::task::spawn_blocking(work).await;
         let done = done.map_err(|e| BakeryError { permanent: false, text: e.to_string() })?;
@@ -399,6 +459,22 @@ impl Bakery for SharedWorkshop {
             let hint = error.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
             BakeryError { permanent, text: format!("{}{hint}", chain(&error)) }
         })
+    }
+}
+
+#[async_trait]
+impl Bakery for SharedWorkshop {
+    async fn bake(&self, release: &Release, image: &ImageName) -> Result<Digest, BakeryError> {
+        let name = image.clone();
+        let found = self.with_draft(release, image, move |w, draft, _| Ok(w.baked(draft, &name))).await?;
+        if let Some(found) = found {
+            // It waits for nobody's bake.
+            return Ok(found);
+        }
+        // The semaphore is never closed.
+        let _slot = self.0.bakes.acquire().await;
+        let name = image.clone();
+        self.with_draft(release, image, move |w, draft, progress| w.bake(draft, &name, progress)).await
     }
 
     async fn manifest(&self, image: Digest) -> Result<ImageManifest, BakeryError> {

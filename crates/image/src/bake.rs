@@ -22,8 +22,12 @@ const ARCHITECTURE: &str = "amd64";
 const MOUNT_POINTS: &[&str] = &["/dev", "/etc", "/proc", "/run", "/sys", "/tmp"];
 /// Files that every image has, empty if nobody brings them: each instance gets its own over them.
 const INSTANCE_FILES: &[&str] = &["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
+/// git's mode of a submodule.
+const SUBMODULE: u32 = 0o160_000;
 /// Links that are followed to find where a file goes.
 const LINKS_MAX: u32 = 40;
+/// Bytes of a link's target, as for the kernel.
+const LINK_BYTES_MAX: u64 = 4095;
 /// Bytes of an `/etc/passwd`.
 const PASSWD_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of a manifest.
@@ -151,6 +155,12 @@ pub enum BakeError {
     /// A layer below could not be read.
     #[error("cannot read layer {0}")]
     Lower(Digest, #[source] std::io::Error),
+    /// What was copied from the commit could not be read back.
+    #[error("cannot read a temporary file")]
+    Spool(#[source] std::io::Error),
+    /// The record by which it is found again.
+    #[error("cannot write to the cache")]
+    Note(#[source] std::io::Error),
     /// The record beside the image.
     #[error("cannot write the provenance of the image")]
     Provenance(#[source] std::io::Error),
@@ -217,8 +227,7 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
     let users = users(&tree, &lower)?;
     if tree.len() > 1 || layers.is_empty() {
         let mut pending = objects.create()?;
-        erofs::write(&tree, &mut std::io::BufWriter::with_capacity(1 << 20, pending.file()))
-            .map_err(|source| BakeError::Erofs { image: image(), source })?;
+        erofs::write(&tree, &mut pending).map_err(|source| BakeError::Erofs { image: image(), source })?;
         let (digest, size) = pending.finish()?;
         layers.push(LayerRef { digest, size, role: "app".into() });
     }
@@ -228,7 +237,9 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
     let manifest = ImageManifest { format: FORMAT, architecture: ARCHITECTURE.into(), layers, config };
     let digest = objects.put(&manifest.canonical())?;
     remember(job, digest)?;
-    Ok(Baked { image: digest, size })
+    let baked = Baked { image: digest, size };
+    crate::lookup::note(job, &baked).map_err(BakeError::Note)?;
+    Ok(baked)
 }
 
 fn remember(job: &BakeJob, image: Digest) -> Result<(), BakeError> {
@@ -311,10 +322,13 @@ fn application(job: &BakeJob, sources: &Sources, lower: &Lower, epoch: i64) -> R
         }
         wanted.extend(rows.into_iter().map(|(file, to)| (rule, file, to)));
     }
+    if let Some((_, file, to)) = wanted.iter().find(|(_, file, _)| file.mode == SUBMODULE) {
+        return Err(refused(job, file, to, "submodules are not available yet"));
+    }
     let ids: Vec<String> = wanted.iter().map(|(_, file, _)| file.id.clone()).collect();
     let contents = sources.contents(&job.project, &ids).map_err(source)?;
-    for ((rule, file, to), bytes) in wanted.into_iter().zip(contents) {
-        application.copy(rule, file, &to, bytes)?;
+    for ((rule, file, to), content) in wanted.into_iter().zip(contents) {
+        application.copy(rule, file, &to, content)?;
     }
     for path in MOUNT_POINTS.iter().copied().chain(job.mount_points.iter().map(String::as_str)) {
         let path = application.resolve(path.trim_matches('/').as_bytes())?;
@@ -353,6 +367,15 @@ fn matching<'a>(rule: &CopyRule, files: &'a [SourceFile]) -> Vec<(&'a SourceFile
     files.iter().filter_map(row).collect()
 }
 
+fn refused(job: &BakeJob, file: &SourceFile, to: &[u8], why: &str) -> BakeError {
+    BakeError::Copy {
+        image: job.recipe.name.to_string(),
+        from: String::from_utf8_lossy(&file.path).into_owned(),
+        to: format!("/{}", String::from_utf8_lossy(to)),
+        why: why.to_owned(),
+    }
+}
+
 impl Application<'_> {
     fn tree_error(&self, source: TreeError) -> BakeError {
         BakeError::Tree { image: self.job.recipe.name.to_string(), source }
@@ -367,14 +390,10 @@ impl Application<'_> {
         rule: &CopyRule,
         file: &SourceFile,
         to: &[u8],
-        bytes: Vec<u8>,
+        content: Content,
     ) -> Result<(), BakeError> {
-        let refused = |why: &str| BakeError::Copy {
-            image: self.job.recipe.name.to_string(),
-            from: String::from_utf8_lossy(&file.path).into_owned(),
-            to: format!("/{}", String::from_utf8_lossy(to)),
-            why: why.to_owned(),
-        };
+        let job = self.job;
+        let refused = |why: &str| refused(job, file, to, why);
         if to.is_empty() {
             return Err(refused("a file cannot be the root"));
         }
@@ -392,11 +411,16 @@ impl Application<'_> {
             return Err(refused("that path is a folder in the image"));
         }
         let node = match file.mode {
-            0o120_000 => Node { kind: Kind::Symlink(bytes), ..Node::dir(0o777, self.epoch) },
-            0o160_000 => return Err(refused("submodules are not available yet")),
+            0o120_000 if content.size() > LINK_BYTES_MAX => {
+                return Err(refused("the link's target is too long"));
+            }
+            0o120_000 => {
+                let target = content.read().map_err(BakeError::Spool)?.into_owned();
+                Node { kind: Kind::Symlink(target), ..Node::dir(0o777, self.epoch) }
+            }
             mode => {
                 let mode = rule.mode.unwrap_or(mode & 0o777);
-                Node::file(Content::Bytes(bytes.into()), mode, self.epoch)
+                Node::file(content, mode, self.epoch)
             }
         };
         self.insert(&place, node)
@@ -480,7 +504,8 @@ fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> + '_ {
 /// User names with (uid, gid) of the image's `/etc/passwd`.
 fn users(tree: &Tree, lower: &Lower) -> Result<BTreeMap<String, (u32, u32)>, BakeError> {
     let text = match tree.get(b"etc/passwd").map(|node| &node.kind) {
-        Some(Kind::File(content)) => content.read().map_err(BakeError::Provenance)?.into_owned(),
+        Some(Kind::File(content)) if content.size() > PASSWD_BYTES_MAX => vec![],
+        Some(Kind::File(content)) => content.read().map_err(BakeError::Spool)?.into_owned(),
         Some(_) => vec![],
         None => lower.read(b"etc/passwd")?.unwrap_or_default(),
     };

@@ -10,15 +10,16 @@ mod read;
 pub(crate) use read::entries;
 pub use read::{Found, Reader};
 
-use crate::tree::{FileId, Kind, Node, Tree, Xattrs, name, parent};
+use crate::tree::{CHUNK, FileId, Kind, Node, Tree, Xattrs, name, parent};
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 
 const BLOCK: u64 = 4096;
 const BLOCK_BITS: u8 = 12;
 const MAGIC: u32 = 0xE0F5_E1E2;
 const SUPERBLOCK_AT: usize = 1024;
 const SUPERBLOCK_SIZE: usize = 128;
+const CHECKSUM_AT: usize = SUPERBLOCK_AT + 4;
 /// Inode numbers count slots of 32 bytes.
 const SLOT: u64 = 32;
 const DIRENT: usize = 12;
@@ -125,17 +126,65 @@ pub fn write(tree: &Tree, out: &mut impl Write) -> Result<u64, ErofsError> {
         }
     }
     let blocks = u32::try_from(block).map_err(|_| ErofsError::TooLarge)?;
-    let metadata = metadata(&inodes, metadata_size, blocks)?;
-    out.write_all(&metadata).map_err(ErofsError::Write)?;
+    let mut out = Output { out: BufWriter::with_capacity(CHUNK, out), at: 0, chunk: vec![0; CHUNK] };
+    metadata(&inodes, blocks, &mut out)?;
     for dirs in [true, false] {
         for n in (0..inodes.len()).filter(|n| inodes[*n].is_dir() == dirs && inodes[*n].blocks() > 0) {
-            let data = data(&inodes, n)?;
-            out.write_all(&data).map_err(ErofsError::Write)?;
-            let padding = (BLOCK - data.len() as u64 % BLOCK) % BLOCK;
-            out.write_all(&[0; BLOCK as usize][..padding as usize]).map_err(ErofsError::Write)?;
+            out.data(&inodes, n)?;
+            out.fill(out.at.next_multiple_of(BLOCK))?;
         }
     }
+    out.out.flush().map_err(ErofsError::Write)?;
     Ok(block * BLOCK)
+}
+
+/// What is written, in its order and never held whole, however large a file, a directory or the metadata is.
+struct Output<W: Write> {
+    out: BufWriter<W>,
+    at: u64,
+    chunk: Vec<u8>,
+}
+
+impl<W: Write> Output<W> {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), ErofsError> {
+        self.out.write_all(bytes).map_err(ErofsError::Write)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Zeros up to the position `at`.
+    fn fill(&mut self, at: u64) -> Result<(), ErofsError> {
+        while self.at < at {
+            let n = (at - self.at).min(BLOCK) as usize;
+            self.put(&[0; BLOCK as usize][..n])?;
+        }
+        Ok(())
+    }
+
+    /// The data of an inode.
+    fn data(&mut self, inodes: &[Inode<'_>], n: usize) -> Result<(), ErofsError> {
+        let inode = &inodes[n];
+        match &inode.node.kind {
+            Kind::Dir => directory(inodes, n, &mut |bytes| self.put(bytes)),
+            Kind::Symlink(target) => self.put(target),
+            Kind::Whiteout => Ok(()),
+            Kind::File(content) => {
+                let mut chunk = std::mem::take(&mut self.chunk);
+                let mut failed = None;
+                let read = content.each_chunk(&mut chunk, &mut |bytes| {
+                    // The two sides of a copy fail for different reasons.
+                    self.put(bytes).map_err(|error| {
+                        failed = Some(error);
+                        std::io::ErrorKind::Other.into()
+                    })
+                });
+                self.chunk = chunk;
+                failed.map_or(Ok(()), Err)?;
+                let path = || String::from_utf8_lossy(inode.path).into_owned();
+                read.map_err(|source| ErofsError::Content { path: path(), source })
+            }
+        }
+    }
 }
 
 /// One inode per node, the root first; files that are one file with several names get one inode.
@@ -190,10 +239,8 @@ fn number_inodes(tree: &Tree) -> Result<Vec<Inode<'_>>, ErofsError> {
     if inodes.is_empty() {
         return Err(ErofsError::NoRoot);
     }
-    for n in 0..inodes.len() {
-        if inodes[n].is_dir() {
-            inodes[n].size = directory(&inodes, n).len() as u64;
-        }
+    for inode in inodes.iter_mut().filter(|inode| inode.is_dir()) {
+        inode.size = directory_size(inode);
     }
     Ok(inodes)
 }
@@ -236,19 +283,20 @@ fn place(inodes: &mut [Inode<'_>]) -> u64 {
     at.next_multiple_of(BLOCK)
 }
 
-fn metadata(inodes: &[Inode<'_>], size: u64, blocks: u32) -> Result<Vec<u8>, ErofsError> {
-    let mut out = vec![0; size as usize];
-    for (n, inode) in inodes.iter().enumerate() {
-        let at = (inode.number * SLOT) as usize;
-        let head = inode_bytes(inode, n);
-        out[at..at + head.len()].copy_from_slice(&head);
-        if inode.inline {
-            let data = data(inodes, n)?;
-            out[at + head.len()..at + head.len() + data.len()].copy_from_slice(&data);
-        }
+/// Writes superblock, inodes and what lies inside them. The superblock has a checksum of its whole block, so that one
+/// is put together first.
+fn metadata(inodes: &[Inode<'_>], blocks: u32, out: &mut Output<impl Write>) -> Result<(), ErofsError> {
+    let mut first = Output { out: BufWriter::new(Vec::new()), at: 0, chunk: vec![0; BLOCK as usize] };
+    first.fill((SUPERBLOCK_AT + SUPERBLOCK_SIZE) as u64)?;
+    let is_first = |inode: &&Inode<'_>| inode.number * SLOT < BLOCK;
+    let n_first = inodes.iter().take_while(is_first).count();
+    for n in 0..n_first {
+        put_inode(inodes, n, &mut first)?;
     }
+    first.fill(BLOCK)?;
+    let mut block = first.out.into_inner().map_err(|e| ErofsError::Write(e.into_error()))?;
     let root = &inodes[0];
-    let superblock = &mut out[SUPERBLOCK_AT..SUPERBLOCK_AT + SUPERBLOCK_SIZE];
+    let superblock = &mut block[SUPERBLOCK_AT..SUPERBLOCK_AT + SUPERBLOCK_SIZE];
     superblock[0..4].copy_from_slice(&MAGIC.to_le_bytes());
     superblock[8..12].copy_from_slice(&FEATURES.to_le_bytes());
     superblock[12] = BLOCK_BITS;
@@ -256,10 +304,28 @@ fn metadata(inodes: &[Inode<'_>], size: u64, blocks: u32) -> Result<Vec<u8>, Ero
     superblock[16..24].copy_from_slice(&(inodes.len() as u64).to_le_bytes());
     superblock[24..32].copy_from_slice(&root.node.mtime.to_le_bytes());
     superblock[36..40].copy_from_slice(&blocks.to_le_bytes());
-    // crc32c with the start value ~0 and without the final complement, over the rest of the block.
-    let sum = !crc32c::crc32c(&out[SUPERBLOCK_AT..BLOCK as usize]);
-    out[SUPERBLOCK_AT + 4..SUPERBLOCK_AT + 8].copy_from_slice(&sum.to_le_bytes());
-    Ok(out)
+    let sum = checksum(&block);
+    block[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&sum.to_le_bytes());
+    out.put(&block)?;
+    for n in n_first..inodes.len() {
+        put_inode(inodes, n, out)?;
+    }
+    out.fill(out.at.next_multiple_of(BLOCK))
+}
+
+/// The checksum of a superblock, given its whole block: crc32c with the start value ~0 and without the final complement,
+/// over what follows the boot sector, its own place zero.
+fn checksum(block: &[u8]) -> u32 {
+    let after = CHECKSUM_AT + 4;
+    let head = crc32c::crc32c(&block[SUPERBLOCK_AT..CHECKSUM_AT]);
+    !crc32c::crc32c_append(crc32c::crc32c_append(head, &[0; 4]), &block[after..])
+}
+
+fn put_inode(inodes: &[Inode<'_>], n: usize, out: &mut Output<impl Write>) -> Result<(), ErofsError> {
+    let inode = &inodes[n];
+    out.fill(inode.number * SLOT)?;
+    out.put(&inode_bytes(inode, n))?;
+    if inode.inline { out.data(inodes, n) } else { Ok(()) }
 }
 
 fn inode_bytes(inode: &Inode<'_>, n: usize) -> Vec<u8> {
@@ -316,23 +382,45 @@ fn file_type(kind: &Kind) -> (u32, u8) {
     }
 }
 
-fn data<'a>(inodes: &'a [Inode<'_>], n: usize) -> Result<std::borrow::Cow<'a, [u8]>, ErofsError> {
-    let inode = &inodes[n];
-    match &inode.node.kind {
-        Kind::Dir => Ok(directory(inodes, n).into()),
-        Kind::Symlink(target) => Ok(target.as_slice().into()),
-        Kind::Whiteout => Ok((&[][..]).into()),
-        Kind::File(content) => content.read().map_err(|source| ErofsError::Content {
-            path: String::from_utf8_lossy(inode.path).into_owned(),
-            source,
-        }),
+/// Names of a directory with their inodes' numbers and types.
+type Entries<'a> = Vec<(&'a [u8], u64, u8)>;
+
+/// How many of `entries` are in the first of their blocks, and how many bytes of it they take.
+fn first_block(entries: &[(&[u8], u64, u8)]) -> (usize, usize) {
+    let mut used = 0;
+    for (n, (name, ..)) in entries.iter().enumerate() {
+        if used + DIRENT + name.len() > BLOCK as usize {
+            return (n, used);
+        }
+        used += DIRENT + name.len();
+    }
+    (entries.len(), used)
+}
+
+/// The bytes that a directory takes; where its entries lie does not matter yet.
+fn directory_size(inode: &Inode<'_>) -> u64 {
+    let mut entries: Entries<'_> = inode.children.iter().map(|(name, _)| (*name, 0, 0)).collect();
+    entries.extend([(&b"."[..], 0, 0), (b"..", 0, 0)]);
+    entries.sort_unstable();
+    let (mut rest, mut size) = (entries.as_slice(), 0);
+    loop {
+        let (n, used) = first_block(rest);
+        rest = &rest[n..];
+        if rest.is_empty() {
+            return size + used as u64;
+        }
+        size += BLOCK;
     }
 }
 
 /// The bytes of a directory: in each block first the entries, then the names; every block but the last is filled up.
-fn directory(inodes: &[Inode<'_>], n: usize) -> Vec<u8> {
+fn directory(
+    inodes: &[Inode<'_>],
+    n: usize,
+    each: &mut dyn FnMut(&[u8]) -> Result<(), ErofsError>,
+) -> Result<(), ErofsError> {
     let inode = &inodes[n];
-    let mut entries: Vec<(&[u8], u64, u8)> = inode
+    let mut entries: Entries<'_> = inode
         .children
         .iter()
         .map(|(name, child)| (*name, inodes[*child].number, file_type(&inodes[*child].node.kind).1))
@@ -340,15 +428,11 @@ fn directory(inodes: &[Inode<'_>], n: usize) -> Vec<u8> {
     entries.push((b".", inode.number, 2));
     entries.push((b"..", inodes[inode.parent].number, 2));
     entries.sort_unstable();
-    let mut out = Vec::new();
     let mut rest = entries.as_slice();
+    let mut out = Vec::with_capacity(BLOCK as usize);
     while !rest.is_empty() {
-        let mut used = 0;
-        let fits = rest.iter().take_while(|(name, ..)| {
-            used += DIRENT + name.len();
-            used <= BLOCK as usize
-        });
-        let (block, after) = rest.split_at(fits.count());
+        let (block, after) = rest.split_at(first_block(rest).0);
+        out.clear();
         let mut name_at = block.len() * DIRENT;
         for (name, number, kind) in block {
             out.extend(number.to_le_bytes());
@@ -358,11 +442,12 @@ fn directory(inodes: &[Inode<'_>], n: usize) -> Vec<u8> {
         }
         block.iter().for_each(|(name, ..)| out.extend(*name));
         if !after.is_empty() {
-            out.resize(out.len().next_multiple_of(BLOCK as usize), 0);
+            out.resize(BLOCK as usize, 0);
         }
+        each(&out)?;
         rest = after;
     }
-    out
+    Ok(())
 }
 
 #[cfg(test)]

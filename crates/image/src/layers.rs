@@ -14,7 +14,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever the installer makes other layers of the same packages.
-const INSTALLER: &str = "kiln installer 2";
+pub(crate) const INSTALLER: &str = "kiln installer 2";
 /// The name under which the cache keeps the base of some rows.
 const BASE: &str = "base";
 const PACKAGES: &str = "packages";

@@ -8,10 +8,12 @@
 #![forbid(unsafe_code)]
 
 pub mod bake;
+pub mod compare;
 pub mod debian;
 pub mod erofs;
 pub mod layers;
 pub mod lint;
+pub mod lookup;
 pub mod objects;
 pub mod source;
 pub mod tree;

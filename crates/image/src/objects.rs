@@ -48,12 +48,15 @@ pub struct Objects {
     dir: PathBuf,
 }
 
-/// An object that is being written; dropped unfinished, it leaves nothing.
+/// An object that is being written; dropped unfinished, it leaves nothing. What is written through [`Write`] is hashed on
+/// the way.
 #[derive(Debug)]
 pub struct Pending {
     dir: PathBuf,
     path: PathBuf,
     file: File,
+    /// The digest and the size of what was written; none once somebody wrote to the file directly.
+    hashed: Option<(sha2::Sha256, u64)>,
     finished: bool,
 }
 
@@ -112,7 +115,7 @@ impl Objects {
             return Ok(digest);
         }
         let mut pending = self.create()?;
-        pending.file.write_all(bytes).map_err(io("write", &pending.path))?;
+        pending.write_all(bytes).map_err(io("write", &pending.path))?;
         Ok(pending.finish()?.0)
     }
 
@@ -121,20 +124,25 @@ impl Objects {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join("tmp").join(format!("{}-{serial}", std::process::id()));
         let file = File::options().read(true).write(true).create_new(true).open(&path);
-        Ok(Pending { dir: self.dir.clone(), file: file.map_err(io("make", &path))?, path, finished: false })
+        let file = file.map_err(io("make", &path))?;
+        let hashed = Some((sha2::Sha256::new(), 0));
+        Ok(Pending { dir: self.dir.clone(), file, path, hashed, finished: false })
     }
 }
 
 impl Pending {
-    /// The file to write to.
+    /// The file, for one who cannot write through this: then it is read again to be hashed.
     pub fn file(&mut self) -> &mut File {
+        self.hashed = None;
         &mut self.file
     }
 
-    /// Hashes what was written, makes it durable and gives it its name; answers with the digest and the size.
+    /// Makes what was written durable and gives it its name; answers with the digest and the size.
     pub fn finish(mut self) -> Result<(Digest, u64), ObjectError> {
-        let read = io("read", &self.path);
-        let (digest, size) = hash(&mut self.file).map_err(read)?;
+        let (digest, size) = match self.hashed.take() {
+            Some((hasher, size)) => (Digest::from_bytes(hasher.finalize().into()), size),
+            None => hash(&mut self.file).map_err(io("read", &self.path))?,
+        };
         let target = Objects { dir: self.dir.clone() }.path(digest);
         let folder = target.parent().unwrap_or(&self.dir).to_owned();
         fs::create_dir_all(&folder).map_err(io("make", &folder))?;
@@ -144,6 +152,21 @@ impl Pending {
         let synced = File::open(&folder).and_then(|f| f.sync_all());
         synced.map_err(io("write", &folder))?;
         Ok((digest, size))
+    }
+}
+
+impl Write for Pending {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        if let Some((hasher, size)) = &mut self.hashed {
+            hasher.update(&bytes[..written]);
+            *size += written as u64;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -212,6 +235,14 @@ mod tests {
         objects.sweep().unwrap();
         assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
         assert!(!objects.has(Digest::of(b"half")));
+        let mut mixed = objects.create().unwrap();
+        mixed.write_all(b"on").unwrap();
+        mixed.file().write_all(b"e").unwrap();
+        assert_eq!(
+            mixed.finish().unwrap(),
+            (digest, 3),
+            "hashed again, for the file was written to directly"
+        );
         fs::write(objects.path(digest), "changed").unwrap();
         assert!(matches!(objects.get(digest, 10), Err(ObjectError::Mismatch { .. })));
     }

@@ -2,10 +2,14 @@
 //! git is the git program by argv, with hooks, configuration, filters and prompts off. Everything in a repository is
 //! hostile until it is checked.
 
+mod batch;
+
 use crate::objects::write_durable;
+use crate::tree::Content;
+use batch::batch;
 use kiln_model::{CommitId, ProjectName, limits};
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -13,7 +17,9 @@ use std::sync::Mutex;
 /// Bytes of a listing of a commit's files.
 const LISTING_BYTES_MAX: u64 = 256 << 20;
 /// Bytes that all files of one image may have together.
-pub const COPIED_BYTES_MAX: u64 = 1 << 30;
+pub const COPIED_BYTES_MAX: u64 = 4 << 30;
+/// Bytes of a commit object.
+const COMMIT_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of git's own words that are kept.
 const STDERR_BYTES_MAX: u64 = 2000;
 
@@ -51,7 +57,7 @@ pub enum SourceError {
         /// What is missing.
         text: String,
     },
-    /// A file is too large to be taken into memory.
+    /// A file is too large, or all files that are copied are.
     #[error("`{path}` has more than {limit} bytes")]
     FileTooLarge {
         /// Which file.
@@ -88,6 +94,9 @@ pub struct CommitInfo {
     pub subject: String,
 }
 
+/// The content of a file that may not be there.
+type MaybeFile = Option<Vec<u8>>;
+
 /// All repositories.
 #[derive(Debug)]
 pub struct Sources {
@@ -110,7 +119,20 @@ impl Sources {
         self.repository(project).join("refs/kiln").join(commit.as_str()).is_file()
     }
 
-    /// Keeps a pack that holds a commit and its files. Durable when this returns; repeating it is harmless.
+    /// The commits that came last, the newest first.
+    pub fn newest(&self, project: &ProjectName, max: usize) -> Vec<CommitId> {
+        let entries = std::fs::read_dir(self.repository(project).join("refs/kiln")).into_iter().flatten();
+        let row = |entry: std::fs::DirEntry| {
+            let commit = entry.file_name().into_string().ok()?.parse().ok()?;
+            Some((entry.metadata().and_then(|meta| meta.modified()).ok()?, commit))
+        };
+        let mut commits: Vec<(std::time::SystemTime, CommitId)> = entries.flatten().filter_map(row).collect();
+        commits.sort_by(|a, b| b.cmp(a));
+        commits.into_iter().take(max).map(|(_, commit)| commit).collect()
+    }
+
+    /// Keeps a pack that holds a commit, and its files as far as they are not there yet. Durable when this returns;
+    /// repeating it is harmless.
     pub fn accept(
         &self,
         project: &ProjectName,
@@ -149,13 +171,37 @@ impl Sources {
 
     /// Time and subject of a commit.
     pub fn info(&self, project: &ProjectName, commit: &CommitId) -> Result<CommitInfo, SourceError> {
-        let show = ["show", "--no-patch", "--no-notes", "--format=%ct%n%s", commit.as_str(), "--"];
-        let text = run(git(&self.repository(project)).args(show), "show")?;
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let (time, subject) = text.split_once('\n').ok_or(SourceError::Answer("a commit without time"))?;
-        let time = time.parse().map_err(|_| SourceError::Answer("a commit without time"))?;
-        let subject = subject.lines().next().unwrap_or("").chars().filter(|c| !c.is_control()).take(100);
-        Ok(CommitInfo { time, subject: subject.collect() })
+        Ok(self.open(project, commit, &[])?.0)
+    }
+
+    /// Time and subject of a commit, and some of its files with the bytes that each may have; none for a file that it
+    /// does not have. One git process answers all.
+    pub fn open(
+        &self,
+        project: &ProjectName,
+        commit: &CommitId,
+        files: &[(&str, u64)],
+    ) -> Result<(CommitInfo, Vec<MaybeFile>), SourceError> {
+        let mut names = vec![commit.to_string()];
+        names.extend(files.iter().map(|(path, _)| format!("{commit}:{path}")));
+        let mut answers: Vec<MaybeFile> = vec![];
+        batch(&self.repository(project), &names, &mut |n, object| {
+            let Some(object) = object else {
+                answers.push(None);
+                return Ok(());
+            };
+            let (kind, limit) = match n.checked_sub(1) {
+                None => ("commit", COMMIT_BYTES_MAX),
+                Some(n) => ("blob", files[n].1),
+            };
+            let bytes = (object.kind == kind).then(|| object.bytes(limit)).transpose()?;
+            answers.push(bytes);
+            Ok(())
+        })?;
+        let mut answers = answers.into_iter();
+        let info = answers.next().flatten().and_then(|bytes| commit_info(&bytes));
+        let info = info.ok_or(SourceError::Answer("a commit without time"))?;
+        Ok((info, answers.collect()))
     }
 
     /// The content of a file of a commit; none if it has no such file.
@@ -167,8 +213,12 @@ impl Sources {
         bytes_max: u64,
     ) -> Result<Option<Vec<u8>>, SourceError> {
         let mut found = None;
-        let repository = self.repository(project);
-        batch(&repository, &[format!("{commit}:{path}")], bytes_max, &mut |_, bytes| found = bytes)?;
+        batch(&self.repository(project), &[format!("{commit}:{path}")], &mut |_, object| {
+            if let Some(object) = object.filter(|object| object.kind == "blob") {
+                found = Some(object.bytes(bytes_max)?);
+            }
+            Ok(())
+        })?;
         Ok(found)
     }
 
@@ -188,23 +238,28 @@ impl Sources {
         rows.map(|r| row(r).ok_or(SourceError::Answer("a malformed listing"))).collect()
     }
 
-    /// The contents of files by object name, in order.
-    pub fn contents(&self, project: &ProjectName, ids: &[String]) -> Result<Vec<Vec<u8>>, SourceError> {
-        let mut contents = Vec::with_capacity(ids.len());
-        let mut total = 0;
-        batch(&self.repository(project), ids, COPIED_BYTES_MAX, &mut |_, bytes| {
-            let bytes = bytes.unwrap_or_default();
-            total += bytes.len() as u64;
-            contents.push(if total <= COPIED_BYTES_MAX { bytes } else { vec![] });
+    /// The contents of files by object name, in order. They are spooled to a file without a name, so that however
+    /// large they are, none is in memory; each is a part of that file.
+    pub fn contents(&self, project: &ProjectName, ids: &[String]) -> Result<Vec<Content>, SourceError> {
+        let mut spool = batch::Spool::new(&self.dir).map_err(io("make a temporary file"))?;
+        batch(&self.repository(project), ids, &mut |_, object| match object {
+            Some(object) if object.kind == "blob" => spool.take(object, COPIED_BYTES_MAX),
+            _ => Err(SourceError::Answer("a file that is not there")),
         })?;
-        if total > COPIED_BYTES_MAX {
-            return Err(SourceError::FileTooLarge {
-                path: "the files that are copied".into(),
-                limit: COPIED_BYTES_MAX,
-            });
-        }
-        Ok(contents)
+        spool.finish().map_err(io("write a temporary file"))
     }
+}
+
+/// Reads a raw commit object (gitformat-commit): header lines, an empty line, the message.
+fn commit_info(raw: &[u8]) -> Option<CommitInfo> {
+    let text = String::from_utf8_lossy(raw);
+    let (head, message) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let committer = head.lines().find_map(|line| line.strip_prefix("committer "))?;
+    // `NAME <MAIL> SECONDS ZONE`, and a name may hold anything.
+    let time = committer.rsplit(' ').nth(1)?.parse().ok()?;
+    let subject = message.trim_start().lines().next().unwrap_or("").trim_end();
+    let subject = subject.chars().filter(|c| !c.is_control()).take(100).collect();
+    Some(CommitInfo { time, subject })
 }
 
 /// Removes what uploads that broke off left: git keeps the half of a pack.
@@ -233,7 +288,7 @@ fn git(repository: &Path) -> Command {
         .args(["-c", "core.hooksPath=/dev/null", "-c", "safe.directory=*", "-c", "protocol.allow=never"])
         .args(["-c", "core.fsync=committed,loose-object,pack,pack-metadata", "-c", "core.fsmonitor=false"])
         .args(["-c", "core.attributesFile=/dev/null", "-c", "core.mailmap=", "-c", "log.showSignature=false"])
-        .args(["-c", "gc.auto=0", "-c", "transfer.fsckObjects=true"])
+        .args(["-c", "gc.auto=0", "-c", "transfer.fsckObjects=true", "-c", "core.bigFileThreshold=16m"])
         .arg("-C")
         .arg(repository)
         .stdin(Stdio::null())
@@ -304,78 +359,21 @@ fn index_pack(repository: &Path, pack: &mut dyn Read) -> Result<(), SourceError>
     finished
 }
 
-/// Asks one `git cat-file --batch` for objects, in order. `each` gets nothing for one that is not there.
-fn batch(
-    repository: &Path,
-    names: &[String],
-    bytes_max: u64,
-    each: &mut dyn FnMut(usize, Option<Vec<u8>>),
-) -> Result<(), SourceError> {
-    if names.is_empty() {
-        return Ok(());
-    }
-    let mut child = git(repository)
-        .args(["cat-file", "--batch"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .map_err(SourceError::Start)?;
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let words = std::thread::spawn(move || words(stderr));
-    let (Some(mut stdin), Some(stdout)) = (stdin, stdout) else {
-        return Err(SourceError::Answer("no pipe"));
-    };
-    let read = std::thread::scope(|scope| {
-        scope.spawn(move || {
-            for name in names {
-                // If git ended early, the answers are cut off, which is noticed there.
-                if stdin.write_all(name.as_bytes()).and_then(|()| stdin.write_all(b"\n")).is_err() {
-                    return;
-                }
-            }
-        });
-        answers(&mut BufReader::new(stdout), names, bytes_max, each)
-    });
-    if read.is_err() {
-        // It may wait for somebody to read the rest.
-        let _ = child.kill();
-        let _ = child.wait();
-        return read;
-    }
-    finish(child, words, "cat-file")
-}
-
-fn answers(
-    reader: &mut impl BufRead,
-    names: &[String],
-    bytes_max: u64,
-    each: &mut dyn FnMut(usize, Option<Vec<u8>>),
-) -> Result<(), SourceError> {
-    for (n, name) in names.iter().enumerate() {
-        let mut head = String::new();
-        reader.by_ref().take(4096).read_line(&mut head).map_err(io("read from git"))?;
-        if head.trim_end().ends_with(" missing") {
-            each(n, None);
-            continue;
-        }
-        let mut end = head.trim_end().rsplit(' ');
-        let size: Option<u64> = end.next().and_then(|size| size.parse().ok());
-        let (Some(size), Some(kind)) = (size, end.next()) else {
-            return Err(SourceError::Answer("a malformed head of an object"));
-        };
-        if size > bytes_max {
-            return Err(SourceError::FileTooLarge { path: name.clone(), limit: bytes_max });
-        }
-        let mut bytes = vec![0; size as usize];
-        reader.read_exact(&mut bytes).map_err(io("read from git"))?;
-        reader.read_exact(&mut [0]).map_err(io("read from git"))?;
-        each(n, (kind == "blob").then_some(bytes));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_raw_commit_gives_its_time_and_subject() {
+        let info = |text: &str| commit_info(text.as_bytes());
+        let head = "tree 1\nauthor A <a> 1 +0000\ncommitter B > 9 <b> 1700000000 -0330\ngpgsig x\n y\n";
+        let found = info(&format!("{head}\n\n  a subject\t\nsecond\n")).unwrap();
+        assert_eq!((found.time, found.subject.as_str()), (1_700_000_000, "a subject"));
+        assert_eq!(info(head).unwrap().subject, "");
+        assert_eq!(info("tree 1\n\ncommitter B <b> 5 +0000\n"), None);
+        assert_eq!(info(&format!("{head}\n{}", "x".repeat(300))).unwrap().subject.len(), 100);
+    }
 
     fn user(dir: &Path, args: &[&str]) -> String {
         let output = git(dir)
@@ -430,7 +428,17 @@ mod tests {
         let files = sources.list(&project, &commit).unwrap();
         let modes: Vec<u32> = files.iter().map(|f| f.mode).collect();
         assert_eq!(modes, [0o100_644, 0o100_644, 0o120_000]);
-        assert_eq!(sources.contents(&project, &[files[1].id.clone()]).unwrap(), [b"hello"]);
+        let ids: Vec<String> = [1, 2, 1].map(|n: usize| files[n].id.clone()).into();
+        let contents = sources.contents(&project, &ids).unwrap();
+        let read: Vec<_> = contents.iter().map(|content| content.read().unwrap().into_owned()).collect();
+        assert_eq!(read, [b"hello".to_vec(), b"a".to_vec(), b"hello".to_vec()]);
+        let absent = sources.contents(&project, &["0".repeat(40)]);
+        assert!(matches!(absent, Err(SourceError::Answer(_))), "{absent:?}");
+        let asked = [("kiln.toml", 100), ("none", 100), ("site", 100)];
+        let (info, found) = sources.open(&project, &commit, &asked).unwrap();
+        assert_eq!(info, sources.info(&project, &commit).unwrap());
+        assert_eq!(found, [Some(b"name = \"x\"".to_vec()), None, None]);
+        assert!(sources.open(&project, &commit, &[("kiln.toml", 3)]).is_err());
 
         let mut lacking =
             git(&work).args(["pack-objects", "--stdout", "-q"]).stdin(Stdio::piped()).spawn().unwrap();

@@ -9,6 +9,10 @@ use std::sync::Arc;
 
 /// Files and directories of one tree.
 pub const NODES_MAX: usize = 1_000_000;
+/// Bytes of a file that are read at a time.
+pub(crate) const CHUNK: usize = 1 << 20;
+/// Bytes of two files that are compared at a time.
+const COMPARED: usize = 64 << 10;
 
 /// Where the bytes of a file are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,24 +77,101 @@ impl Content {
         }
     }
 
-    /// All bytes. An error if the file has another size by now.
+    /// All bytes of a small file. An error if the file has another size by now.
     pub fn read(&self) -> std::io::Result<std::borrow::Cow<'_, [u8]>> {
+        if let Content::Bytes(bytes) = self {
+            return Ok((&**bytes).into());
+        }
+        let mut all = Vec::with_capacity(self.size() as usize);
+        self.each_chunk(&mut vec![0; CHUNK], &mut |chunk| {
+            all.extend_from_slice(chunk);
+            Ok(())
+        })?;
+        Ok(all.into())
+    }
+
+    /// Hands its bytes to `each`, as many at a time as fit into `buffer`. An error if the file has another size by now.
+    pub fn each_chunk(
+        &self,
+        buffer: &mut [u8],
+        each: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
         match self {
-            Content::Bytes(bytes) => Ok((&**bytes).into()),
-            Content::Slice { file, at, size } => {
-                let mut bytes = vec![0; *size as usize];
-                file.0.read_exact_at(&mut bytes, *at)?;
-                Ok(bytes.into())
-            }
+            Content::Bytes(bytes) => each(bytes),
+            Content::Slice { file, at, size } => chunks(&file.0, *at, *size, buffer, each),
             Content::Path { path, size } => {
-                let bytes = std::fs::read(path)?;
-                if bytes.len() as u64 != *size {
+                let file = File::open(path)?;
+                if file.metadata()?.len() != *size {
                     return Err(std::io::Error::other("its size changed while it was read"));
                 }
-                Ok(bytes.into())
+                chunks(&file, 0, *size, buffer, each)
             }
         }
     }
+
+    /// Whether two have the same bytes.
+    pub fn same(&self, other: &Self) -> std::io::Result<bool> {
+        if self == other || self.size() != other.size() {
+            return Ok(self == other);
+        }
+        let (mine, theirs) = (self.reader()?, other.reader()?);
+        let (mut a, mut b) = (vec![0; COMPARED], vec![0; COMPARED]);
+        let (mut at, size) = (0, self.size());
+        while at < size {
+            let n = (size - at).min(COMPARED as u64) as usize;
+            mine.read_at(&mut a[..n], at)?;
+            theirs.read_at(&mut b[..n], at)?;
+            if a[..n] != b[..n] {
+                return Ok(false);
+            }
+            at += n as u64;
+        }
+        Ok(true)
+    }
+
+    fn reader(&self) -> std::io::Result<ContentReader<'_>> {
+        Ok(match self {
+            Content::Bytes(bytes) => ContentReader::Bytes(bytes),
+            Content::Slice { file, at, .. } => ContentReader::File(file.0.clone(), *at),
+            Content::Path { path, .. } => ContentReader::File(Arc::new(File::open(path)?), 0),
+        })
+    }
+}
+
+/// Reads parts of a content.
+enum ContentReader<'a> {
+    Bytes(&'a [u8]),
+    File(Arc<File>, u64),
+}
+
+impl ContentReader<'_> {
+    /// Fills `buffer` with the bytes from `at` on, which are there.
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> std::io::Result<()> {
+        match self {
+            ContentReader::Bytes(bytes) => {
+                buffer.copy_from_slice(&bytes[at as usize..][..buffer.len()]);
+                Ok(())
+            }
+            ContentReader::File(file, start) => file.read_exact_at(buffer, start + at),
+        }
+    }
+}
+
+fn chunks(
+    file: &File,
+    at: u64,
+    size: u64,
+    buffer: &mut [u8],
+    each: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let mut done = 0;
+    while done < size {
+        let n = (size - done).min(buffer.len() as u64) as usize;
+        file.read_exact_at(&mut buffer[..n], at + done)?;
+        each(&buffer[..n])?;
+        done += n as u64;
+    }
+    Ok(())
 }
 
 /// What a node is.
@@ -401,8 +482,7 @@ fn same(a: &Node, b: &Node) -> std::io::Result<bool> {
         return Ok(false);
     }
     match (&a.kind, &b.kind) {
-        (Kind::File(a), Kind::File(b)) if a == b => Ok(true),
-        (Kind::File(a), Kind::File(b)) => Ok(a.size() == b.size() && a.read()? == b.read()?),
+        (Kind::File(a), Kind::File(b)) => a.same(b),
         (a, b) => Ok(a == b),
     }
 }

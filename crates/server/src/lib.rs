@@ -8,6 +8,7 @@ mod handlers;
 mod images;
 mod listen;
 mod logs;
+mod rebuild;
 mod stream;
 mod upload;
 mod views;
@@ -61,6 +62,7 @@ fn router(context: Context) -> Router {
         .route(path::RELEASE, get(handlers::release))
         .route(path::IMAGES, get(images::list))
         .route(path::IMAGE, get(images::show))
+        .route(path::IMAGE_REBUILD, post(rebuild::rebuild))
         .route(path::INSTANCES, get(handlers::instances))
         .route(path::INSTANCE, get(handlers::instance))
         .route(path::LOGS, get(logs::logs))

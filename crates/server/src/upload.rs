@@ -21,7 +21,8 @@ pub(crate) async fn has(
     Path((project, commit)): Path<(ProjectName, CommitId)>,
 ) -> Json<SourceView> {
     let present = context.workshop.has_source(&project, &commit);
-    Json(SourceView { project, commit, present })
+    let known = if present { vec![] } else { context.workshop.known_sources(&project) };
+    Json(SourceView { project, commit, present, known })
 }
 
 pub(crate) async fn put(
@@ -52,7 +53,7 @@ pub(crate) async fn put(
     }
     drop(sender);
     accepting.await??;
-    Ok(Json(SourceView { project, commit, present: true }))
+    Ok(Json(SourceView { project, commit, present: true, known: vec![] }))
 }
 
 /// The chunks of a body, read by a thread that may block.

@@ -1,7 +1,9 @@
 //! `kiln image`: what instances are made of, and where it came from. Each command has a file of its own in `image/`.
 
 mod list;
+mod rebuild;
 mod show;
+mod verify;
 
 use crate::output::bytes;
 use crate::{Context, Failure};
@@ -21,12 +23,15 @@ enum ImageCommand {
     List(list::ListArgs),
     /// Show the layers of an image and what it was made from
     Show(show::ShowArgs),
+    /// Check that an image is what it says
+    Verify(verify::VerifyArgs),
 }
 
 pub(crate) async fn run(context: &Context<'_>, arguments: ImageArgs) -> Result<(), Failure> {
     match arguments.command {
         ImageCommand::List(arguments) => list::run(context, arguments).await,
         ImageCommand::Show(arguments) => show::run(context, arguments).await,
+        ImageCommand::Verify(arguments) => verify::run(context, arguments).await,
     }
 }
 

@@ -2,10 +2,11 @@
 //! is believed: what does not fit is an error.
 
 use super::{
-    BLOCK, BLOCK_BITS, DIRENT, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, SLOT, SUPERBLOCK_AT, SUPERBLOCK_SIZE,
-    XATTR_ENTRY, XATTR_HEAD, XATTR_PREFIXES,
+    BLOCK, BLOCK_BITS, CHECKSUM_AT, DIRENT, FEATURES, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, SLOT,
+    SUPERBLOCK_AT, SUPERBLOCK_SIZE, XATTR_ENTRY, XATTR_HEAD, XATTR_PREFIXES, checksum,
 };
-use crate::tree::{Content, Kind, Node, SharedFile, Tree, Xattrs};
+use crate::tree::{Content, Kind, NODES_MAX, Node, SharedFile, Tree, TreeError, Xattrs};
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -62,24 +63,67 @@ pub struct Reader {
 
 /// Bytes of one directory or link that a reader takes.
 const READ_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of a path, as for the kernel.
+const PATH_BYTES_MAX: usize = 4095;
+/// Bytes of all paths of an image together.
+const PATHS_BYTES_MAX: usize = 512 << 20;
+/// Bytes of a link's target, as for the kernel.
+const LINK_BYTES_MAX: u64 = 4095;
+
+/// What was read so far of a whole image. Everything in it has a place of its own, so it cannot hold more than it has
+/// bytes, and nothing is there twice but the names of a file.
+struct Seen {
+    inodes: HashSet<u64>,
+    bytes_left: u64,
+}
+
+impl Seen {
+    /// Whether it is the first name of an inode.
+    fn first(&mut self, number: u64, found: &Found) -> std::io::Result<bool> {
+        if !self.inodes.insert(number) {
+            return if found.is_dir() { Err(damaged("a directory in two places")) } else { Ok(false) };
+        }
+        let size = if found.is_whiteout() { 0 } else { found.size };
+        let taken = size.checked_add(SLOT + found.xattrs);
+        let left = taken.and_then(|taken| self.bytes_left.checked_sub(taken));
+        self.bytes_left = left.ok_or_else(|| damaged("more content than bytes"))?;
+        Ok(true)
+    }
+}
+
+/// Checks that the superblock is one that kiln writes: the kernel would see another tree through other features.
+fn check(block: &[u8; BLOCK as usize], size: u64) -> std::io::Result<()> {
+    let head = &block[SUPERBLOCK_AT..SUPERBLOCK_AT + SUPERBLOCK_SIZE];
+    if u32_at(head, 0) != MAGIC || head[12] != BLOCK_BITS {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "not a file system image of kiln"));
+    }
+    if u32_at(block, CHECKSUM_AT) != checksum(block) {
+        return Err(damaged("another checksum than its superblock says"));
+    }
+    let written = [0..14, 14..16, 16..24, 24..32, 36..40];
+    let others = (0..SUPERBLOCK_SIZE).filter(|at| !written.iter().any(|range| range.contains(at)));
+    if u32_at(head, 8) != FEATURES || head[13] != 0 || others.into_iter().any(|at| head[at] != 0) {
+        return Err(damaged("features that kiln does not use"));
+    }
+    if u64::from(u32_at(head, 36)) * BLOCK != size {
+        return Err(damaged("another size than it says"));
+    }
+    Ok(())
+}
 
 impl Reader {
     /// Opens an image.
     pub fn open(file: File) -> std::io::Result<Self> {
-        let mut head = [0; SUPERBLOCK_SIZE];
-        file.read_exact_at(&mut head, SUPERBLOCK_AT as u64)?;
-        if u32_at(&head, 0) != MAGIC || head[12] != BLOCK_BITS {
-            return Err(std::io::Error::new(
-                std::io::ErrorKind::InvalidData,
-                "not a file system image of kiln",
-            ));
-        }
         let size = file.metadata()?.len();
+        let mut block = [0; BLOCK as usize];
+        file.read_exact_at(&mut block, 0)?;
+        check(&block, size)?;
+        let head = &block[SUPERBLOCK_AT..];
         Ok(Self {
-            file: Arc::new(file),
+            root: u64::from(u16_at(head, 14)),
+            epoch: u64_at(head, 24) as i64,
             size,
-            root: u64::from(u16_at(&head, 14)),
-            epoch: u64_at(&head, 24) as i64,
+            file: Arc::new(file),
         })
     }
 
@@ -124,18 +168,37 @@ impl Reader {
         }
     }
 
-    /// Everything that is in the image. The content of files stays in it until it is read; several names of one file
+    /// Everything that is in the image; an error if it is not one that [`super::write()`] made. The content of files stays in it until it is read; several names of one file
     /// stay one file.
     pub fn tree(&self) -> std::io::Result<Tree> {
         let mut tree = Tree::new();
+        let mut seen = Seen { inodes: HashSet::new(), bytes_left: self.size };
         let mut queue = vec![(Vec::new(), self.root)];
+        let mut path_bytes = 0;
         while let Some((path, number)) = queue.pop() {
             let found = self.inode(number)?;
+            seen.first(number, &found)?;
+            if path.is_empty() && !found.is_dir() {
+                return Err(damaged("no root directory"));
+            }
             let kind = match found.mode & 0o170_000 {
                 0o040_000 => {
                     let bytes = self.read(&found)?;
                     for (name, number) in entries(&bytes).filter(|(name, _)| !matches!(*name, b"." | b"..")) {
+                        if name.is_empty()
+                            || name.contains(&b'/')
+                            || path.len() + name.len() >= PATH_BYTES_MAX
+                        {
+                            return Err(damaged("a name that no file can have"));
+                        }
+                        path_bytes += path.len() + name.len();
+                        if path_bytes > PATHS_BYTES_MAX {
+                            return Err(damaged("too many names"));
+                        }
                         queue.push((crate::tree::join(&path, name), number));
+                    }
+                    if queue.len() > NODES_MAX {
+                        return Err(std::io::Error::other(TreeError::TooMany));
                     }
                     Kind::Dir
                 }
@@ -143,6 +206,7 @@ impl Reader {
                     let at = self.place(&found)?;
                     Kind::File(Content::Slice { file: SharedFile(self.file.clone()), at, size: found.size })
                 }
+                0o120_000 if found.size > LINK_BYTES_MAX => return Err(damaged("an endless link")),
                 0o120_000 => Kind::Symlink(self.read(&found)?),
                 0o020_000 => Kind::Whiteout,
                 _ => return Err(damaged("an entry that is neither a file, a directory nor a link")),
@@ -150,6 +214,9 @@ impl Reader {
             let xattrs = self.xattrs(&found)?;
             let (mode, uid, gid, mtime) = (found.mode & 0o7777, found.uid, found.gid, found.mtime);
             let node = Node { kind, mode, uid, gid, mtime, xattrs };
+            if tree.get(&path).is_some() {
+                return Err(damaged("two entries of one name"));
+            }
             tree.insert(&path, node).map_err(std::io::Error::other)?;
         }
         Ok(tree)

@@ -70,6 +70,8 @@ pub(super) fn die_with_parent() -> Result<(), SandboxError> {
 
 /// Replaces the root by an empty tmpfs of at most `bytes_max`, with /proc and a minimal /dev.
 pub(super) fn enter_root(bytes_max: u64, process_bytes_max: u64) -> Result<(), SandboxError> {
+    // First: the caller's would show in the mode of every directory that is made here.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     step("make the mounts private", rustix::mount::mount_change("/", private))?;
     let root = Path::new(MOUNT_POINT);
@@ -99,7 +101,6 @@ pub(super) fn enter_root(bytes_max: u64, process_bytes_max: u64) -> Result<(), S
     step("enter the root", std::env::set_current_dir("/"))?;
     step("name the host", rustix::system::sethostname(b"localhost"))?;
     step("give up privileges", rustix::thread::set_no_new_privs(true))?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
     limit("address space", Resource::As, process_bytes_max)?;
     limit("core file", Resource::Core, 0)
 }
