@@ -1,6 +1,6 @@
 //! Images are the same bytes wherever they are baked, and a changed file of the application makes a new small layer only.
 
-use kiln_tests::{Kiln, Project, free_address, run as run_program, wait_until};
+use kiln_tests::{Kiln, Project, free_address, kiln_program, run as run_program, wait_until};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -54,7 +54,9 @@ fn stopped_while_baking() {
     let mut client = kiln.command(project.dir.path(), &["bake"]);
     let mut client =
         client.stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("kiln bake");
-    let baking = || run_program(Command::new("pgrep").args(["-f", "kiln internal rootfs"])).code == 0;
+    // Of this program: another checkout's tests may install packages on this host as well.
+    let installer = format!("^{} internal rootfs", kiln_program().display());
+    let baking = || run_program(Command::new("pgrep").args(["-f", &installer])).code == 0;
     wait_until("packages are being installed", LIMIT, baking);
     kiln.terminate();
     wait_until("nobody installs any more", LIMIT, || !baking());

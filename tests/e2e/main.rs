@@ -9,6 +9,7 @@ mod crashes;
 mod debian;
 mod deploys;
 mod exchange;
+mod lint;
 mod operations;
 mod rebuilt;
 mod retention;
@@ -36,6 +37,7 @@ fn main() {
         ("bases_with_playbooks", bases::provision),
         ("builds", builds::run),
         ("debian_packages", debian::run),
+        ("lint_refuses", lint::run),
         ("rebuilt_elsewhere", rebuilt::run),
         ("operations", operations::run),
         ("retention_of_images", retention::run),

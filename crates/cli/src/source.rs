@@ -9,7 +9,9 @@ use crate::project::{self, LOCK, SPEC};
 use crate::{Context, Failure, watch};
 use kiln_api::{Client, Code};
 use kiln_model::{CommitId, ProjectName};
+use std::ffi::OsStr;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -201,8 +203,9 @@ fn without_filters(dir: &Path, command: &mut Command) -> Result<(), Failure> {
     let names = listed.stdout.split(|b| *b == 0).filter(|name| !name.is_empty());
     let mut count = 0;
     for name in names {
-        let name = String::from_utf8_lossy(name).into_owned();
-        let value = if name.ends_with(".required") { "false" } else { "" };
+        let value = if name.ends_with(b".required") { "false" } else { "" };
+        // The name of a filter need not be text.
+        let name = OsStr::from_bytes(name);
         command.env(format!("GIT_CONFIG_KEY_{count}"), name).env(format!("GIT_CONFIG_VALUE_{count}"), value);
         count += 1;
     }
@@ -226,6 +229,8 @@ fn git(dir: &Path) -> Command {
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_TERMINAL_PROMPT", "0")
         .env("GIT_NO_LAZY_FETCH", "1")
+        // Unlike `protocol.allow`, nothing that a repository configures goes over it.
+        .env("GIT_ALLOW_PROTOCOL", "none")
         .env("GIT_NO_REPLACE_OBJECTS", "1")
         .args(["--no-optional-locks", "--literal-pathspecs"])
         .args(["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "safe.directory=*"])
@@ -360,6 +365,9 @@ fn end(child: &mut Child) {
 }
 
 #[cfg(test)]
+mod hostile;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::args::Global;
@@ -380,12 +388,12 @@ mod tests {
         }
     }
 
-    fn user(dir: &Path, arguments: &[&str]) -> String {
+    pub(super) fn user(dir: &Path, arguments: &[&str]) -> String {
         let author = ["-c", "user.name=t", "-c", "user.email=t@example.invalid"];
         answer(git(dir).args(author).args(arguments)).unwrap()
     }
 
-    fn project() -> tempfile::TempDir {
+    pub(super) fn project() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         user(dir.path(), &["init", "-q"]);
         std::fs::create_dir(dir.path().join("site")).unwrap();
@@ -397,7 +405,11 @@ mod tests {
         dir
     }
 
-    fn resolved(dir: &Path, project: Option<&str>, reference: Option<&str>) -> Result<Source, Failure> {
+    pub(super) fn resolved(
+        dir: &Path,
+        project: Option<&str>,
+        reference: Option<&str>,
+    ) -> Result<Source, Failure> {
         let global = Global {
             dir: dir.to_owned(),
             project: project.map(str::to_owned),

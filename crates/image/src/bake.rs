@@ -173,6 +173,9 @@ pub enum BakeError {
         #[source]
         source: ErofsError,
     },
+    /// It holds what an image must not hold.
+    #[error(transparent)]
+    Lint(#[from] crate::lint::LintError),
     /// The content store.
     #[error("the content store failed")]
     Objects(#[from] ObjectError),
@@ -201,6 +204,7 @@ impl BakeError {
             Self::Build { image, source } => {
                 source.hint().map(|hint| hint.replace("NAME", image)).or_else(|| full_disk(self))
             }
+            Self::Lint(source) => source.hint().or_else(|| full_disk(self)),
             _ => full_disk(self),
         }
     }
@@ -266,6 +270,7 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
         let (digest, size) = finished?;
         layers.push(LayerRef { digest, size, role: "app".into() });
     }
+    crate::lint::gate(job, &objects, &layers, epoch, progress)?;
     let size = layers.iter().map(|layer| layer.size).sum();
     let config = ImageConfig { epoch, users };
     let manifest = ImageManifest { format: FORMAT, architecture: ARCHITECTURE.into(), layers, config };

@@ -18,6 +18,7 @@ pub mod erofs;
 pub mod export;
 pub mod gc;
 pub mod layers;
+pub mod lint;
 pub mod lookup;
 pub mod objects;
 pub mod oci;

@@ -17,7 +17,8 @@ const RECORD_BYTES_MAX: u64 = 4096;
 /// What an image is made of.
 pub fn key(job: &BakeJob) -> Digest {
     let lock = job.lock.as_ref().map(kiln_spec::Lock::to_text);
-    let parts = (BAKER, INSTALLER, &job.commit, &job.recipe, &job.mount_points, lock, &job.images);
+    let versions = (BAKER, INSTALLER, crate::lint::VERSION);
+    let parts = (versions, &job.commit, &job.recipe, &job.mount_points, lock, &job.images);
     Digest::of(&serde_json::to_vec(&parts).unwrap_or_default())
 }
 

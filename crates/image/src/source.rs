@@ -20,6 +20,11 @@ const LISTING_BYTES_MAX: u64 = 256 << 20;
 pub const COPIED_BYTES_MAX: u64 = 4 << 30;
 /// Bytes of a commit object.
 const COMMIT_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of address space of a git that reads a pack. Its clients send files above 512 MB whole, and a delta needs what it
+/// is made from, its result and itself.
+const GIT_ADDRESS_SPACE_MAX: u64 = 3 << 30;
+/// Seconds of processor time of a git that reads a pack of [`limits::PACK_BYTES_MAX`].
+const GIT_CPU_SECONDS_MAX: u64 = 600;
 /// Bytes of git's own words that are kept.
 const STDERR_BYTES_MAX: u64 = 2000;
 
@@ -309,6 +314,8 @@ fn git(repository: &Path) -> Command {
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_TERMINAL_PROMPT", "0")
         .env("GIT_NO_LAZY_FETCH", "1")
+        // Unlike `protocol.allow`, nothing that a repository configures goes over it.
+        .env("GIT_ALLOW_PROTOCOL", "none")
         .env("GIT_NO_REPLACE_OBJECTS", "1")
         .args(["-c", "core.hooksPath=/dev/null", "-c", "safe.directory=*", "-c", "protocol.allow=never"])
         .args(["-c", "core.fsync=committed,loose-object,pack,pack-metadata", "-c", "core.fsmonitor=false"])
@@ -368,6 +375,22 @@ fn refusal(verb: &str, text: String) -> SourceError {
     SourceError::Git { verb: verb.to_owned(), text }
 }
 
+/// Bounds what a pack can make git do. A few bytes of deltas can ask for any amount of memory, and a few megabytes of zeros
+/// for hours of inflating.
+fn bound(child: &std::process::Child) -> Result<(), SourceError> {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let pid = Pid::from_raw(child.id().try_into().unwrap_or(0));
+    for (resource, limit) in [(Resource::As, GIT_ADDRESS_SPACE_MAX), (Resource::Cpu, GIT_CPU_SECONDS_MAX)] {
+        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+        // One that has ended already needs none.
+        match prlimit(pid, resource, limit) {
+            Ok(_) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(io("limit the git program")(error.into())),
+        }
+    }
+    Ok(())
+}
+
 fn index_pack(repository: &Path, pack: &mut dyn Read) -> Result<(), SourceError> {
     let mut child = git(repository)
         .args(["index-pack", "--strict", "--stdin"])
@@ -375,6 +398,8 @@ fn index_pack(repository: &Path, pack: &mut dyn Read) -> Result<(), SourceError>
         .stdin(Stdio::piped())
         .spawn()
         .map_err(SourceError::Start)?;
+    // It waits for the pack, so nothing has happened yet.
+    bound(&child)?;
     let stderr = child.stderr.take();
     let words = std::thread::spawn(move || words(stderr));
     let mut copied = Ok(0);

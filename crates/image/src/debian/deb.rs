@@ -3,7 +3,7 @@
 //! A package is verified by sha256 before it comes here, but whoever made it is not trusted to be careful: sizes are
 //! bounded, paths stay below the root, and only directories, files and links are accepted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 
 /// Bytes that one package may hold once decompressed.
@@ -98,16 +98,23 @@ impl Deb {
     /// # Errors
     /// [`DebError`] if it is malformed, too large, or holds what a package may not hold.
     pub fn read(bytes: &[u8]) -> Result<Self, DebError> {
-        let (mut control, mut entries) = (None, None);
-        for (name, body) in members(bytes)? {
-            if name.starts_with("control.tar") && control.is_none() {
-                control = Some(read_control(&name, body)?);
-            } else if name.starts_with("data.tar") && entries.is_none() {
-                entries = Some(read_data(&name, body)?);
-            }
+        let mut members = members(bytes)?.into_iter().filter(|(name, _)| !name.starts_with('_'));
+        // deb(5): these three in this order; dpkg takes nothing else either, so nothing can be smuggled past one of them.
+        let mut next = |start: &str, missing| match members.next() {
+            Some((name, body)) if name.starts_with(start) => Ok((name, body)),
+            _ => Err(DebError::Archive(missing)),
+        };
+        let (_, version) = next("debian-binary", "it has no `debian-binary` in the first place")?;
+        if !version.starts_with(b"2.") {
+            return Err(DebError::Archive("it is of an unknown version"));
         }
-        let control = control.ok_or(DebError::Archive("it has no `control.tar`"))?;
-        let entries = entries.ok_or(DebError::Archive("it has no `data.tar`"))?;
+        let (name, body) = next("control.tar", "it has no `control.tar` in the second place")?;
+        let control = read_control(&name, body)?;
+        let (name, body) = next("data.tar", "it has no `data.tar` in the third place")?;
+        let entries = read_data(&name, body)?;
+        if members.next().is_some() {
+            return Err(DebError::Archive("something follows its `data.tar`"));
+        }
         let deb = Self { control, entries };
         deb.field("Package").ok_or(DebError::Field("Package"))?;
         deb.field("Architecture").ok_or(DebError::Field("Architecture"))?;
@@ -193,32 +200,73 @@ fn inflate<'a>(name: &str, body: &'a [u8], limit: u64) -> std::io::Result<Bounde
     Ok(Bounded { reader, left: limit })
 }
 
+/// One entry of a tar file with its long names put together.
+struct Raw<'e, 'a, 'b> {
+    path: &'e [u8],
+    link: Option<&'e [u8]>,
+    entry: &'e mut tar::Entry<'a, Bounded<Box<dyn Read + 'b>>>,
+}
+
 /// Calls `each` for every entry of the tar file in `body`.
+///
+/// The headers are taken as they are: packages have the long names of GNU, and no headers of pax, which dpkg refuses. The
+/// tar crate would take those apart at line breaks instead of by their lengths, so that a value with one in it could pass
+/// for a path or a size.
 fn each_entry(
     name: &str,
     body: &[u8],
     limit: u64,
-    mut each: impl FnMut(&mut tar::Entry<'_, Bounded<Box<dyn Read + '_>>>) -> Result<(), EntryError>,
+    mut each: impl FnMut(Raw<'_, '_, '_>) -> Result<(), EntryError>,
 ) -> Result<(), DebError> {
     let damaged = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::FileTooLarge => DebError::TooLarge { member: name.to_owned(), limit },
         _ => DebError::Member { member: name.to_owned(), source },
     };
     let mut archive = tar::Archive::new(inflate(name, body, limit).map_err(damaged)?);
-    for (n, entry) in archive.entries().map_err(damaged)?.enumerate() {
+    let (mut long_path, mut long_link) = (None, None);
+    for (n, entry) in archive.entries().map_err(damaged)?.raw(true).enumerate() {
         let mut entry = entry.map_err(damaged)?;
-        let result =
-            if n < ENTRIES_MAX { each(&mut entry) } else { Err(EntryError::Refused("one too many")) };
+        let kind = entry.header().entry_type();
+        let header = entry.header().clone();
+        let path = long_path.clone().unwrap_or_else(|| header.path_bytes().into_owned());
+        let result = if n >= ENTRIES_MAX {
+            Err(EntryError::Refused("one too many"))
+        } else if kind.is_gnu_longname() {
+            long_name(&mut entry).map(|name| long_path = Some(name))
+        } else if kind.is_gnu_longlink() {
+            long_name(&mut entry).map(|name| long_link = Some(name))
+        } else {
+            let link =
+                long_link.take().or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
+            long_path = None;
+            each(Raw { path: &path, link: link.as_deref(), entry: &mut entry })
+        };
         match result {
             Ok(()) => {}
             Err(EntryError::Read(source)) => return Err(damaged(source)),
             Err(EntryError::Refused(why)) => {
-                let path = String::from_utf8_lossy(&entry.path_bytes()).chars().take(200).collect();
+                let path = String::from_utf8_lossy(&path).chars().take(200).collect();
                 return Err(DebError::Entry { path, why });
             }
         }
     }
-    Ok(())
+    match long_path.or(long_link) {
+        Some(_) => Err(DebError::Archive("it ends with the name of an entry that is not there")),
+        None => Ok(()),
+    }
+}
+
+/// The path or target that stands in an entry of its own, for the next one.
+fn long_name(entry: &mut impl Read) -> Result<Vec<u8>, EntryError> {
+    let mut name = Vec::new();
+    entry.take(PATH_BYTES_MAX as u64 + 2).read_to_end(&mut name)?;
+    if name.last() == Some(&0) {
+        name.pop();
+    }
+    match name.len() <= PATH_BYTES_MAX && !name.contains(&0) {
+        true => Ok(name),
+        false => Err(EntryError::Refused("not an acceptable path")),
+    }
 }
 
 enum EntryError {
@@ -234,15 +282,19 @@ impl From<std::io::Error> for EntryError {
 
 fn read_control(name: &str, body: &[u8]) -> Result<BTreeMap<String, (Vec<u8>, u32)>, DebError> {
     let mut files = BTreeMap::new();
-    each_entry(name, body, CONTROL_BYTES_MAX, |entry| {
-        let path = clean(&entry.path_bytes())?;
+    each_entry(name, body, CONTROL_BYTES_MAX, |Raw { path, entry, .. }| {
+        let path = clean(path)?;
         if entry.header().entry_type().is_file() {
             let name_ok = |b: &u8| b.is_ascii_alphanumeric() || b"-_.+".contains(b);
             let file = String::from_utf8(path).ok().filter(|p| p.bytes().all(|b| name_ok(&b)));
             let file = file.ok_or(EntryError::Refused("not a control file"))?;
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes)?;
-            files.insert(file, (bytes, entry.header().mode()? & 0o777));
+            if files.insert(file, (bytes, entry.header().mode()? & 0o777)).is_some() {
+                return Err(EntryError::Refused("there twice"));
+            }
+        } else if !entry.header().entry_type().is_dir() {
+            return Err(EntryError::Refused("neither a directory nor a file"));
         }
         Ok(())
     })?;
@@ -251,8 +303,9 @@ fn read_control(name: &str, body: &[u8]) -> Result<BTreeMap<String, (Vec<u8>, u3
 
 fn read_data(name: &str, body: &[u8]) -> Result<Vec<Entry>, DebError> {
     let mut entries = Vec::new();
-    each_entry(name, body, INFLATED_BYTES_MAX, |entry| {
-        let path = clean(&entry.path_bytes())?;
+    let mut seen = Seen::default();
+    each_entry(name, body, INFLATED_BYTES_MAX, |Raw { path, link, entry }| {
+        let path = clean(path)?;
         let header = entry.header();
         let id = |id: u64| u32::try_from(id).ok().filter(|id| *id < 65536);
         let owner = (id(header.uid()?), id(header.gid()?));
@@ -262,30 +315,71 @@ fn read_data(name: &str, body: &[u8]) -> Result<Vec<Entry>, DebError> {
         let mode = header.mode()? & 0o7777;
         let mtime = i64::try_from(header.mtime()?).unwrap_or(0).clamp(0, i64::from(u32::MAX));
         let kind = header.entry_type();
-        let target = |target: Option<std::borrow::Cow<'_, [u8]>>| {
-            let target = target.filter(|t| !t.is_empty() && t.len() <= PATH_BYTES_MAX && !t.contains(&0));
-            target.map(std::borrow::Cow::into_owned).ok_or(EntryError::Refused("a link without a target"))
+        let target = || {
+            let target = link.filter(|t| !t.is_empty() && t.len() <= PATH_BYTES_MAX && !t.contains(&0));
+            target.ok_or(EntryError::Refused("a link without a target"))
         };
         let kind = if kind.is_dir() {
             Kind::Dir
         } else if kind.is_symlink() {
-            Kind::Symlink(target(entry.link_name_bytes())?)
+            Kind::Symlink(target()?.to_vec())
         } else if kind.is_hard_link() {
-            Kind::Hardlink(clean(&target(entry.link_name_bytes())?)?)
+            Kind::Hardlink(clean(target()?)?)
         } else if kind.is_file() || kind.is_contiguous() {
             let mut bytes = Vec::with_capacity(entry.size().min(16 << 20) as usize);
             entry.read_to_end(&mut bytes)?;
             Kind::File(bytes)
+        } else if kind.is_pax_global_extensions() || kind.is_pax_local_extensions() {
+            return Err(EntryError::Refused("preceded by a header of pax, which packages do not have"));
         } else {
             return Err(EntryError::Refused("neither a directory, a file nor a link"));
         };
         if path.is_empty() && kind != Kind::Dir {
             return Err(EntryError::Refused("in the place of the root"));
         }
+        seen.check(&path, &kind)?;
         entries.push(Entry { path, kind, mode, uid, gid, mtime });
         Ok(())
     })?;
     Ok(entries)
+}
+
+/// What a package brought so far. It was packed from one tree, so that nothing in it is there twice, lies in what is no
+/// directory, or is another name of something that is not there.
+#[derive(Default)]
+struct Seen(HashMap<Vec<u8>, Seat>);
+
+/// What is at a path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seat {
+    Dir,
+    File,
+    Link,
+}
+
+impl Seen {
+    fn check(&mut self, path: &[u8], kind: &Kind) -> Result<(), EntryError> {
+        let seat = match kind {
+            Kind::Dir => Seat::Dir,
+            Kind::File(_) => Seat::File,
+            Kind::Symlink(_) => Seat::Link,
+            Kind::Hardlink(target) => match self.0.get(target) {
+                Some(seat @ (Seat::File | Seat::Link)) => *seat,
+                _ => {
+                    return Err(EntryError::Refused("another name of a file that the package did not bring"));
+                }
+            },
+        };
+        for (at, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
+            if *self.0.entry(path[..at].to_vec()).or_insert(Seat::Dir) != Seat::Dir {
+                return Err(EntryError::Refused("in something of the package that is no directory"));
+            }
+        }
+        match self.0.insert(path.to_vec(), seat) {
+            Some(old) if old != Seat::Dir || seat != Seat::Dir => Err(EntryError::Refused("there twice")),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The path without `./` and the slash at its end; refused if it could leave the root.
@@ -312,6 +406,9 @@ fn clean(path: &[u8]) -> Result<Vec<u8>, EntryError> {
     }
     Ok(clean)
 }
+
+#[cfg(test)]
+mod hostile;
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -430,6 +527,7 @@ pub(crate) mod tests {
         let packed = zstd::encode_all(&builder.into_inner().unwrap()[..], 1).unwrap();
         assert!(packed.len() < 1 << 20);
         let mut bomb = b"!<arch>\n".to_vec();
+        bomb.extend(member("debian-binary", b"2.0\n"));
         bomb.extend(member("control.tar.zst", &packed));
         assert!(matches!(Deb::read(&bomb), Err(DebError::TooLarge { .. })));
     }

@@ -13,7 +13,7 @@ use kiln_spec::lock::LockedPackage;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever the installer makes other layers of the same packages.
-pub(crate) const INSTALLER: &str = "kiln installer 2";
+pub(crate) const INSTALLER: &str = "kiln installer 3";
 /// The name under which the cache keeps the base of some rows.
 const BASE: &str = "base";
 const PACKAGES: &str = "packages";
@@ -43,7 +43,7 @@ pub(super) fn below(room: &mut Room<'_>, suite: &str) -> Result<Vec<LayerRef>, L
             None => {
                 fetch(job, room.objects, suite, &rows, room.progress)?;
                 (room.progress)(format!("installing {} packages", rows.len()));
-                room.cache.put(key, role, install(job, room.objects, below, &rows)?)?
+                room.cache.put(key, role, install(job, room.objects, below, &rows, room.progress)?)?
             }
         };
         layers.push(layer);
@@ -79,6 +79,7 @@ fn install(
     objects: &Objects,
     below: Option<Digest>,
     rows: &[&LockedPackage],
+    progress: &mut dyn FnMut(String),
 ) -> Result<(Digest, u64), LayersError> {
     let packages = packages(objects, rows);
     if let Some(below) = below {
@@ -88,7 +89,11 @@ fn install(
     let below = below.map(|digest| objects.path(digest));
     let mut layer = objects.create()?;
     let installed = Installer::new(job.program.clone()).install(below.as_deref(), &packages, layer.file());
-    installed.map_err(|source| LayersError::Install { source })?;
+    let done = installed.map_err(|source| LayersError::Install { source })?;
+    if done.disarmed > 0 {
+        let n = done.disarmed;
+        progress(format!("note: {n} set-id files of packages lost their bits: no instance can use them"));
+    }
     Ok(layer.finish()?)
 }
 

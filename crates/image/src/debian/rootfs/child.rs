@@ -202,6 +202,7 @@ fn install() -> Result<Done, ChildError> {
     normalise(Path::new("/"), epoch, base.as_ref())?;
     clock.lap("normalise");
     let mut tree = Tree::scan(Path::new("/")).map_err(ChildError::Scan)?;
+    let disarmed = crate::lint::setid::strip(&mut tree).len() as u64;
     if let Some(base) = &base {
         tree.take_xattrs(base);
         tree = Tree::difference(base, &tree).map_err(ChildError::Scan)?;
@@ -212,7 +213,7 @@ fn install() -> Result<Done, ChildError> {
     erofs::write(&tree, &mut out).map_err(ChildError::Erofs)?;
     out.flush().map_err(ChildError::Flush)?;
     clock.lap("write");
-    Ok(Done { users: users().map_err(ChildError::Passwd)?, epoch, steps: clock.steps })
+    Ok(Done { users: users().map_err(ChildError::Passwd)?, epoch, disarmed, steps: clock.steps })
 }
 
 fn read_job(from: &mut impl Read) -> io::Result<Job> {

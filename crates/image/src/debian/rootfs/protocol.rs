@@ -79,6 +79,9 @@ pub struct Done {
     pub users: BTreeMap<String, (u32, u32)>,
     /// The time that files made by scripts carry: the newest file time in the packages, in seconds since 1970.
     pub epoch: i64,
+    /// Files that lost their set-id bits or capabilities.
+    #[serde(default)]
+    pub disarmed: u64,
     /// Milliseconds that each step took, for people.
     pub steps: Vec<(String, u64)>,
 }
