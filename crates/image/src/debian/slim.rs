@@ -124,10 +124,11 @@ pub fn install(packages: &[(LockedPackage, PathBuf)], out: &mut impl Write) -> R
     certificates::make(&mut root)?;
     libraries::make(&mut root)?;
     lap("hooks");
+    let disarmed = crate::lint::setid::strip(&mut root.tree).len() as u64;
     erofs::write(&root.tree, out).map_err(SlimError::Erofs)?;
     out.flush().map_err(SlimError::Write)?;
     lap("write");
-    Ok(Done { users, epoch, steps })
+    Ok(Done { users, epoch, disarmed, steps })
 }
 
 /// Reads, verifies and decodes packages.
