@@ -130,6 +130,10 @@ impl Site {
             mount_points: Default::default(),
             mirror: None,
             program: PathBuf::from("/nonexistent"),
+            images: std::collections::BTreeMap::new(),
+            registry_auth: None,
+            is_builder: false,
+            describe: false,
         };
         let baked = bake(&job, &mut |_| {}).map_err(|error| chain(&error))?;
         let objects = Objects::open(&self.dir.path().join("objects")).unwrap();
