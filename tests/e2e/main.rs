@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bakes;
+mod bases;
 mod crashes;
 mod deploys;
 mod exchange;
@@ -26,6 +27,8 @@ fn main() {
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
         ("exchange", exchange::run),
+        ("bases_of_oci", bases::oci),
+        ("bases_of_buildah", bases::containerfile),
         ("operations", operations::run),
         ("retention_of_images", retention::run),
         ("taken_back", taken_back::run),

@@ -231,6 +231,8 @@ pub struct Kiln {
     pub edge: String,
     /// Addresses of instances; no two servers of one test have the same.
     subnet: String,
+    /// More options of `kiln serve`.
+    options: Vec<String>,
     server: Option<Child>,
 }
 
@@ -241,7 +243,7 @@ impl Kiln {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let subnet = format!("10.{}.{}.0/24", 84 + n / 256, n % 256);
         let state = tempfile::tempdir().expect("temporary folder");
-        Self { state, edge: edge.to_owned(), subnet, server: None }
+        Self { state, edge: edge.to_owned(), subnet, options: vec![], server: None }
     }
 
     /// Makes the folder and starts the server.
@@ -263,6 +265,7 @@ impl Kiln {
         command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
         command.args(["--subnet", &self.subnet]);
         command.arg("--edge").arg(&self.edge).arg("--mirror").arg(format!("file:{}", mirror().display()));
+        command.args(&self.options);
         command
     }
 
@@ -280,6 +283,12 @@ impl Kiln {
             dead || self.cli(Path::new("/"), &["status", "--json"]).code == 0
         });
         assert!(!dead || !environment.is_empty(), "the server died: {}", self.log());
+    }
+
+    /// Starts the server with more options, now and ever after.
+    pub fn start_with(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|option| (*option).to_owned()).collect();
+        self.start(&[]);
     }
 
     /// What the server printed.

@@ -23,4 +23,7 @@ pub struct BakeView {
     /// The kiln.lock that the server resolved because the commit had none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock: Option<String>,
+    /// What the user should know of the images, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }

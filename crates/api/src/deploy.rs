@@ -58,4 +58,7 @@ pub struct DeployView {
     /// For a plan: what would happen, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plan: Vec<String>,
+    /// What the user should know of the images, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }

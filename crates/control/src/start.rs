@@ -32,6 +32,8 @@ pub struct ControlConfig {
     pub subnet: Subnet,
     /// Where packages come from; none takes the host's.
     pub mirror: Option<String>,
+    /// The file with the credentials of registries.
+    pub registry_auth: Option<PathBuf>,
 }
 
 /// A control plane could not be started. Nothing was changed.
@@ -87,6 +89,7 @@ impl Control {
             state: state.clone(),
             program: config.program.clone(),
             mirror: config.mirror.clone(),
+            registry_auth: config.registry_auth.clone(),
         };
         let workshop = Arc::new(Workshop::open(workshop, progress.clone())?);
         let local = LocalConfig {

@@ -10,6 +10,7 @@ use kiln_image::export::ExportError;
 use kiln_image::export::blob::Compression;
 use kiln_image::export::oci::{self, Labels, OciImage, RunAs};
 use kiln_image::objects::write_durable;
+use kiln_image::oci::Fetcher;
 use kiln_image::worker::{self, WorkerError, chain};
 use kiln_image::{ObjectError, Objects, SourceError, Sources};
 use kiln_logs::LogFolder;
@@ -17,7 +18,9 @@ use kiln_model::{
     CommitId, Digest, EnvName, EnvRef, ImageManifest, ImageName, InstanceId, ProjectName, Release,
     ReleaseSpec, limits,
 };
-use kiln_spec::{Lock, Project, Recipes, SpecErrors};
+use kiln_spec::lock::{LOCK_VERSION, LockedBase};
+use kiln_spec::{Base, ImageRecipe, Lock, Project, Recipes, SpecErrors};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -37,6 +40,8 @@ pub struct WorkshopConfig {
     pub program: PathBuf,
     /// Where packages come from, as `--mirror` says; none takes the host's.
     pub mirror: Option<String>,
+    /// The file with the credentials of registries.
+    pub registry_auth: Option<PathBuf>,
 }
 
 /// A commit cannot become a release or an image.
@@ -104,6 +109,14 @@ pub enum WorkshopError {
         /// Whether the mirror is at fault.
         mirror: bool,
     },
+    /// An OCI image cannot be fetched.
+    #[error("{text}")]
+    Base {
+        /// Why.
+        text: String,
+        /// What helps.
+        hint: String,
+    },
     /// A bake failed.
     #[error("{0}")]
     Bake(WorkerError),
@@ -129,7 +142,7 @@ impl WorkshopError {
             Self::StaleLock { .. } => Some("run `kiln lock` and commit kiln.lock".into()),
             Self::Lock { .. } => Some("run `kiln lock --update` and commit kiln.lock".into()),
             Self::NoServices { .. } => Some("add a `[services.NAME]` table".into()),
-            Self::Resolve { hint, .. } => Some(hint.clone()),
+            Self::Resolve { hint, .. } | Self::Base { hint, .. } => Some(hint.clone()),
             Self::Bake(error) => error.hint.clone(),
             _ => None,
         }
@@ -184,11 +197,26 @@ impl Draft {
         })
     }
 
+    /// What users should know of the images before they rely on them, one line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let containerfile = |image: &ImageRecipe| match &image.base {
+            Base::Containerfile { path } => Some(format!(
+                "image `{}` is not reproducible: `{path}` is run by buildah, which does not pin what it takes",
+                image.name
+            )),
+            _ => None,
+        };
+        self.project.images.values().filter_map(containerfile).collect()
+    }
+
     /// The text of a lock that the server had to resolve.
     pub fn resolved_lock(&self) -> Option<String> {
         self.lock.as_ref().filter(|_| !self.pinned).map(Lock::to_text)
     }
 }
+
+/// Held while something is made that would otherwise be made twice.
+type Turn = Arc<Mutex<()>>;
 
 /// The workshop of one state folder.
 #[derive(Debug)]
@@ -201,6 +229,8 @@ pub struct Workshop {
     resolving: Mutex<()>,
     /// Held for reading by bakes, for writing while objects are removed.
     pub(crate) collecting: RwLock<()>,
+    /// Images that are being baked.
+    turns: Mutex<BTreeMap<(CommitId, ImageName), Turn>>,
     progress: broadcast::Sender<Progress>,
 }
 
@@ -209,6 +239,8 @@ impl Workshop {
     pub fn open(config: WorkshopConfig, progress: broadcast::Sender<Progress>) -> Result<Self, ObjectError> {
         let objects = Objects::open(&config.state.join("objects"))?;
         objects.sweep()?;
+        // Folders of builds that were interrupted; there need not be any.
+        let _ = std::fs::remove_dir_all(config.state.join(kiln_image::containerfile::FOLDER));
         Ok(Self {
             objects,
             sources: Sources::new(&config.state.join("repos")),
@@ -216,6 +248,7 @@ impl Workshop {
             bakes: Semaphore::new(BAKES_MAX),
             resolving: Mutex::new(()),
             collecting: RwLock::new(()),
+            turns: Mutex::default(),
             progress,
             config,
         })
@@ -285,14 +318,50 @@ impl Workshop {
             return Ok(lock);
         }
         progress("resolving packages: the commit has no kiln.lock".into());
-        let lock = self.resolve(recipes, None, false)?;
+        let lock = self.resolve(recipes, None, false, progress)?;
         let written = write_durable(&path, lock.to_text().as_bytes());
         written.map_err(|source| WorkshopError::State { path, source })?;
         Ok(lock)
     }
 
-    /// Resolves recipes. Blocks on the mirror.
+    /// Resolves recipes, and brings OCI images into the content store. Blocks on mirror and registries.
     pub fn resolve(
+        &self,
+        recipes: &Recipes,
+        previous: Option<&Lock>,
+        update: bool,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Lock, WorkshopError> {
+        let bases = self.bases(recipes, previous, update, progress)?;
+        // The resolver knows packages only.
+        let previous = previous.map(|lock| Lock { bases: BTreeMap::new(), ..lock.clone() });
+        let mut lock = match recipes.debian.is_empty() {
+            true => Lock { version: LOCK_VERSION, ..Lock::default() },
+            false => self.resolve_packages(recipes, previous.as_ref(), update)?,
+        };
+        lock.bases = bases;
+        Ok(lock)
+    }
+
+    /// The OCI images behind the bases, all of them in the content store when this returns.
+    fn bases(
+        &self,
+        recipes: &Recipes,
+        previous: Option<&Lock>,
+        update: bool,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<BTreeMap<String, LockedBase>, WorkshopError> {
+        let fetcher = Fetcher { objects: &self.objects, auth: self.config.registry_auth.as_deref() };
+        let one = |reference: &String| {
+            let pinned = previous.filter(|_| !update).and_then(|lock| lock.bases.get(reference));
+            let manifest = fetcher.fetch(reference, pinned.map(|base| base.manifest), progress);
+            let manifest = manifest.map_err(|e| WorkshopError::Base { text: chain(&e), hint: e.hint() })?;
+            Ok((reference.clone(), LockedBase { manifest }))
+        };
+        recipes.oci.iter().map(one).collect()
+    }
+
+    fn resolve_packages(
         &self,
         recipes: &Recipes,
         previous: Option<&Lock>,
@@ -315,7 +384,7 @@ impl Workshop {
         })
     }
 
-    /// Bakes one image of a commit in a worker, or finds it made. Blocks.
+    /// Bakes one image of a commit in a worker, or finds it made; those that it stands on come first. Blocks.
     pub fn bake(
         &self,
         draft: &Draft,
@@ -326,6 +395,12 @@ impl Workshop {
             let text = format!("`kiln.toml` has no image `{image}`");
             return Err(WorkshopError::Bake(WorkerError { text, hint: None, may_pass: false }));
         };
+        // No image stands on itself: `Project::parse` refuses that, so this ends.
+        let mut images = BTreeMap::new();
+        for below in recipe.images_below() {
+            let mut progress = |text: String| progress(format!("{below}: {text}"));
+            images.insert(below.clone(), self.bake(draft, below, &mut progress)?);
+        }
         let job = BakeJob {
             state: self.config.state.clone(),
             project: draft.project.name.clone(),
@@ -335,7 +410,12 @@ impl Workshop {
             mount_points: draft.project.writable_of(image),
             mirror: self.config.mirror.clone(),
             program: self.config.program.clone(),
+            images,
+            registry_auth: self.config.registry_auth.clone(),
         };
+        // Two releases may stand on one image: the second one finds it made.
+        let turn = self.turn(&draft.commit, image);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
         let baked = worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?;
         // Until a release refers to it, the time of its record keeps it from being collected.
@@ -390,6 +470,13 @@ impl Workshop {
         let oci = recipes.oci.iter().map(|reference| format!("oci {reference}\n"));
         let key: String = debian.chain(oci).collect();
         self.config.state.join("locks").join(format!("{project}-{}.lock", Digest::of(key.as_bytes()).short()))
+    }
+
+    /// What is held while an image of a commit is baked.
+    fn turn(&self, commit: &CommitId, image: &ImageName) -> Turn {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry((commit.clone(), image.clone())).or_default().clone()
     }
 
     /// The manifest of a baked image.

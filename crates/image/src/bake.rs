@@ -3,12 +3,12 @@
 //! The same commit, recipe, lock and mount points give the same digest on every host. Who baked, when, and where is
 //! written beside the image ([`Provenance`]), never into it.
 
-use crate::erofs::{self, ErofsError, Reader};
-use crate::layers::{self, LayersError};
+use crate::erofs::{self, ErofsError, Reader, Stack};
+use crate::layers::{self, BaseRecord, Below, LayersError};
 use crate::objects::{ObjectError, Objects, write_durable};
 use crate::source::{SourceError, SourceFile, Sources};
 use crate::tree::{Content, Kind, Node, Tree, TreeError};
-use kiln_model::{CommitId, Digest, ImageConfig, ImageManifest, LayerRef, ProjectName};
+use kiln_model::{CommitId, Digest, ImageConfig, ImageManifest, ImageName, LayerRef, ProjectName};
 use kiln_spec::{CopyRule, ImageRecipe, Lock};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +48,12 @@ pub struct BakeJob {
     pub mirror: Option<String>,
     /// The program that plays the part of the installer.
     pub program: PathBuf,
+    /// The images of the same kiln.toml that this one stands on, baked.
+    #[serde(default)]
+    pub images: BTreeMap<ImageName, Digest>,
+    /// The file with the credentials of registries, as `--registry-auth` says.
+    #[serde(default)]
+    pub registry_auth: Option<PathBuf>,
 }
 
 /// A baked image.
@@ -79,6 +85,12 @@ pub struct Provenance {
     pub baked_at: u64,
     /// The version of kiln that baked it.
     pub builder: String,
+    /// What the OCI image at its bottom says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseRecord>,
+    /// Why another bake may give another image; none if it gives the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreproducible: Option<String>,
 }
 
 /// An image could not be baked.
@@ -207,7 +219,8 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
     let source = |source| BakeError::Source { commit: job.commit.clone(), source };
     let epoch = sources.info(&job.project, &job.commit).map_err(source)?.time;
     let below = layers::below(job, &objects, progress);
-    let mut layers = below.map_err(|source| BakeError::Layers { image: image(), source: source.into() })?;
+    let below = below.map_err(|source| BakeError::Layers { image: image(), source: source.into() })?;
+    let mut layers = below.layers.clone();
     let lower = Lower::open(&objects, &layers)?;
     let tree = application(job, &sources, &lower, epoch)?;
     let users = users(&tree, &lower)?;
@@ -222,11 +235,16 @@ pub fn bake(job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, Ba
     let config = ImageConfig { epoch, users };
     let manifest = ImageManifest { format: FORMAT, architecture: ARCHITECTURE.into(), layers, config };
     let digest = objects.put(&manifest.canonical())?;
-    remember(job, digest)?;
+    remember(job, digest, &below)?;
     Ok(Baked { image: digest, size })
 }
 
-fn remember(job: &BakeJob, image: Digest) -> Result<(), BakeError> {
+/// What is known of how an image came to be; none if nothing is.
+pub fn provenance(state: &Path, image: Digest) -> Option<Provenance> {
+    serde_json::from_slice(&std::fs::read(provenance_path(state, image)).ok()?).ok()
+}
+
+fn remember(job: &BakeJob, image: Digest, below: &Below) -> Result<(), BakeError> {
     let path = provenance_path(&job.state, image);
     if path.exists() {
         return Ok(());
@@ -241,40 +259,40 @@ fn remember(job: &BakeJob, image: Digest) -> Result<(), BakeError> {
         lock: job.lock.as_ref().map(|lock| Digest::of(lock.to_text().as_bytes())),
         baked_at: since.unwrap_or_default().as_secs(),
         builder: format!("kiln {}", env!("CARGO_PKG_VERSION")),
+        base: below.base.clone(),
+        unreproducible: below.unreproducible.clone(),
     };
     let bytes = serde_json::to_vec_pretty(&provenance).unwrap_or_default();
     write_durable(&path, &bytes).map_err(BakeError::Provenance)
 }
 
-/// The layers below, the highest first.
-struct Lower(Vec<(Digest, Reader)>);
+/// The layers below.
+struct Lower {
+    stack: Stack,
+    /// The highest of them, for errors.
+    top: Digest,
+}
 
 impl Lower {
     fn open(objects: &Objects, layers: &[LayerRef]) -> Result<Self, BakeError> {
         let open = |layer: &LayerRef| {
             let reader = File::open(objects.path(layer.digest)).and_then(Reader::open);
-            Ok((layer.digest, reader.map_err(|e| BakeError::Lower(layer.digest, e))?))
+            reader.map_err(|e| BakeError::Lower(layer.digest, e))
         };
-        layers.iter().rev().map(open).collect::<Result<_, _>>().map(Self)
+        let readers = layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let top = layers.last().map_or(Digest::of(b""), |layer| layer.digest);
+        Ok(Self { stack: Stack::new(readers.into_iter()), top })
     }
 
     /// What the layers together have at `path`.
     fn get(&self, path: &[u8]) -> Result<Option<(erofs::Found, &Reader)>, BakeError> {
-        for (digest, reader) in &self.0 {
-            match reader.get(path).map_err(|e| BakeError::Lower(*digest, e))? {
-                Some(found) if found.is_whiteout() => return Ok(None),
-                Some(found) => return Ok(Some((found, reader))),
-                None => {}
-            }
-        }
-        Ok(None)
+        self.stack.get(path).map_err(|e| BakeError::Lower(self.top, e))
     }
 
     fn read(&self, path: &[u8]) -> Result<Option<Vec<u8>>, BakeError> {
-        let digest = self.0.first().map_or(Digest::of(b""), |(digest, _)| *digest);
         match self.get(path)? {
             Some((found, reader)) if found.size <= PASSWD_BYTES_MAX => {
-                reader.read(&found).map(Some).map_err(|e| BakeError::Lower(digest, e))
+                reader.read(&found).map(Some).map_err(|e| BakeError::Lower(self.top, e))
             }
             _ => Ok(None),
         }

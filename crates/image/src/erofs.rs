@@ -6,9 +6,11 @@
 //! an inode does not cross a block; a compact inode carries the superblock's time.
 
 mod read;
+mod stack;
 
 pub(crate) use read::entries;
 pub use read::{Found, Reader};
+pub use stack::{Seen, Stack};
 
 use crate::tree::{FileId, Kind, Node, Tree, Xattrs, name, parent};
 use std::collections::HashMap;

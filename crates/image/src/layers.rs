@@ -1,23 +1,26 @@
-//! The layers below the application: none for `scratch`; for Debian one of the base, shared by all images of one lock,
-//! and one of the image's packages. Both are found again by what they are made of.
+//! The layers below the application, by the kind of base: one file each. All are found again by what they are made of.
+
+mod containerfile;
+mod debian;
+mod image;
+mod oci;
 
 use crate::bake::BakeJob;
-use crate::debian::lock::base_name;
-use crate::debian::rootfs::{Installer, RootfsError};
-use crate::debian::{Mirror, MirrorError};
+use crate::containerfile::ContainerfileError;
+use crate::debian::MirrorError;
+use crate::debian::rootfs::RootfsError;
 use crate::objects::{ObjectError, Objects, write_durable};
-use kiln_model::{Digest, LayerRef};
+use crate::oci::FetchError;
+use crate::oci::blob::BlobError;
+use crate::oci::layer::LayerError;
+use crate::oci::manifest::{ManifestError, Run};
+use kiln_model::{Digest, ImageName, LayerRef};
 use kiln_spec::Base;
-use kiln_spec::lock::LockedPackage;
 use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Changes whenever the installer makes other layers of the same packages.
-const INSTALLER: &str = "kiln installer 1";
-/// The name under which the cache keeps the base of some rows.
-const BASE: &str = "base";
-const PACKAGES: &str = "packages";
 /// Lines of a failed script that are told.
 const SAID_LINES: usize = 4;
 
@@ -49,6 +52,60 @@ pub enum LayersError {
         #[source]
         source: RootfsError,
     },
+    /// The lock does not name the OCI image.
+    #[error("the lock does not name the base `oci:{0}`")]
+    NoBase(String),
+    /// An OCI image could not be fetched.
+    #[error("cannot fetch the base")]
+    Base(#[source] Box<FetchError>),
+    /// The configuration of an OCI image.
+    #[error("cannot use the configuration of the base `oci:{reference}`")]
+    Config {
+        /// Which base.
+        reference: String,
+        /// Why.
+        #[source]
+        source: ManifestError,
+    },
+    /// The blob of a layer.
+    #[error("cannot use layer {layer} of the base")]
+    Blob {
+        /// The digest of its archive.
+        layer: Digest,
+        /// Why.
+        #[source]
+        source: BlobError,
+    },
+    /// A layer.
+    #[error("layer {layer} of the base is not acceptable")]
+    Layer {
+        /// The digest of its archive.
+        layer: Digest,
+        /// Why.
+        #[source]
+        source: LayerError,
+    },
+    /// A layer of an OCI image could not be written.
+    #[error("cannot write layer {layer} of the base")]
+    Write {
+        /// The digest of its archive.
+        layer: Digest,
+        /// Why.
+        #[source]
+        source: crate::erofs::ErofsError,
+    },
+    /// What buildah makes.
+    #[error("cannot build `{path}`")]
+    Containerfile {
+        /// The path in the commit.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<ContainerfileError>,
+    },
+    /// The image below was not baked first.
+    #[error("image `{0}`, which this one stands on, is not baked")]
+    NotBaked(ImageName),
     /// The content store.
     #[error("the content store failed")]
     Objects(#[from] ObjectError),
@@ -67,7 +124,12 @@ impl LayersError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NoLock(_) => Some("run `kiln lock` and commit kiln.lock".into()),
+            Self::NoLock(_) | Self::NoBase(_) => Some("run `kiln lock` and commit kiln.lock".into()),
+            Self::Base(source) => Some(source.hint()),
+            Self::Containerfile { source, .. } => source.hint(),
+            Self::Blob { .. } | Self::Layer { .. } => {
+                Some("the base was made in a way that kiln does not take: rebuild it, or use another".into())
+            }
             Self::Fetch { source, .. } | Self::Mirror(source) => Some(source.hint().to_owned()),
             Self::Install { source } => source.hint(),
             _ => None,
@@ -79,65 +141,60 @@ impl LayersError {
         match self {
             Self::Fetch { source, .. } => matches!(source, MirrorError::Read { .. }),
             Self::Install { source } => source.may_pass(),
+            Self::Base(source) => source.may_pass(),
             _ => false,
         }
     }
 }
 
-/// The layers below the application of `job`, lowest first.
+/// What an OCI image says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseRecord {
+    /// The digest of its manifest.
+    pub manifest: Digest,
+    /// How it wants to be run.
+    #[serde(default)]
+    pub run: Run,
+}
+
+/// What lies below the application of an image.
+#[derive(Debug, Default)]
+pub struct Below {
+    /// Layers, lowest first.
+    pub layers: Vec<LayerRef>,
+    /// How the OCI image at the bottom wants to be run; it is recorded, and nothing follows it.
+    pub base: Option<BaseRecord>,
+    /// Why another bake may give other layers; none if it gives the same.
+    pub unreproducible: Option<String>,
+}
+
+/// The layers below the application of `job`.
 pub fn below(
     job: &BakeJob,
     objects: &Objects,
     progress: &mut dyn FnMut(String),
-) -> Result<Vec<LayerRef>, LayersError> {
-    let suite = match &job.recipe.base {
-        Base::Scratch => return Ok(vec![]),
-        Base::Debian { suite } => suite,
+) -> Result<Below, LayersError> {
+    let mut room = Room { job, objects, cache: Cache { dir: job.state.join("cache"), objects }, progress };
+    let below = match &job.recipe.base {
+        Base::Scratch => Below::default(),
+        Base::Debian { suite } => Below { layers: debian::below(&mut room, suite)?, ..Below::default() },
+        Base::Oci { reference } => oci::below(&mut room, reference)?,
+        Base::Image { name } => image::below(&mut room, name)?,
+        Base::Containerfile { path } => containerfile::below(&mut room, path)?,
         other => return Err(LayersError::NotYet(format!("{other:?}"))),
     };
-    let base_name = base_name(suite);
-    let lock = job.lock.as_ref().ok_or_else(|| LayersError::NoLock(base_name.clone()))?;
-    let base: Vec<&LockedPackage> = lock.used_by(&base_name).collect();
-    if base.is_empty() {
-        return Err(LayersError::NoLock(base_name));
+    if job.recipe.provision.is_some() {
+        return Err(LayersError::NotYet("with `provision`".into()));
     }
-    let packages: Vec<&LockedPackage> = lock.used_by(job.recipe.name.as_str()).collect();
-    let cache = Cache { dir: job.state.join("cache"), objects };
-    let mut layers = vec![];
-    for (role, rows) in [(BASE, base), (PACKAGES, packages)] {
-        if rows.is_empty() {
-            continue;
-        }
-        let below = layers.last().map(|layer: &LayerRef| layer.digest);
-        let key = key(role, &rows, below);
-        // Two bakes of one layer would do the same work twice.
-        let _one_at_a_time = cache.lock(key)?;
-        let layer = match cache.get(key) {
-            Some(layer) => layer,
-            None => {
-                fetch(job, objects, suite, &rows, progress)?;
-                progress(format!("installing {} packages", rows.len()));
-                cache.put(key, role, install(job, objects, below, &rows)?)?
-            }
-        };
-        layers.push(layer);
-    }
-    Ok(layers)
+    Ok(below)
 }
 
-fn install(
-    job: &BakeJob,
-    objects: &Objects,
-    below: Option<Digest>,
-    rows: &[&LockedPackage],
-) -> Result<(Digest, u64), LayersError> {
-    let packages: Vec<_> =
-        rows.iter().map(|row| (LockedPackage::clone(row), objects.path(row.sha256))).collect();
-    let below = below.map(|digest| objects.path(digest));
-    let mut layer = objects.create()?;
-    let installed = Installer::new(job.program.clone()).install(below.as_deref(), &packages, layer.file());
-    installed.map_err(|source| LayersError::Install { source })?;
-    Ok(layer.finish()?)
+/// What all kinds of layers are made with.
+struct Room<'a> {
+    job: &'a BakeJob,
+    objects: &'a Objects,
+    cache: Cache<'a>,
+    progress: &'a mut dyn FnMut(String),
 }
 
 /// What a script said last, for the message.
@@ -147,48 +204,6 @@ fn said(error: &RootfsError) -> String {
         [] => String::new(),
         last => format!(" (it said: {})", last.join(" | ")),
     }
-}
-
-/// What a layer is made of.
-fn key(role: &str, rows: &[&LockedPackage], below: Option<Digest>) -> Digest {
-    let mut text = format!("{INSTALLER}\n{role}\n");
-    if let Some(below) = below {
-        text.push_str(&format!("below {below}\n"));
-    }
-    for row in rows {
-        text.push_str(&format!("{} {} {}\n", row.name, row.version, row.sha256));
-    }
-    Digest::of(text.as_bytes())
-}
-
-/// Fetches the packages that the content store lacks.
-fn fetch(
-    job: &BakeJob,
-    objects: &Objects,
-    suite: &str,
-    packages: &[&LockedPackage],
-    progress: &mut dyn FnMut(String),
-) -> Result<(), LayersError> {
-    let missing: Vec<_> = packages.iter().filter(|package| !objects.has(package.sha256)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let mirror = match &job.mirror {
-        Some(text) => Mirror::parse(text),
-        None => Mirror::of_host(Path::new("/"), suite),
-    };
-    let mirror = mirror.map_err(LayersError::Mirror)?;
-    let bytes: u64 = missing.iter().map(|package| package.size).sum();
-    progress(format!("fetching {} packages, {} MB", missing.len(), bytes / 1_000_000));
-    for package in missing {
-        let failed = |source| LayersError::Fetch { package: package.name.clone(), source };
-        let bytes = mirror.read_package(package).map_err(failed)?;
-        let found = objects.put(&bytes)?;
-        if found != package.sha256 {
-            return Err(ObjectError::Mismatch { expected: package.sha256, found }.into());
-        }
-    }
-    Ok(())
 }
 
 /// Layers by what they are made of: `cache/KEY` holds a [`LayerRef`]. It may be deleted at any time.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bake;
+pub mod containerfile;
 pub mod debian;
 pub mod diff;
 pub mod erofs;
@@ -15,6 +16,7 @@ pub mod export;
 pub mod gc;
 pub mod layers;
 pub mod objects;
+pub mod oci;
 pub mod source;
 pub mod tree;
 pub mod worker;

@@ -136,10 +136,25 @@ impl Pending {
         &mut self.file
     }
 
+    /// As [`Pending::finish`], if it is what was announced; otherwise nothing is kept.
+    pub fn finish_as(mut self, expected: Digest) -> Result<u64, ObjectError> {
+        let (found, size) = hash(&mut self.file).map_err(io("read", &self.path))?;
+        if found != expected {
+            return Err(ObjectError::Mismatch { expected, found });
+        }
+        self.name(found)?;
+        Ok(size)
+    }
+
     /// Hashes what was written, makes it durable and gives it its name; answers with the digest and the size.
     pub fn finish(mut self) -> Result<(Digest, u64), ObjectError> {
         let read = io("read", &self.path);
         let (digest, size) = hash(&mut self.file).map_err(read)?;
+        self.name(digest)?;
+        Ok((digest, size))
+    }
+
+    fn name(mut self, digest: Digest) -> Result<(), ObjectError> {
         let target = Objects { dir: self.dir.clone() }.path(digest);
         let folder = target.parent().unwrap_or(&self.dir).to_owned();
         fs::create_dir_all(&folder).map_err(io("make", &folder))?;
@@ -147,8 +162,7 @@ impl Pending {
         fs::rename(&self.path, &target).map_err(io("rename", &self.path))?;
         self.finished = true;
         let synced = File::open(&folder).and_then(|f| f.sync_all());
-        synced.map_err(io("write", &folder))?;
-        Ok((digest, size))
+        synced.map_err(io("write", &folder))
     }
 }
 

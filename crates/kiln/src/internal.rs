@@ -1,6 +1,6 @@
 //! The parts that kiln plays for itself, each in a process of its own: `kiln internal PART …`. Not for people.
 
-use kiln_image::{debian, worker};
+use kiln_image::{containerfile, debian, worker};
 use kiln_provider::local;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -19,6 +19,8 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         "bake" => worker::main(),
         // The installer of Debian packages, in its sandbox.
         "rootfs" => debian::rootfs::main(texts(&mut arguments)),
+        // buildah, in a sandbox of its own.
+        "containerfile" => containerfile::main(texts(&mut arguments)),
         // Fills a folder that serves as `--mirror file:DIR`; used by the demo and the tests.
         "mirror" => debian::fill::main(texts(&mut arguments)),
         _ => {

@@ -67,6 +67,7 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         edge: arguments.edge.clone(),
         subnet,
         mirror: arguments.mirror.clone(),
+        registry_auth: arguments.registry_auth.clone(),
     };
     let mut control = Control::start(config, lock).await.map_err(start_failure)?;
     eprintln!("kiln: state in `{}`, listening on `{}`", arguments.state.display(), arguments.listen);

@@ -80,7 +80,7 @@ impl From<WorkshopError> for Failure {
             | WorkshopError::StaleLock { .. }
             | WorkshopError::NoServices { .. } => Code::InvalidProject,
             WorkshopError::Resolve { mirror: true, .. } => Code::Mirror,
-            WorkshopError::Resolve { .. } => Code::LockFailed,
+            WorkshopError::Resolve { .. } | WorkshopError::Base { .. } => Code::LockFailed,
             WorkshopError::Bake(_) => Code::BakeFailed,
             WorkshopError::Objects(_) | WorkshopError::State { .. } => Code::Store,
         };

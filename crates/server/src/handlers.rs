@@ -130,7 +130,7 @@ pub(crate) async fn deploy(
             } else {
                 context.handle.submit(&actor, command)?
             };
-            let view = deploy_view(env, outcome, lock)?;
+            let view = DeployView { warnings: draft.warnings(), ..deploy_view(env, outcome, lock)? };
             Ok(if request.plan && view.result == Accepted::Started {
                 DeployView { result: Accepted::Planned, rollout: None, plan, ..view }
             } else {
@@ -147,7 +147,7 @@ fn deploy_view(env: EnvRef, outcome: Outcome, lock: Option<String>) -> Result<De
         Outcome::Already { rollout, release } => (Accepted::Already, rollout, release),
         other => return Err(Failure::new(Code::Internal, format!("unexpected outcome {other:?}"))),
     };
-    Ok(DeployView { env, result, rollout, release, lock, plan: vec![] })
+    Ok(DeployView { env, result, rollout, release, lock, plan: vec![], warnings: vec![] })
 }
 
 /// What a deploy would do, one line each.
@@ -390,8 +390,11 @@ pub(crate) async fn lock(State(context): State<Context>, Body(request): Body<Loc
             let previous = if request.update { previous.ok().flatten() } else { previous? };
             lines.progress("reading the indexes of the mirror".into());
             let recipes = project.recipes();
-            let lock = context.workshop.resolve(&recipes, previous.as_ref(), request.update)?;
-            let changes = changes(previous.as_ref(), &lock);
+            let mut progress = |text: String| lines.progress(text);
+            let lock =
+                context.workshop.resolve(&recipes, previous.as_ref(), request.update, &mut progress)?;
+            let mut changes = changes(previous.as_ref(), &lock);
+            changes.extend(lock.base_changes(previous.as_ref()));
             Ok(LockView { text: lock.to_text(), changes })
         };
         tokio::task::spawn_blocking(work).await?
@@ -427,7 +430,8 @@ pub(crate) async fn bake(State(context): State<Context>, Body(request): Body<Bak
                 let mut progress = |text: String| lines.progress(format!("image {name}: {text}"));
                 images.insert(name.clone(), context.workshop.bake(&draft, name, &mut progress)?);
             }
-            Ok(BakeView { commit: request.commit, images, lock: draft.resolved_lock() })
+            let warnings = draft.warnings();
+            Ok(BakeView { commit: request.commit, images, lock: draft.resolved_lock(), warnings })
         };
         tokio::task::spawn_blocking(work).await?
     })

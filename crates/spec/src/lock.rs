@@ -327,6 +327,25 @@ impl Lock {
         debian.chain(oci.map(|reference| format!("base `oci:{reference}`"))).collect()
     }
 
+    /// What differs between the OCI images of this lock and of the one `before`, one line each.
+    pub fn base_changes(&self, before: Option<&Self>) -> Vec<String> {
+        let mut lines = vec![];
+        for (reference, base) in &self.bases {
+            let new = base.manifest.short();
+            match before.and_then(|lock| lock.bases.get(reference)) {
+                None => lines.push(format!("+ oci:{reference} {new}")),
+                Some(old) if old != base => {
+                    lines.push(format!("~ oci:{reference} {} -> {new}", old.manifest.short()));
+                }
+                Some(_) => {}
+            }
+        }
+        let gone = before.into_iter().flat_map(|lock| &lock.bases);
+        let gone = gone.filter(|(reference, _)| !self.bases.contains_key(*reference));
+        lines.extend(gone.map(|(reference, base)| format!("- oci:{reference} {}", base.manifest.short())));
+        lines
+    }
+
     /// Whether the rows of one image were resolved for this recipe.
     pub fn fits(&self, name: &RecipeName, recipe: &DebianRecipe) -> bool {
         self.images.get(name).is_some_and(|image| image.recipe == recipe.digest())
@@ -377,6 +396,20 @@ mod tests {
         assert_eq!(Lock::parse(&text).unwrap().to_text(), text);
         let empty = Lock { version: LOCK_VERSION, ..Lock::default() };
         assert_eq!(Lock::parse(&empty.to_text()).unwrap(), empty);
+    }
+
+    #[test]
+    fn changed_bases_are_told() {
+        let (before, mut after) = (lock(), lock());
+        assert!(after.base_changes(Some(&before)).is_empty());
+        assert_eq!(after.base_changes(None).len(), 1);
+        let new = Digest::of(b"y");
+        after.bases.insert("a.test/b:1".into(), LockedBase { manifest: new });
+        after.bases.insert("/srv/c".into(), LockedBase { manifest: new });
+        let (old, new) = (Digest::of(b"x").short(), new.short());
+        let lines = [format!("+ oci:/srv/c {new}"), format!("~ oci:a.test/b:1 {old} -> {new}")];
+        assert_eq!(after.base_changes(Some(&before)), lines);
+        assert_eq!(before.base_changes(Some(&after))[1], format!("- oci:/srv/c {new}"));
     }
 
     #[test]

@@ -93,6 +93,12 @@ impl ImageRecipe {
         Digest::of(&serde_json::to_vec(self).unwrap_or_default())
     }
 
+    /// The images of the same kiln.toml that it, or its builder, stands on.
+    pub fn images_below(&self) -> impl Iterator<Item = &ImageName> {
+        let bases = std::iter::once(&self.base).chain(self.build.as_ref().map(|build| &build.base));
+        bases.filter_map(|base| if let Base::Image { name } = base { Some(name) } else { None })
+    }
+
     /// The parts that are resolved into Debian packages, by the name under which a lock keeps them: the image itself,
     /// and its builder.
     pub fn debian(&self) -> BTreeMap<RecipeName, DebianRecipe> {

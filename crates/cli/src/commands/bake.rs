@@ -32,6 +32,7 @@ pub(crate) async fn run(context: &Context<'_>, arguments: BakeArgs) -> Result<()
     .await?;
     drop(progress);
     source::keep_lock(context, &source, view.lock.take())?;
+    view.warnings.iter().for_each(|warning| context.out().note(&format!("warning: {warning}")));
     context
         .out()
         .answer(&view, || view.images.iter().map(|(name, digest)| format!("{name} {digest}\n")).collect())

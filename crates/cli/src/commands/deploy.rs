@@ -46,6 +46,7 @@ pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<
     .await?;
     drop(progress);
     source::keep_lock(context, &source, view.lock.take())?;
+    view.warnings.iter().for_each(|warning| context.out().note(&format!("warning: {warning}")));
     if arguments.plan {
         return context.out().answer(&view, || plan(&view, &source.commit));
     }
@@ -111,6 +112,7 @@ mod tests {
             release: ReleaseNumber(4),
             lock: None,
             plan: vec!["switch".into()],
+            warnings: vec![],
         };
         assert_eq!(
             plan(&view, &commit),

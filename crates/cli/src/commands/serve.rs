@@ -34,6 +34,9 @@ pub struct ServeArgs {
     /// Where Debian packages come from: `http://HOST/debian` or `file:DIR` [default: the apt sources of this host]
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
+    /// Credentials of registries for `oci:` bases: a `config.json` as `docker login` writes it
+    #[arg(long, value_name = "FILE")]
+    pub registry_auth: Option<PathBuf>,
 }
 
 pub(crate) fn run(context: &Context<'_>, arguments: ServeArgs) -> Result<(), Failure> {

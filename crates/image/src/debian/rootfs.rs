@@ -9,7 +9,7 @@ mod database;
 mod normalise;
 mod order;
 mod protocol;
-mod sandbox;
+pub(crate) mod sandbox;
 mod script;
 mod unpack;
 
@@ -28,9 +28,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// First id on the host of the installer's user namespace; the ids of instances start at the other end.
-const IDS_FIRST: u32 = 0xFFFE_0000;
+pub(crate) const IDS_FIRST: u32 = 0xFFFE_0000;
 /// Ids that Debian's scripts may use.
-const IDS: u32 = 65_536;
+pub(crate) const IDS: u32 = 65_536;
 /// Bytes that are copied and hashed at a time.
 const CHUNK: usize = 1 << 20;
 /// Bytes of one report, or of one line that a crashing installer writes.

@@ -1,6 +1,7 @@
 //! Reads what [`super::write()`] wrote: single entries, or the whole tree. Images come from other hosts too, so nothing in them
 //! is believed: what does not fit is an error.
 
+use super::stack::Seen;
 use super::{
     BLOCK, BLOCK_BITS, DIRENT, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, SLOT, SUPERBLOCK_AT, SUPERBLOCK_SIZE,
     XATTR_ENTRY, XATTR_HEAD, XATTR_PREFIXES,
@@ -99,6 +100,42 @@ impl Reader {
         Ok(Some(at))
     }
 
+    /// What this layer says of `path` (relative to the root) to those below it, without following links.
+    pub fn see(&self, path: &[u8]) -> std::io::Result<Seen> {
+        let mut at = self.inode(self.root)?;
+        let mut opaque = false;
+        for part in path.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+            if !at.is_dir() {
+                return Ok(Seen::Hidden);
+            }
+            let directory = self.read(&at)?;
+            match entries(&directory).find(|(name, _)| *name == part) {
+                Some((_, number)) => at = self.inode(number)?,
+                None if opaque => return Ok(Seen::Hidden),
+                None => return Ok(Seen::Nothing),
+            }
+            opaque = opaque || at.is_dir() && self.xattrs(&at)?.contains_key(crate::tree::OPAQUE.0);
+        }
+        Ok(if at.is_whiteout() { Seen::Hidden } else { Seen::Here(at) })
+    }
+
+    /// An entry of this layer as a node of a tree; the content of a file stays in the layer until it is read.
+    pub fn node(&self, found: &Found) -> std::io::Result<Node> {
+        let kind = match found.mode & 0o170_000 {
+            0o040_000 => Kind::Dir,
+            0o100_000 => {
+                let at = self.place(found)?;
+                Kind::File(Content::Slice { file: SharedFile(self.file.clone()), at, size: found.size })
+            }
+            0o120_000 => Kind::Symlink(self.read(found)?),
+            0o020_000 => Kind::Whiteout,
+            _ => return Err(damaged("an entry that is neither a file, a directory nor a link")),
+        };
+        let xattrs = self.xattrs(found)?;
+        let (mode, uid, gid, mtime) = (found.mode & 0o7777, found.uid, found.gid, found.mtime);
+        Ok(Node { kind, mode, uid, gid, mtime, xattrs })
+    }
+
     /// The bytes of a small entry: a link's target, a file such as `/etc/passwd`.
     pub fn read(&self, found: &Found) -> std::io::Result<Vec<u8>> {
         if found.size > READ_BYTES_MAX {
@@ -131,25 +168,13 @@ impl Reader {
         let mut queue = vec![(Vec::new(), self.root)];
         while let Some((path, number)) = queue.pop() {
             let found = self.inode(number)?;
-            let kind = match found.mode & 0o170_000 {
-                0o040_000 => {
-                    let bytes = self.read(&found)?;
-                    for (name, number) in entries(&bytes).filter(|(name, _)| !matches!(*name, b"." | b"..")) {
-                        queue.push((crate::tree::join(&path, name), number));
-                    }
-                    Kind::Dir
+            if found.is_dir() {
+                let bytes = self.read(&found)?;
+                for (name, number) in entries(&bytes).filter(|(name, _)| !matches!(*name, b"." | b"..")) {
+                    queue.push((crate::tree::join(&path, name), number));
                 }
-                0o100_000 => {
-                    let at = self.place(&found)?;
-                    Kind::File(Content::Slice { file: SharedFile(self.file.clone()), at, size: found.size })
-                }
-                0o120_000 => Kind::Symlink(self.read(&found)?),
-                0o020_000 => Kind::Whiteout,
-                _ => return Err(damaged("an entry that is neither a file, a directory nor a link")),
-            };
-            let xattrs = self.xattrs(&found)?;
-            let (mode, uid, gid, mtime) = (found.mode & 0o7777, found.uid, found.gid, found.mtime);
-            let node = Node { kind, mode, uid, gid, mtime, xattrs };
+            }
+            let node = self.node(&found)?;
             tree.insert(&path, node).map_err(std::io::Error::other)?;
         }
         Ok(tree)

@@ -123,7 +123,7 @@ fn say(report: &Report) {
 /// Makes the namespaces and starts the inner installer in them.
 fn outer() -> Result<Report, ChildError> {
     sandbox::die_with_parent()?;
-    sandbox::unshare()?;
+    sandbox::unshare(sandbox::Network::None)?;
     say(&Report::Unshared);
     let mut go = [0];
     match rustix::io::read(io::stdin().as_fd(), &mut go) {

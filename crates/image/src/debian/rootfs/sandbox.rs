@@ -14,13 +14,13 @@ use std::path::Path;
 /// A step of the sandbox failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step}")]
-pub(super) struct SandboxError {
+pub(crate) struct SandboxError {
     step: String,
     #[source]
     source: std::io::Error,
 }
 
-fn step<T>(step: &str, result: Result<T, impl Into<std::io::Error>>) -> Result<T, SandboxError> {
+pub(crate) fn step<T>(step: &str, result: Result<T, impl Into<std::io::Error>>) -> Result<T, SandboxError> {
     result.map_err(|source| SandboxError { step: step.to_owned(), source: source.into() })
 }
 
@@ -41,12 +41,21 @@ const MOUNT_POINT: &str = "/tmp";
 /// Directories of the root that something is mounted on while packages are installed.
 pub(super) const MOUNTED: &[&str] = &["dev", "proc"];
 
+/// What a process in a sandbox can reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// Nothing.
+    None,
+    /// What the host can reach.
+    Host,
+}
+
 /// Moves this process (which has one thread) into new namespaces. The pid namespace holds its children only.
-pub(super) fn unshare() -> Result<(), SandboxError> {
+pub(crate) fn unshare(network: Network) -> Result<(), SandboxError> {
     let flags = UnshareFlags::NEWUSER
         | UnshareFlags::NEWNS
         | UnshareFlags::NEWPID
-        | UnshareFlags::NEWNET
+        | if network == Network::None { UnshareFlags::NEWNET } else { UnshareFlags::empty() }
         | UnshareFlags::NEWIPC
         | UnshareFlags::NEWUTS
         | UnshareFlags::NEWCGROUP;
@@ -56,14 +65,14 @@ pub(super) fn unshare() -> Result<(), SandboxError> {
 }
 
 /// Becomes root of the user namespace, once its id maps are written.
-pub(super) fn become_root() -> Result<(), SandboxError> {
+pub(crate) fn become_root() -> Result<(), SandboxError> {
     step("set the groups", rustix::thread::set_thread_groups(&[]))?;
     step("set the group", rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT))?;
     step("set the user", rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))
 }
 
 /// Asks the kernel to end this process when its parent ends.
-pub(super) fn die_with_parent() -> Result<(), SandboxError> {
+pub(crate) fn die_with_parent() -> Result<(), SandboxError> {
     let result = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     step("set the death signal", result)
 }
