@@ -18,3 +18,4 @@ bench:
 nightly:
     KILN_SEEDS=2000 cargo test --release -p kiln-plan --test world
     KILN_KILLS=200 KILN_SEED=7 ./test e2e
+    KILN_NIGHTLY=1 cargo test --package kiln-tests --test e2e -- machines

@@ -1,7 +1,8 @@
 //! `kiln image export`: what kiln exports, other tools take and run.
 
+use crate::bases::Registry;
 use crate::tiny;
-use kiln_tests::{Answer, Kiln, free_address, run as run_program};
+use kiln_tests::{Answer, Kiln, Project, free_address, run as run_program};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -69,9 +70,70 @@ pub fn run() {
     let manifest = tool("skopeo", &["inspect", &format!("oci-archive:{}", path("gzip.tar"))], folder.path());
     let manifest = manifest.expect(0).json();
     assert_eq!(manifest["Digest"], again["manifest"]);
+    push(&kiln, &project, &digest, &again["manifest"], folder.path());
+    imports(&digest, folder.path());
     podman(&path("gzip.tar"), folder.path());
     podman(&path("docker.tar"), folder.path());
     kiln.down();
+}
+
+/// Another server reads every form back to the same image; what was changed on the way is another one, and what is none is refused.
+fn imports(digest: &str, folder: &Path) {
+    let other = Kiln::started(&free_address());
+    let import = |path: &Path| other.cli(folder, &["image", "import", &path.display().to_string(), "--json"]);
+    for name in ["gzip.tar", "zstd", "docker.tar"] {
+        let view = import(&folder.join(name)).expect(0).json();
+        assert_eq!((&view["image"], &view["said"]), (&Value::from(digest), &Value::from(digest)), "{name}");
+    }
+    let shown = other.cli(folder, &["image", "show", digest, "--json"]).expect(0).json();
+    assert_eq!(shown["provenance"]["imported_from"], "gzip.tar", "{shown}");
+    // And out again: the same bytes.
+    let again = folder.join("exported-again.tar").display().to_string();
+    other.cli(folder, &["image", "export", digest, "--output", &again]).expect(0);
+    import(Path::new(&again)).expect(0);
+    // One byte of a layer is another layer, and no longer what the manifest names.
+    let mut bytes = std::fs::read(folder.join("docker.tar")).expect("an archive");
+    let marker = b"release-1";
+    let at = bytes.windows(marker.len()).position(|part| part == marker).expect("the version");
+    bytes[at + marker.len() - 1] = b'7';
+    let changed = folder.join("changed.tar");
+    std::fs::write(&changed, &bytes).expect("written");
+    let refused = import(&changed).expect(1);
+    assert!(refused.stderr.contains("import") && refused.stderr.contains("not"), "{refused:?}");
+    std::fs::write(&changed, "no archive").expect("written");
+    import(&changed).expect(1);
+    other.down();
+}
+
+/// A registry takes the image once, and what it then has is what was exported.
+fn push(kiln: &Kiln, project: &Project, digest: &str, manifest: &Value, folder: &Path) {
+    let registry = Registry::start(folder, None);
+    let to = format!("{}/shop/api:1", registry.address);
+    let push = |to: &str| {
+        kiln.in_project(project, &["image", "export", digest, "--service", "api", "--push", to, "--json"])
+    };
+    let first = push(&to).expect(0).json();
+    assert_eq!(first["manifest"], *manifest);
+    let again = push(&to).expect(0).json();
+    let sent = |view: &Value| view["sent"].as_u64().expect("a number");
+    let size = first["size"].as_u64().expect("a number");
+    assert!(sent(&first) > size && sent(&again) < 2000, "{first} {again}");
+    let there = format!("docker://{to}");
+    let seen = tool("skopeo", &["inspect", "--tls-verify=false", &there], folder).expect(0).json();
+    assert_eq!(seen["Digest"], *manifest);
+    let pulled = format!("dir:{}", folder.join("pulled").display());
+    // It compares every digest on the way.
+    let pull = ["--insecure-policy", "copy", "--src-tls-verify=false", &there, &pulled];
+    tool("skopeo", &pull, folder).expect(0);
+    // A name with a capital letter is none.
+    let refused = push(&format!("{}/Shop:1", registry.address)).expect(1);
+    assert!(refused.stderr.contains("is not a place to push to"), "{refused:?}");
+    // Whatever its password is: none is given.
+    let htpasswd = "kiln:$2y$05$Ka3m5kGv9kVRtYKqTFqXYOdmF4bVFFTiQzHmq4CfKXbyvbkp2tXKa\n";
+    let closed = Registry::start(folder, Some(htpasswd));
+    let denied = push(&format!("{}/shop/api:1", closed.address)).expect(1);
+    assert!(denied.stderr.contains("--registry-auth"), "{denied:?}");
+    println!("pushed {} bytes, {} the second time", sent(&first), sent(&again));
 }
 
 /// Loads an archive and runs its program, which prints how it is used.

@@ -7,6 +7,7 @@ mod bases;
 mod crashes;
 mod deploys;
 mod exchange;
+mod machines;
 mod operations;
 mod retention;
 mod second_project;
@@ -27,6 +28,7 @@ fn main() {
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
         ("exchange", exchange::run),
+        ("machines", machines::run),
         ("bases_of_oci", bases::oci),
         ("bases_of_buildah", bases::containerfile),
         ("operations", operations::run),

@@ -233,6 +233,26 @@ impl Client {
         self.stream(Method::POST, &path, json(request)).await
     }
 
+    /// Uploads an archive with an image, which is imported when this returns.
+    pub async fn import(
+        &self,
+        query: &export::ImportQuery,
+        archive: impl Read + Send + 'static,
+    ) -> Result<export::ImportView, ClientError> {
+        let body = BodyExt::boxed(Upload::start(archive));
+        self.call(Method::PUT, &with_query(path::IMAGE_IMPORT, query), body, UPLOAD_TIMEOUT).await
+    }
+
+    /// Pushes an image to a registry. The stream's one item is the answer.
+    pub async fn push(
+        &self,
+        digest: &str,
+        request: &export::PushRequest,
+    ) -> Result<Updates<export::PushView>, ClientError> {
+        let path = path::fill(path::IMAGE_PUSH, &[&digits(digest)?]);
+        self.stream(Method::POST, &path, json(request)).await
+    }
+
     /// The bytes of an export that was prepared.
     pub async fn export(
         &self,

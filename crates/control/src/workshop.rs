@@ -8,9 +8,13 @@ use kiln_image::bake::{self, BakeJob};
 use kiln_image::debian::{self, Mirror};
 use kiln_image::export::ExportError;
 use kiln_image::export::blob::Compression;
+use kiln_image::export::boot::Guest;
+use kiln_image::export::disk::{self, Machine};
 use kiln_image::export::oci::{self, Labels, OciImage, RunAs};
+use kiln_image::import::{self, ImportError, Imported};
 use kiln_image::objects::write_durable;
-use kiln_image::oci::Fetcher;
+use kiln_image::oci::push::{self, PushError, Pushed};
+use kiln_image::oci::{Fetcher, Registry};
 use kiln_image::worker::{self, WorkerError, chain};
 use kiln_image::{ObjectError, Objects, SourceError, Sources};
 use kiln_logs::LogFolder;
@@ -440,6 +444,54 @@ impl Workshop {
     ) -> Result<OciImage, ExportError> {
         let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
         oci::prepare(&self.config.state, &self.objects, image, compression, run_as, labels, progress)
+    }
+
+    /// Prepares an image as a machine of its own, with the kernel of `kernel_image`. Blocks.
+    ///
+    /// # Errors
+    /// [`ExportError`] with the layer, or what is missing in the kernel's image.
+    pub fn machine(
+        &self,
+        image: Digest,
+        kernel_image: Digest,
+        uefi: bool,
+        guest: &Guest,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Machine, ExportError> {
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        disk::prepare(&self.config.state, &self.objects, image, kernel_image, uefi, guest, progress)
+    }
+
+    /// Imports the image in an archive, which is called `called`. Blocks.
+    ///
+    /// # Errors
+    /// [`ImportError`].
+    pub fn import(
+        &self,
+        archive: &mut dyn Read,
+        called: &str,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Imported, ImportError> {
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.objects.create()?;
+        std::io::copy(archive, kept.file()).map_err(ImportError::Upload)?;
+        import::import(&self.config.state, &self.objects, kept.path(), called, progress)
+    }
+
+    /// Pushes a prepared image to a registry, with the credentials of the server. Blocks.
+    ///
+    /// # Errors
+    /// [`PushError`].
+    pub fn push(
+        &self,
+        image: &OciImage,
+        to: &str,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Pushed, PushError> {
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        let registry = Registry::new(self.config.registry_auth.as_deref())
+            .map_err(|source| PushError::Registry { host: to.to_owned(), source })?;
+        push::push(&registry, &self.objects, image, to, progress)
     }
 
     /// The content store.

@@ -5,6 +5,8 @@ mod debian;
 mod image;
 mod oci;
 
+pub(crate) use oci::write as import_layer;
+
 use crate::bake::BakeJob;
 use crate::containerfile::ContainerfileError;
 use crate::debian::MirrorError;

@@ -14,6 +14,7 @@ pub mod diff;
 pub mod erofs;
 pub mod export;
 pub mod gc;
+pub mod import;
 pub mod layers;
 pub mod objects;
 pub mod oci;

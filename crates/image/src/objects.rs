@@ -131,6 +131,11 @@ impl Objects {
 }
 
 impl Pending {
+    /// Where it is until it is finished or dropped.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The file to write to.
     pub fn file(&mut self) -> &mut File {
         &mut self.file

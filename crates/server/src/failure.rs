@@ -18,7 +18,8 @@ impl Failure {
         Self(WireError::new(code, message, Some(code.entry().help.to_owned())))
     }
 
-    fn hinted(code: Code, message: String, hint: Option<String>) -> Self {
+    /// A failure with a hint of its own, if it has one.
+    pub(crate) fn hinted(code: Code, message: String, hint: Option<String>) -> Self {
         Self(WireError::new(code, message, hint))
     }
 }

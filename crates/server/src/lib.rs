@@ -6,9 +6,11 @@ mod actor;
 mod download;
 mod failure;
 mod handlers;
+mod image_boot;
 mod image_diff;
 mod image_export;
 mod image_gc;
+mod image_import;
 mod images;
 mod listen;
 mod logs;
@@ -19,7 +21,7 @@ mod views;
 pub use listen::{ListenError, bind};
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use kiln_api::path;
 use kiln_control::{Handle, Workshop};
 use std::sync::Arc;
@@ -66,6 +68,8 @@ fn router(context: Context) -> Router {
         .route(path::IMAGES, get(images::list))
         .route(path::IMAGE, get(images::show))
         .route(path::IMAGE_DIFF, get(image_diff::diff))
+        .route(path::IMAGE_IMPORT, put(image_import::put))
+        .route(path::IMAGE_PUSH, post(image_export::push))
         .route(path::IMAGE_EXPORT, post(image_export::prepare).get(image_export::bytes))
         .route(path::IMAGE_GC, post(image_gc::gc))
         .route(path::INSTANCES, get(handlers::instances))

@@ -3,6 +3,7 @@
 mod diff;
 mod export;
 mod gc;
+mod import;
 mod list;
 mod show;
 
@@ -28,6 +29,8 @@ enum ImageCommand {
     Diff(diff::DiffArgs),
     /// Write an image for other tools
     Export(export::ExportArgs),
+    /// Read an image that kiln or another tool wrote
+    Import(import::ImportArgs),
     /// Remove what no release needs
     Gc(gc::GcArgs),
 }
@@ -38,6 +41,7 @@ pub(crate) async fn run(context: &Context<'_>, arguments: ImageArgs) -> Result<(
         ImageCommand::Show(arguments) => show::run(context, arguments).await,
         ImageCommand::Diff(arguments) => diff::run(context, arguments).await,
         ImageCommand::Export(arguments) => export::run(context, arguments).await,
+        ImageCommand::Import(arguments) => import::run(context, arguments).await,
         ImageCommand::Gc(arguments) => gc::run(context, arguments).await,
     }
 }
