@@ -72,6 +72,7 @@ pub fn run() {
     assert_eq!(manifest["Digest"], again["manifest"]);
     push(&kiln, &project, &digest, &again["manifest"], folder.path());
     imports(&digest, folder.path());
+    sends(&kiln, &project, &digest, folder.path());
     podman(&path("gzip.tar"), folder.path());
     podman(&path("docker.tar"), folder.path());
     kiln.down();
@@ -102,6 +103,63 @@ fn imports(digest: &str, folder: &Path) {
     assert!(refused.stderr.contains("import") && refused.stderr.contains("not"), "{refused:?}");
     std::fs::write(&changed, "no archive").expect("written");
     import(&changed).expect(1);
+    other.down();
+}
+
+/// Another server gets the image whole, the next release of a rebuilt program as a small patch, and nothing that was damaged.
+fn sends(kiln: &Kiln, project: &Project, digest: &str, folder: &Path) {
+    let other = Kiln::started(&free_address());
+    let to = format!("unix:{}", other.socket().display());
+    let send = |image: &str| {
+        kiln.in_project(project, &["image", "send", image, "--to", &to, "--json"]).expect(0).json()
+    };
+    let number = |view: &Value, name: &str| view[name].as_u64().expect("a number");
+    let first = send(digest);
+    // One line of the program's source is another one.
+    let source = std::fs::read_to_string(project.path("api/src/main.rs")).expect("the source");
+    let changed = source.replace("usage: api", "please use it as: api");
+    assert_ne!(source, changed);
+    let program = folder.join("api.rs");
+    std::fs::write(&program, changed).expect("written");
+    let options =
+        ["-O", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-C", "strip=symbols", "-o"];
+    run_program(Command::new("rustc").args(options).arg(project.path("bin/api")).arg(program)).expect(0);
+    project.commit("another program");
+    let baked = kiln.in_project(project, &["bake", "--json"]).expect(0).json();
+    let next = baked["images"]["api"].as_str().expect("a digest");
+    assert_ne!(next, digest);
+    // What a layer looks like on its way, damaged in the middle.
+    let shown = kiln.in_project(project, &["image", "show", next, "--json"]).expect(0).json();
+    let layer =
+        shown["manifest"]["layers"][0]["digest"].as_str().expect("a layer").trim_start_matches("sha256:");
+    let old = kiln.in_project(project, &["image", "show", digest, "--json"]).expect(0).json();
+    let like = old["manifest"]["layers"][0]["digest"].as_str().expect("a layer").to_owned();
+    let patch = folder.join("patch");
+    let curl = |socket: &Path, arguments: &[&str]| {
+        let mut command = Command::new("curl");
+        run_program(command.arg("-sS").arg("--unix-socket").arg(socket).args(arguments)).expect(0).stdout
+    };
+    let url = format!("http://kiln/v1/layers/{layer}?like={like}");
+    curl(&kiln.socket(), &["--output", &patch.display().to_string(), &url]);
+    let mut bytes = std::fs::read(&patch).expect("a patch");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&patch, &bytes).expect("written");
+    let upload = format!("@{}", patch.display());
+    let answer = curl(&other.socket(), &["-X", "PUT", "--data-binary", &upload, "http://kiln/v1/layers"]);
+    assert!(answer.contains("layer_refused"), "{answer}");
+    let lacks = other.cli(folder, &["image", "show", next]);
+    assert!(lacks.expect(1).stderr.contains("no image"), "nothing of it is there");
+
+    let second = send(next);
+    let third = send(next);
+    let (whole, part) = (number(&first, "sent"), number(&second, "sent"));
+    let size = number(&second, "size");
+    assert!(part * 5 < whole, "a patch of {part} bytes, {whole} for the whole");
+    assert_eq!((number(&third, "sent"), number(&third, "n_known")), (0, 1));
+    let there = other.cli(folder, &["image", "show", next, "--json"]).expect(0).json();
+    assert_eq!(there["manifest"], shown["manifest"]);
+    println!("replication of {size} bytes: {whole} sent for the first, {part} for the next, 0 for the same");
     other.down();
 }
 

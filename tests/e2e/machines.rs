@@ -140,9 +140,12 @@ pub fn run() {
     let sum = run_program(Command::new("sha256sum").arg(path("direct/root.erofs"))).expect(0).stdout;
     assert!(root.as_str().expect("a digest").ends_with(&sum[..64]), "{root} {sum}");
 
+    // The disks ask DHCP.
+    let own = "kiln.address=10.0.2.15/24 kiln.gateway=10.0.2.2";
     let line = std::fs::read_to_string(path("direct/cmdline")).expect("a command line");
+    let line = format!("{} {own}", line.trim());
     let (vmlinuz, initrd) = (path("direct/vmlinuz"), path("direct/initrd"));
-    let direct = ["-kernel", &vmlinuz, "-initrd", &initrd, "-append", line.trim()];
+    let direct = ["-kernel", &vmlinuz, "-initrd", &initrd, "-append", &line];
     let drive = drive(&path("direct/root.erofs"), "raw");
     Machine::start(&[&direct[..], &["-drive", &drive]].concat()).serves_until_the_button("kernel");
     uefi(&path("disk.raw"), "raw").serves_until_the_button("raw");

@@ -1,6 +1,8 @@
 //! The typed client: one connection per request over the Unix socket, JSON both ways, streams of [`Update`] lines and
 //! streamed uploads. It never retries by itself: what a lost connection means is the caller's to know.
 
+mod replicate;
+
 use crate::address::Address;
 use crate::error::{Code, ErrorBody, WireError};
 use crate::update::{ALIVE_EVERY, Update};

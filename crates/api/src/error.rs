@@ -128,6 +128,7 @@ table! {
     NoInstance "no_instance" 404 Failed false User "there is no such instance, alive or gone" "`kiln instance list` shows them";
     NoImage "no_image" 404 Failed false User "there is no such image" "`kiln image list` shows them";
     ImportRefused "import_refused" 422 Failed false User "the archive was refused" "it must be one image for linux/amd64: an OCI archive, an OCI layout or a Docker archive";
+    LayerRefused "layer_refused" 422 Failed true User "a layer from another server was refused" "send the image again; what arrived whole is not sent twice";
     NotBootable "not_bootable" 422 Failed false User "the image cannot become a machine that boots" "the message names what it lacks";
     TooLarge "too_large" 413 Failed false User "the request is larger than kiln accepts" "the message names the limit";
     TakenBack "taken_back" 0 Failed false User "the rollout failed and was taken back; what served before was not touched" "`kiln why` names the cause";

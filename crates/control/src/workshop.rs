@@ -15,11 +15,12 @@ use kiln_image::import::{self, ImportError, Imported};
 use kiln_image::objects::write_durable;
 use kiln_image::oci::push::{self, PushError, Pushed};
 use kiln_image::oci::{Fetcher, Registry};
+use kiln_image::replicate::{self, ReplicateError};
 use kiln_image::worker::{self, WorkerError, chain};
 use kiln_image::{ObjectError, Objects, SourceError, Sources};
 use kiln_logs::LogFolder;
 use kiln_model::{
-    CommitId, Digest, EnvName, EnvRef, ImageManifest, ImageName, InstanceId, ProjectName, Release,
+    CommitId, Digest, EnvName, EnvRef, ImageManifest, ImageName, InstanceId, LayerRef, ProjectName, Release,
     ReleaseSpec, limits,
 };
 use kiln_spec::lock::{LOCK_VERSION, LockedBase};
@@ -476,6 +477,29 @@ impl Workshop {
         let mut kept = self.objects.create()?;
         std::io::copy(archive, kept.file()).map_err(ImportError::Upload)?;
         import::import(&self.config.state, &self.objects, kept.path(), called, progress)
+    }
+
+    /// The layers of an image that are not here, each with those that may be like it. Blocks.
+    pub fn missing(&self, manifest: &ImageManifest) -> Vec<(LayerRef, Vec<Digest>)> {
+        let mut images = self.images();
+        let made =
+            |image: &Digest| std::fs::metadata(self.record_path(*image)).and_then(|m| m.modified()).ok();
+        images.sort_by_key(|image| std::cmp::Reverse(made(image)));
+        let known: Vec<_> = images.into_iter().filter_map(|image| self.manifest(image).ok()).collect();
+        replicate::missing(&self.objects, manifest, &known)
+    }
+
+    /// Registers an image whose layers were all received. Blocks.
+    ///
+    /// # Errors
+    /// [`ReplicateError::Missing`] if one was not; or of the state folder.
+    pub fn register(
+        &self,
+        manifest: &ImageManifest,
+        record: &serde_json::Value,
+    ) -> Result<Digest, ReplicateError> {
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        replicate::register(&self.config.state, &self.objects, manifest, record)
     }
 
     /// Pushes a prepared image to a registry, with the credentials of the server. Blocks.

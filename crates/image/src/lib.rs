@@ -18,6 +18,7 @@ pub mod import;
 pub mod layers;
 pub mod objects;
 pub mod oci;
+pub mod replicate;
 pub mod source;
 pub mod tree;
 pub mod worker;

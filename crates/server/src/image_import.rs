@@ -20,7 +20,7 @@ pub(crate) async fn put(
     let work = move |archive: &mut dyn std::io::Read| {
         context.workshop.import(archive, &query.name, &mut |_| {}).map_err(|error| {
             let code = match &error {
-                ImportError::Objects(_) | ImportError::Record(_) => Code::Internal,
+                ImportError::Upload(_) | ImportError::Objects(_) | ImportError::Record(_) => Code::Internal,
                 _ => Code::ImportRefused,
             };
             Failure::new(code, chain(&error))

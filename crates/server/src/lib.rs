@@ -11,6 +11,7 @@ mod image_diff;
 mod image_export;
 mod image_gc;
 mod image_import;
+mod image_replicate;
 mod images;
 mod listen;
 mod logs;
@@ -68,6 +69,10 @@ fn router(context: Context) -> Router {
         .route(path::IMAGES, get(images::list))
         .route(path::IMAGE, get(images::show))
         .route(path::IMAGE_DIFF, get(image_diff::diff))
+        .route(path::IMAGE_OFFER, post(image_replicate::offer))
+        .route(path::IMAGE_RECEIVE, post(image_replicate::receive))
+        .route(path::LAYERS, put(image_replicate::put_layer))
+        .route(path::LAYER, get(image_replicate::layer))
         .route(path::IMAGE_IMPORT, put(image_import::put))
         .route(path::IMAGE_PUSH, post(image_export::push))
         .route(path::IMAGE_EXPORT, post(image_export::prepare).get(image_export::bytes))

@@ -5,6 +5,7 @@ mod export;
 mod gc;
 mod import;
 mod list;
+mod send;
 mod show;
 
 use crate::output::bytes;
@@ -31,6 +32,8 @@ enum ImageCommand {
     Export(export::ExportArgs),
     /// Read an image that kiln or another tool wrote
     Import(import::ImportArgs),
+    /// Send an image to another server, only what that one lacks
+    Send(send::SendArgs),
     /// Remove what no release needs
     Gc(gc::GcArgs),
 }
@@ -42,6 +45,7 @@ pub(crate) async fn run(context: &Context<'_>, arguments: ImageArgs) -> Result<(
         ImageCommand::Diff(arguments) => diff::run(context, arguments).await,
         ImageCommand::Export(arguments) => export::run(context, arguments).await,
         ImageCommand::Import(arguments) => import::run(context, arguments).await,
+        ImageCommand::Send(arguments) => send::run(context, arguments).await,
         ImageCommand::Gc(arguments) => gc::run(context, arguments).await,
     }
 }
