@@ -71,14 +71,14 @@ fn layout(dir: &Path) -> PathBuf {
 }
 
 /// Debian's registry, in this namespace.
-struct Registry {
-    address: String,
+pub struct Registry {
+    pub address: String,
     process: Child,
 }
 
 impl Registry {
     /// Without a password, or with one of htpasswd.
-    fn start(dir: &Path, htpasswd: Option<&str>) -> Self {
+    pub fn start(dir: &Path, htpasswd: Option<&str>) -> Self {
         let address = free_address();
         let storage = dir.join(format!("registry-{}", htpasswd.is_some()));
         let mut config = format!(

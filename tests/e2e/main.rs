@@ -10,6 +10,7 @@ mod debian;
 mod deploys;
 mod exchange;
 mod lint;
+mod machines;
 mod operations;
 mod rebuilt;
 mod retention;
@@ -32,6 +33,7 @@ fn main() {
         ("bad_input", bad_input::run),
         ("bakes_are_reproducible", bakes::run),
         ("exchange", exchange::run),
+        ("machines", machines::run),
         ("bases_of_oci", bases::oci),
         ("bases_of_buildah", bases::containerfile),
         ("bases_with_playbooks", bases::provision),

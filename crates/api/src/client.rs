@@ -1,6 +1,8 @@
 //! The typed client: one connection per request over the Unix socket, JSON both ways, streams of [`Update`] lines and
 //! streamed uploads. It never retries by itself: what a lost connection means is the caller's to know.
 
+mod replicate;
+
 use crate::address::Address;
 use crate::error::{Code, ErrorBody, WireError};
 use crate::update::{ALIVE_EVERY, Update};
@@ -233,6 +235,26 @@ impl Client {
         request: &export::ExportRequest,
     ) -> Result<Updates<export::ExportView>, ClientError> {
         let path = path::fill(path::IMAGE_EXPORT, &[&digits(digest)?]);
+        self.stream(Method::POST, &path, json(request)).await
+    }
+
+    /// Uploads an archive with an image, which is imported when this returns.
+    pub async fn import(
+        &self,
+        query: &export::ImportQuery,
+        archive: impl Read + Send + 'static,
+    ) -> Result<export::ImportView, ClientError> {
+        let body = BodyExt::boxed(Upload::start(archive));
+        self.call(Method::PUT, &with_query(path::IMAGE_IMPORT, query), body, UPLOAD_TIMEOUT).await
+    }
+
+    /// Pushes an image to a registry. The stream's one item is the answer.
+    pub async fn push(
+        &self,
+        digest: &str,
+        request: &export::PushRequest,
+    ) -> Result<Updates<export::PushView>, ClientError> {
+        let path = path::fill(path::IMAGE_PUSH, &[&digits(digest)?]);
         self.stream(Method::POST, &path, json(request)).await
     }
 

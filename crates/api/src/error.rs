@@ -114,6 +114,7 @@ table! {
     NoSource "no_source" 404 Failed true User "the server does not have the source of that commit" "deploy again: the client uploads what is missing";
     LockFailed "lock_failed" 422 Failed false User "packages could not be resolved" "check the package names, the base and `kiln serve --mirror`";
     Mirror "mirror" 502 Failed true Host "the package mirror did not answer" "check the network, or name another one with `kiln serve --mirror`";
+    Registry "registry" 502 Failed true Host "the registry did not take the image" "the message names the registry and what it said";
     BakeFailed "bake_failed" 422 Failed false User "an image could not be baked" "the message names the image and the step";
     NoEnvironment "no_environment" 404 Failed false User "there is no such environment" "`kiln status` shows what exists; `kiln deploy` makes one";
     NoRelease "no_release" 404 Failed false User "the environment has no such release" "`kiln release list` shows the releases";
@@ -131,6 +132,9 @@ table! {
     Keys "keys" 409 Failed false User "the keys of images cannot be used or changed" "`kiln key list` shows them";
     NotRebuildable "not_rebuildable" 409 Failed false User "the image cannot be baked again here" "only an image that was baked here, with its commit and its lock still there, can be";
     NotReproducible "not_reproducible" 0 Failed false User "an image was baked again from the same inputs and is another one" "the first file that differs is named: look at what makes it; if that is kiln, please report it";
+    ImportRefused "import_refused" 422 Failed false User "the archive was refused" "it must be one image for linux/amd64: an OCI archive, an OCI layout or a Docker archive";
+    LayerRefused "layer_refused" 422 Failed true User "a layer from another server was refused" "send the image again; what arrived whole is not sent twice";
+    NotBootable "not_bootable" 422 Failed false User "the image cannot become a machine that boots" "the message names what it lacks";
     TooLarge "too_large" 413 Failed false User "the request is larger than kiln accepts" "the message names the limit";
     TakenBack "taken_back" 0 Failed false User "the rollout failed and was taken back; what served before was not touched" "`kiln why` names the cause";
     FailedNoPrevious "failed_no_previous" 0 Failed false User "the rollout failed and nothing served before" "`kiln why` names the cause";

@@ -45,8 +45,11 @@ pub struct ImageDetail {
     pub image: ImageView,
     /// Layers and configuration.
     pub manifest: Option<ImageManifest>,
-    /// Who baked it from what and when: the record beside the image, as it was written.
+    /// Who baked it from what and when, and whose key vouches for that; in short.
     pub provenance: Option<serde_json::Value>,
+    /// The signed statement beside the image, a DSSE envelope, as it was written.
+    #[serde(default)]
+    pub statement: Option<serde_json::Value>,
 }
 
 /// What differs between two images.

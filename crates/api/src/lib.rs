@@ -20,6 +20,7 @@ pub mod lock;
 pub mod logs;
 pub mod path;
 pub mod release;
+pub mod replicate;
 pub mod rollout;
 pub mod scale;
 pub mod server;

@@ -34,6 +34,18 @@ pub const IMAGE_DIFF: &str = "/v1/image/{digest}/diff/{other}";
 /// POST [`crate::export::ExportRequest`]: a stream of [`crate::update::Update`] of [`crate::export::ExportView`], after which
 /// all is prepared. GET with the same as query: the bytes.
 pub const IMAGE_EXPORT: &str = "/v1/image/{digest}/export";
+/// POST [`crate::replicate::OfferRequest`]: [`crate::replicate::OfferView`].
+pub const IMAGE_OFFER: &str = "/v1/images/offer";
+/// POST [`crate::replicate::ReceiveRequest`]: [`crate::export::ImportView`].
+pub const IMAGE_RECEIVE: &str = "/v1/images/receive";
+/// PUT a layer as the other server sent it: [`crate::replicate::LayerView`].
+pub const LAYERS: &str = "/v1/layers";
+/// GET with [`crate::replicate::LayerQuery`]: the bytes for the other server.
+pub const LAYER: &str = "/v1/layers/{digest}";
+/// PUT an archive, with [`crate::export::ImportQuery`]: [`crate::export::ImportView`].
+pub const IMAGE_IMPORT: &str = "/v1/images/import";
+/// POST [`crate::export::PushRequest`]: a stream of [`crate::update::Update`] of [`crate::export::PushView`].
+pub const IMAGE_PUSH: &str = "/v1/image/{digest}/push";
 /// POST [`crate::image::GcRequest`]: a stream of [`crate::update::Update`] of [`crate::image::GcView`].
 pub const IMAGE_GC: &str = "/v1/image-gc";
 /// GET with a digest or its first digits: [`crate::image::BuildLogView`].

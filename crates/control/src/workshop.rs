@@ -13,22 +13,27 @@ use kiln_image::builder;
 use kiln_image::debian::{self, Mirror};
 use kiln_image::export::ExportError;
 use kiln_image::export::blob::Compression;
+use kiln_image::export::boot::Guest;
+use kiln_image::export::disk::{self, Machine};
 use kiln_image::export::oci::{self, Labels, OciImage, RunAs};
+use kiln_image::import::{self, ImportError, Imported};
 use kiln_image::lookup;
 use kiln_image::objects::write_durable;
-use kiln_image::oci::Fetcher;
+use kiln_image::oci::push::{self, PushError, Pushed};
+use kiln_image::oci::{Fetcher, Registry};
+use kiln_image::replicate::{self, ReplicateError};
 pub use kiln_image::sbom::Format;
 use kiln_image::sbom::{self, SbomError};
 use kiln_image::worker::{self, WorkerError, chain};
 use kiln_image::{ObjectError, Objects, SourceError, Sources, verify};
 use kiln_logs::LogFolder;
 use kiln_model::{
-    CommitId, Digest, EnvName, EnvRef, ImageManifest, ImageName, InstanceId, ProjectName, Release,
+    CommitId, Digest, EnvName, EnvRef, ImageManifest, ImageName, InstanceId, LayerRef, ProjectName, Release,
     ReleaseSpec, limits,
 };
 use kiln_spec::lock::{LOCK_VERSION, LockedBase};
 use kiln_spec::{Base, ImageRecipe, Lock, Project, Recipes, SpecErrors};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -143,6 +148,9 @@ pub enum WorkshopError {
     /// An image that nobody trusted vouches for.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// An image from another server.
+    #[error(transparent)]
+    Replicate(#[from] ReplicateError),
     /// The content store failed.
     #[error("the content store failed")]
     Objects(#[from] ObjectError),
@@ -572,6 +580,106 @@ impl Workshop {
         oci::prepare(&self.config.state, &self.objects, image, compression, run_as, labels, progress)
     }
 
+    /// Prepares an image as a machine of its own, with the kernel of `kernel_image`. Blocks.
+    ///
+    /// # Errors
+    /// [`ExportError`] with the layer, or what is missing in the kernel's image.
+    pub fn machine(
+        &self,
+        image: Digest,
+        kernel_image: Digest,
+        uefi: bool,
+        guest: &Guest,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Machine, ExportError> {
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        disk::prepare(&self.config.state, &self.objects, image, kernel_image, uefi, guest, progress)
+    }
+
+    /// Imports the image in an archive, which is called `called`. Blocks.
+    ///
+    /// # Errors
+    /// [`ImportError`].
+    pub fn import(
+        &self,
+        archive: &mut dyn Read,
+        called: &str,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Imported, ImportError> {
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.objects.create()?;
+        std::io::copy(archive, kept.file()).map_err(ImportError::Upload)?;
+        import::import(&self.config.state, &self.objects, kept.path(), called, progress)
+    }
+
+    /// The layers of an image that are not here, each with those that may be like it. Blocks.
+    pub fn missing(&self, manifest: &ImageManifest) -> Vec<(LayerRef, Vec<Digest>)> {
+        let mut images = self.images();
+        let made =
+            |image: &Digest| std::fs::metadata(self.record_path(*image)).and_then(|m| m.modified()).ok();
+        images.sort_by_key(|image| std::cmp::Reverse(made(image)));
+        let known: Vec<_> = images.into_iter().filter_map(|image| self.manifest(image).ok()).collect();
+        replicate::missing(&self.objects, manifest, &known)
+    }
+
+    /// Whether an image that is about to come may run here: somebody trusted signed the statement that comes with it.
+    ///
+    /// # Errors
+    /// [`WorkshopError::Policy`] says what is wrong with it.
+    pub fn may_come(
+        &self,
+        image: Digest,
+        statement: Option<&serde_json::Value>,
+    ) -> Result<Vouched, WorkshopError> {
+        let bytes = statement.map(|statement| serde_json::to_vec_pretty(statement).unwrap_or_default());
+        Ok(self.keys.trust()?.check(image, bytes.as_deref(), jiff::Timestamp::now())?)
+    }
+
+    /// Registers an image whose layers were all received, with what vouches for it. Blocks.
+    ///
+    /// # Errors
+    /// [`WorkshopError::Policy`] if nobody trusted vouches for it, [`WorkshopError::Replicate`] if a layer is missing.
+    pub fn register(
+        &self,
+        manifest: &ImageManifest,
+        statement: &serde_json::Value,
+        sboms: &[(Format, String)],
+        note: &serde_json::Value,
+    ) -> Result<Digest, WorkshopError> {
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        let state = &self.config.state;
+        self.may_come(manifest.digest(), Some(statement))?;
+        let image = replicate::register(&self.objects, manifest)?;
+        let write = |path: PathBuf, bytes: &[u8]| {
+            let written = write_durable(&path, bytes);
+            written.map_err(|source| WorkshopError::State { path, source })
+        };
+        for (format, text) in sboms {
+            write(attest::sbom_path(state, image, *format), text.as_bytes())?;
+        }
+        write(attest::note_path(state, image), &serde_json::to_vec_pretty(note).unwrap_or_default())?;
+        // Last: what is vouched for is whole.
+        let bytes = serde_json::to_vec_pretty(statement).unwrap_or_default();
+        write(attest::statement_path(state, image), &bytes)?;
+        Ok(image)
+    }
+
+    /// Pushes a prepared image to a registry, with the credentials of the server. Blocks.
+    ///
+    /// # Errors
+    /// [`PushError`].
+    pub fn push(
+        &self,
+        image: &OciImage,
+        to: &str,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Pushed, PushError> {
+        let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        let registry = Registry::new(self.config.registry_auth.as_deref())
+            .map_err(|source| PushError::Registry { host: to.to_owned(), source })?;
+        push::push(&registry, &self.objects, image, to, progress)
+    }
+
     /// The content store.
     pub fn objects(&self) -> &Objects {
         &self.objects
@@ -582,16 +690,19 @@ impl Workshop {
         self.config.state.join("cache")
     }
 
-    /// Where the record of an image lies.
+    /// Where the record of an image lies: the signed statement, or for one that came without any the note beside it.
     pub(crate) fn record_path(&self, image: Digest) -> PathBuf {
-        attest::statement_path(&self.config.state, image)
+        let (statement, note) =
+            (attest::statement_path(&self.config.state, image), attest::note_path(&self.config.state, image));
+        if !statement.exists() && note.exists() { note } else { statement }
     }
 
     /// Everything that stands beside an image.
     pub(crate) fn beside(&self, image: Digest) -> Vec<PathBuf> {
         let state = &self.config.state;
         let sboms = Format::ALL.into_iter().map(|format| attest::sbom_path(state, image, format));
-        sboms.chain([self.record_path(image), builder::log_path(state, image)]).collect()
+        let records = [attest::statement_path(state, image), attest::note_path(state, image)];
+        sboms.chain(records).chain([builder::log_path(state, image)]).collect()
     }
 
     /// The lock that a commit is baked with; none if it has none, or it cannot be read.
@@ -740,6 +851,23 @@ impl Workshop {
 
     /// Who baked an image from what and when; none if that is not known.
     pub fn provenance(&self, image: Digest) -> Option<serde_json::Value> {
+        self.described(image).or_else(|| self.noted(image))
+    }
+
+    /// What is known of an image that came from elsewhere without a statement.
+    fn noted(&self, image: Digest) -> Option<serde_json::Value> {
+        let note = std::fs::read(attest::note_path(&self.config.state, image)).ok()?;
+        let mut note: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&note).ok()?;
+        note.insert("signed by".into(), "nobody".into());
+        Some(note.into())
+    }
+
+    /// The signed statement beside an image, as it lies there.
+    pub fn statement(&self, image: Digest) -> Option<serde_json::Value> {
+        serde_json::from_slice(&attest::read(&self.config.state, image).ok()??).ok()
+    }
+
+    fn described(&self, image: Digest) -> Option<serde_json::Value> {
         let bytes = attest::read(&self.config.state, image).ok()??;
         let envelope: attest::Envelope = serde_json::from_slice(&bytes).ok()?;
         let statement: attest::Statement = serde_json::from_slice(&envelope.payload()?).ok()?;
@@ -760,8 +888,12 @@ impl Workshop {
     /// All images that were ever baked here.
     pub fn images(&self) -> Vec<Digest> {
         let entries = std::fs::read_dir(self.config.state.join("images")).into_iter().flatten().flatten();
-        let digest = |name: String| name.strip_suffix(".json").and_then(|hex| hex.parse().ok());
-        entries.filter_map(|entry| digest(entry.file_name().to_string_lossy().into_owned())).collect()
+        let digest = |name: String| {
+            let name = name.strip_suffix(attest::NOTE).or_else(|| name.strip_suffix(".json"))?;
+            name.parse().ok()
+        };
+        let all = entries.filter_map(|entry| digest(entry.file_name().to_string_lossy().into_owned()));
+        all.collect::<BTreeSet<Digest>>().into_iter().collect()
     }
 
     fn tell(&self, env: &EnvRef, text: String) {

@@ -50,6 +50,14 @@ pub fn statement_path(state: &Path, image: Digest) -> PathBuf {
     state.join("images").join(format!("{}.json", image.hex()))
 }
 
+/// The end of the name of a note.
+pub const NOTE: &str = ".note.json";
+
+/// Where a note lies: what is known, and signed by nobody, of an image that was not baked here.
+pub fn note_path(state: &Path, image: Digest) -> PathBuf {
+    state.join("images").join(format!("{}{NOTE}", image.hex()))
+}
+
 /// Where a bill of materials lies.
 pub fn sbom_path(state: &Path, image: Digest, format: Format) -> PathBuf {
     state.join("images").join(format!("{}.{}.json", image.hex(), format.word()))

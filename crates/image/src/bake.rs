@@ -19,8 +19,8 @@ use std::fs::File;
 use std::path::PathBuf;
 
 /// The version of [`ImageManifest`] that is written.
-const FORMAT: u32 = 1;
-const ARCHITECTURE: &str = "amd64";
+pub(crate) const FORMAT: u32 = 1;
+pub(crate) const ARCHITECTURE: &str = "amd64";
 /// Directories that every image has, so that an instance's file systems can be mounted there.
 const MOUNT_POINTS: &[&str] = &["/dev", "/etc", "/proc", "/run", "/sys", "/tmp"];
 /// Files that every image has, empty if nobody brings them: each instance gets its own over them.
@@ -574,14 +574,18 @@ fn users(tree: &Tree, lower: &Lower) -> Result<BTreeMap<String, (u32, u32)>, Bak
         Some(_) => vec![],
         None => lower.read(b"etc/passwd")?.unwrap_or_default(),
     };
+    Ok(parse_users(&String::from_utf8_lossy(&text)))
+}
+
+/// Users with their ids, of the text of an `/etc/passwd`.
+pub(crate) fn parse_users(text: &str) -> BTreeMap<String, (u32, u32)> {
     let row = |line: &str| {
         let fields: Vec<&str> = line.split(':').collect();
         let (name, uid, gid) = (fields.first()?, fields.get(2)?, fields.get(3)?);
         Some(((*name).to_owned(), (uid.parse().ok()?, gid.parse().ok()?)))
     };
     // The first row of a name counts, as for the C library.
-    let rows = String::from_utf8_lossy(&text).lines().rev().filter_map(row).collect();
-    Ok(rows)
+    text.lines().rev().filter_map(row).collect()
 }
 
 #[cfg(test)]

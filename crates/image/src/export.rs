@@ -2,7 +2,14 @@
 //! same for the same image and options.
 
 pub mod blob;
+pub mod boot;
+mod cpio;
+pub mod disk;
+mod fat;
+mod gpt;
 pub mod oci;
+mod pe;
+mod qcow2;
 pub mod tarball;
 
 use crate::objects::ObjectError;
@@ -30,6 +37,12 @@ pub enum ExportError {
         #[source]
         source: std::io::Error,
     },
+    /// It cannot boot.
+    #[error("the image cannot boot")]
+    Boot(#[source] boot::BootError),
+    /// Its layers cannot be joined.
+    #[error("cannot join the layers of the image")]
+    Seal(#[source] std::io::Error),
     /// The content store.
     #[error("the content store failed")]
     Objects(#[from] ObjectError),

@@ -8,6 +8,8 @@ mod provision;
 
 pub(crate) use debian::INSTALLER;
 
+pub(crate) use oci::write as import_layer;
+
 use crate::bake::BakeJob;
 use crate::containerfile::ContainerfileError;
 use crate::debian::MirrorError;

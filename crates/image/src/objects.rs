@@ -170,6 +170,11 @@ impl Objects {
 }
 
 impl Pending {
+    /// Where it is until it is finished or dropped.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The file, for one who cannot write through this: then it is read again to be hashed.
     pub fn file(&mut self) -> &mut File {
         self.hashed = None;

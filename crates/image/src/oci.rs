@@ -11,6 +11,7 @@ pub mod blob;
 pub mod layer;
 pub mod manifest;
 pub mod place;
+pub mod push;
 pub mod reference;
 pub mod registry;
 pub mod tar;

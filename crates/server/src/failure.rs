@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use kiln_api::{Code, ErrorBody, WireError, error::chain};
 use kiln_control::{KeysError, SubmitError, WorkshopError};
+use kiln_image::replicate::ReplicateError;
 use kiln_plan::Refusal;
 use kiln_store::StoreError;
 
@@ -18,7 +19,8 @@ impl Failure {
         Self(WireError::new(code, message, Some(code.entry().help.to_owned())))
     }
 
-    fn hinted(code: Code, message: String, hint: Option<String>) -> Self {
+    /// A failure with a hint of its own, if it has one.
+    pub(crate) fn hinted(code: Code, message: String, hint: Option<String>) -> Self {
         Self(WireError::new(code, message, hint))
     }
 }
@@ -88,6 +90,8 @@ impl From<WorkshopError> for Failure {
             WorkshopError::Policy(_) => Code::ImageRefused,
             WorkshopError::Sbom(_) => Code::ImageBroken,
             WorkshopError::Trust(_) => Code::Keys,
+            WorkshopError::Replicate(ReplicateError::Objects(_)) => Code::Store,
+            WorkshopError::Replicate(_) => Code::LayerRefused,
             WorkshopError::Objects(_) | WorkshopError::State { .. } => Code::Store,
         };
         Self::hinted(code, chain(&error), error.hint())

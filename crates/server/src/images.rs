@@ -48,7 +48,8 @@ pub(crate) async fn show(State(context): State<Context>, Path(prefix): Path<Stri
     let image = released.or_else(recorded);
     let image =
         image.ok_or_else(|| Failure::new(Code::NoImage, format!("no image begins with `{prefix}`")))?;
-    Ok(Json(ImageDetail { manifest: context.workshop.manifest(digest).ok(), provenance, image }))
+    let (manifest, statement) = (context.workshop.manifest(digest).ok(), context.workshop.statement(digest));
+    Ok(Json(ImageDetail { manifest, provenance, statement, image }))
 }
 
 pub(crate) async fn build_log(
@@ -59,17 +60,20 @@ pub(crate) async fn build_log(
     Ok(Json(BuildLogView { digest, log: context.workshop.build_log(digest) }))
 }
 
+pub(crate) fn format_of(format: SbomFormat) -> Format {
+    match format {
+        SbomFormat::Spdx => Format::Spdx,
+        SbomFormat::Cyclonedx => Format::Cyclonedx,
+    }
+}
+
 pub(crate) async fn sbom(
     State(context): State<Context>,
     Path(prefix): Path<String>,
     Query(query): Query<SbomQuery>,
 ) -> Answer<SbomView> {
     let digest = find(&context, &prefix)?;
-    let format = match query.format {
-        SbomFormat::Spdx => Format::Spdx,
-        SbomFormat::Cyclonedx => Format::Cyclonedx,
-    };
-    let bytes = context.workshop.sbom(digest, format)?;
+    let bytes = context.workshop.sbom(digest, format_of(query.format))?;
     Ok(Json(SbomView { text: String::from_utf8_lossy(&bytes).into_owned() }))
 }
 

@@ -6,9 +6,12 @@ mod actor;
 mod download;
 mod failure;
 mod handlers;
+mod image_boot;
 mod image_diff;
 mod image_export;
 mod image_gc;
+mod image_import;
+mod image_replicate;
 mod images;
 mod keys;
 mod listen;
@@ -23,7 +26,7 @@ mod views;
 pub use listen::{ListenError, bind};
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use kiln_api::path;
 use kiln_control::{Handle, Workshop};
 use std::sync::Arc;
@@ -70,6 +73,12 @@ fn router(context: Context) -> Router {
         .route(path::IMAGES, get(images::list))
         .route(path::IMAGE, get(images::show))
         .route(path::IMAGE_DIFF, get(image_diff::diff))
+        .route(path::IMAGE_OFFER, post(image_replicate::offer))
+        .route(path::IMAGE_RECEIVE, post(image_replicate::receive))
+        .route(path::LAYERS, put(image_replicate::put_layer))
+        .route(path::LAYER, get(image_replicate::layer))
+        .route(path::IMAGE_IMPORT, put(image_import::put))
+        .route(path::IMAGE_PUSH, post(image_export::push))
         .route(path::IMAGE_EXPORT, post(image_export::prepare).get(image_export::bytes))
         .route(path::IMAGE_GC, post(image_gc::gc))
         .route(path::IMAGE_BUILD_LOG, get(images::build_log))

@@ -28,14 +28,21 @@ pub(crate) async fn has(
 pub(crate) async fn put(
     State(context): State<Context>,
     Path((project, commit)): Path<(ProjectName, CommitId)>,
-    mut body: Body,
+    body: Body,
 ) -> Result<Json<SourceView>, Failure> {
-    let (sender, receiver) = mpsc::channel(BACKLOG);
     let (whose, which) = (project.clone(), commit.clone());
-    let accepting = tokio::task::spawn_blocking(move || {
-        let mut reader = Chunks { receiver, current: Bytes::new() };
-        context.workshop.accept_source(&whose, &which, &mut reader)
-    });
+    feed(body, move |reader| context.workshop.accept_source(&whose, &which, reader)).await??;
+    Ok(Json(SourceView { project, commit, present: true, known: vec![] }))
+}
+
+/// Has a thread that may block read a body with `work`; answers with what that says.
+pub(crate) async fn feed<T: Send + 'static>(
+    mut body: Body,
+    work: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    let accepting =
+        tokio::task::spawn_blocking(move || work(&mut Chunks { receiver, current: Bytes::new() }));
     loop {
         let chunk = match body.frame().await {
             None => break,
@@ -43,7 +50,7 @@ pub(crate) async fn put(
             Some(Err(error)) => Err(std::io::Error::other(error)),
         };
         let broken = chunk.is_err();
-        // git may have refused already; it is asked why below.
+        // The reader may have refused already; it is asked why below.
         if sender.send(chunk).await.is_err() {
             break;
         }
@@ -52,8 +59,7 @@ pub(crate) async fn put(
         }
     }
     drop(sender);
-    accepting.await??;
-    Ok(Json(SourceView { project, commit, present: true, known: vec![] }))
+    Ok(accepting.await?)
 }
 
 /// The chunks of a body, read by a thread that may block.

@@ -12,6 +12,8 @@
 //! | [`cgroup`] | limits, killing and counting, on v1, v2 and hybrid hosts |
 //! | [`path`] | opening a path below a root that is not trusted |
 //! | [`clock`] | boot id and clocks |
+//!
+//! [`GUEST_INIT`] is a program of its own, pid 1 of exported virtual machines; its source is in `guest/`.
 #![expect(
     unsafe_code,
     reason = "this crate is where raw system calls are made; each block says why it is sound"
@@ -27,5 +29,8 @@ pub mod path;
 pub mod privilege;
 pub mod process;
 pub mod seccomp;
+
+/// The static program that is pid 1 of an exported virtual machine.
+pub const GUEST_INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest-init"));
 
 pub use error::{CallError, Context};

@@ -3,9 +3,11 @@
 mod diff;
 mod export;
 mod gc;
+mod import;
 mod list;
 mod rebuild;
 mod sbom;
+mod send;
 mod show;
 mod verify;
 
@@ -31,6 +33,10 @@ enum ImageCommand {
     Diff(diff::DiffArgs),
     /// Write an image for other tools
     Export(export::ExportArgs),
+    /// Read an image that kiln or another tool wrote
+    Import(import::ImportArgs),
+    /// Send an image to another server, only what that one lacks
+    Send(send::SendArgs),
     /// Remove what no release needs
     Gc(gc::GcArgs),
     /// Print what is in an image, as SPDX or CycloneDX
@@ -45,6 +51,8 @@ pub(crate) async fn run(context: &Context<'_>, arguments: ImageArgs) -> Result<(
         ImageCommand::Show(arguments) => show::run(context, arguments).await,
         ImageCommand::Diff(arguments) => diff::run(context, arguments).await,
         ImageCommand::Export(arguments) => export::run(context, arguments).await,
+        ImageCommand::Import(arguments) => import::run(context, arguments).await,
+        ImageCommand::Send(arguments) => send::run(context, arguments).await,
         ImageCommand::Gc(arguments) => gc::run(context, arguments).await,
         ImageCommand::Sbom(arguments) => sbom::run(context, arguments).await,
         ImageCommand::Verify(arguments) => verify::run(context, arguments).await,

@@ -12,7 +12,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 /// Changes whenever the same layer would give another archive.
-const FORMAT: &str = "tar-1";
+const FORMAT: &str = "tar-2";
 /// Bytes that are gathered before they are written.
 const BUFFER: usize = 1 << 20;
 /// As `gzip -6` and `zstd -3`: the level that people expect, and the one that was measured best in time for size.
@@ -138,7 +138,7 @@ impl<W: Write> Write for Hashed<W> {
 }
 
 /// Reads a stored file whole and compares it with its name.
-fn verify(path: &Path, expected: Digest) -> io::Result<()> {
+pub(crate) fn verify(path: &Path, expected: Digest) -> io::Result<()> {
     let mut hasher = Hashed { inner: io::sink(), hasher: sha2::Sha256::new() };
     io::copy(&mut File::open(path)?, &mut hasher)?;
     let found = Digest::from_bytes(hasher.hasher.finalize().into());

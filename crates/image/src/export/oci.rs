@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 /// Bytes that are copied at a time.
 const CHUNK: usize = 1 << 20;
@@ -177,7 +177,7 @@ pub fn docker_archive(objects: &Objects, image: &OciImage, out: &mut impl Write)
     out.write_all(&[0; 1024])
 }
 
-fn bytes(out: &mut impl Write, path: &str, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn bytes(out: &mut impl Write, path: &str, bytes: &[u8]) -> io::Result<()> {
     member(out, path, bytes.len() as u64, &mut &bytes[..])
 }
 
@@ -186,7 +186,7 @@ fn object(out: &mut impl Write, path: &str, objects: &Objects, blob: &Blob) -> i
 }
 
 /// One file of an archive.
-fn member(out: &mut impl Write, path: &str, size: u64, from: &mut impl Read) -> io::Result<()> {
+pub(super) fn member(out: &mut impl Write, path: &str, size: u64, from: &mut impl Read) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_path(path)?;
     header.set_entry_type(tar::EntryType::Regular);

@@ -25,7 +25,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What `out` says, or that the content of a file cannot be read.
 pub fn write(tree: &Tree, out: &mut impl Write) -> io::Result<()> {
     let mut first_names: HashMap<FileId<'_>, &[u8]> = HashMap::new();
-    for (path, node) in tree.iter().filter(|(path, _)| !path.is_empty()) {
+    for (path, node) in tree.iter() {
         let file = match &node.kind {
             Kind::File(content) => content.file_id(),
             _ => None,
@@ -44,7 +44,9 @@ pub fn write(tree: &Tree, out: &mut impl Write) -> io::Result<()> {
 fn whole(out: &mut impl Write, path: &[u8], node: &Node) -> io::Result<()> {
     match &node.kind {
         Kind::Dir => {
-            entry(out, &join(path, b""), node, EntryType::Directory, None)?;
+            // The root has a mode and a time as well.
+            let named = if path.is_empty() { b"./".to_vec() } else { join(path, b"") };
+            entry(out, &named, node, EntryType::Directory, None)?;
             if node.is_opaque() {
                 marker(out, &join(path, OPAQUE))?;
             }
@@ -211,6 +213,7 @@ mod tests {
         }
         let long = String::from_utf8(long).unwrap();
         let expected = [
+            ("./", EntryType::Directory, None, 0, 0),
             ("able", EntryType::Regular, None, 0, 1),
             ("d/", EntryType::Directory, None, 0, 0),
             ("d/.wh..wh..opq", EntryType::Regular, None, 0, 0),

@@ -2,7 +2,7 @@
 
 use super::{BaseRecord, Below, LayersError, Room};
 use crate::erofs::{self, Reader, Stack};
-use crate::objects::ObjectError;
+use crate::objects::{ObjectError, Objects};
 use crate::oci::blob;
 use crate::oci::manifest::{Config, DOCUMENT_BYTES_MAX, Manifest, ManifestError};
 use crate::oci::{Fetcher, layer};
@@ -42,7 +42,7 @@ pub(super) fn import(room: &mut Room<'_>, reference: &str, digest: Digest) -> Re
             Some(layer) => layer,
             None => {
                 (room.progress)(format!("importing layer {} of {}", n + 1, manifest.layers.len()));
-                let (leans, written) = write(room, blob.digest, *archive, &stack)?;
+                let (leans, written) = write(room.objects, blob.digest, *archive, &stack, room.progress)?;
                 room.cache.put(keys[usize::from(leans)], BASE, written)?
             }
         };
@@ -71,14 +71,15 @@ fn keys(archive: Digest, layers: &[LayerRef]) -> [Digest; 2] {
 }
 
 /// Writes the layer of one archive; answers with whether it leans on those below, and what was written.
-fn write(
-    room: &mut Room<'_>,
+pub(crate) fn write(
+    objects: &Objects,
     blob: Digest,
     archive: Digest,
     below: &Stack,
+    progress: &mut dyn FnMut(String),
 ) -> Result<(bool, (Digest, u64)), LayersError> {
-    let path = room.objects.path(blob);
-    let inflated = blob::inflate(&path, Some(blob), Some(archive), room.objects);
+    let path = objects.path(blob);
+    let inflated = blob::inflate(&path, Some(blob), Some(archive), objects);
     // The archive is removed when the layer is written.
     let (mut inflated, size, _) = inflated.map_err(|source| LayersError::Blob { layer: archive, source })?;
     let file =
@@ -86,9 +87,9 @@ fn write(
     let read = layer::read(&SharedFile(Arc::new(file)), size, below);
     let read = read.map_err(|source| LayersError::Layer { layer: archive, source })?;
     for note in &read.notes {
-        (room.progress)(note.clone());
+        progress(note.clone());
     }
-    let mut pending = room.objects.create()?;
+    let mut pending = objects.create()?;
     let failed = |source| LayersError::Write { layer: archive, source };
     let mut out = BufWriter::with_capacity(1 << 20, pending.file());
     erofs::write(&read.tree, &mut out).map_err(failed)?;

@@ -65,7 +65,7 @@ pub enum RegistryError {
         source: io::Error,
     },
     /// It wants credentials, or others.
-    #[error("`{host}` does not let us read `{name}`")]
+    #[error("`{host}` does not let us into `{name}`")]
     Denied {
         /// The registry.
         host: String,
@@ -360,16 +360,9 @@ impl Registry {
             .body(())
             .map_err(|e| RegistryError::Request { url: url.clone(), source: Box::new(e.into()) })?;
         let answer = self.send(repository, Access::Pull, &request, &|| Ok(SendBody::none()))?;
-        match answer.status().as_u16() {
-            200 => Ok(answer),
-            401 | 403 => {
-                Err(RegistryError::Denied { host: repository.host.into(), name: repository.name.into() })
-            }
-            404 => {
-                let what = format!("{}/{what}", repository.name);
-                Err(RegistryError::NotFound { host: repository.host.into(), what })
-            }
-            status => Err(status_error(&url, status, answer)),
+        match answer.status() {
+            StatusCode::OK => Ok(answer),
+            _ => Err(unexpected(repository, &url, answer)),
         }
     }
 
@@ -407,6 +400,19 @@ impl Registry {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// What an answer with another status than expected says.
+pub(crate) fn unexpected(repository: Repository<'_>, url: &str, answer: Response<Body>) -> RegistryError {
+    let host = repository.host.to_owned();
+    match answer.status().as_u16() {
+        401 | 403 => RegistryError::Denied { host, name: repository.name.into() },
+        404 => {
+            let what = url.split_once("/v2/").map_or(url, |(_, what)| what).to_owned();
+            RegistryError::NotFound { host, what }
+        }
+        status => status_error(url, status, answer),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::output::bytes;
 use crate::progress::Progress;
 use crate::{Context, Failure};
 use clap::{Args, ValueEnum};
-use kiln_api::export::{Compression, ExportRequest, Format};
+use kiln_api::export::{Compression, ExportRequest, Format, PushRequest};
 use kiln_api::{Client, Code};
 use kiln_model::ServiceName;
 use std::fs::File;
@@ -20,7 +20,9 @@ as that service of the newest release that uses it.
 Examples:
   kiln image export 3f9a52c1 --output web.tar --name web:1 && podman load --input web.tar
   kiln image export 3f9a52c1 --format docker-archive --service web --name shop/web:1 --output web.tar
-  kiln image export 3f9a52c1 --format oci-dir --compression zstd --output web/"
+  kiln image export 3f9a52c1 --format oci-dir --compression zstd --output web/
+  kiln image export 3f9a52c1 --push registry.example.org/shop/web:1 --service web
+  kiln image export 3f9a52c1 --format qcow2 --service web --kernel-image 80b1c2d3 --output web.qcow2"
 )]
 pub struct ExportArgs {
     /// Its digest, or the first digits of it
@@ -30,8 +32,11 @@ pub struct ExportArgs {
     #[arg(long, value_enum, default_value_t = Form::OciArchive)]
     format: Form,
     /// Where to; it must not exist
-    #[arg(long, short, value_name = "PATH")]
-    output: PathBuf,
+    #[arg(long, short, value_name = "PATH", required_unless_present = "push")]
+    output: Option<PathBuf>,
+    /// Push it to a registry instead, with the server's credentials
+    #[arg(long, value_name = "HOST/NAME:TAG", conflicts_with_all = ["output", "format", "name", "kernel_image", "address"])]
+    push: Option<String>,
     /// How layers are compressed; a docker archive has them plain
     #[arg(long, value_enum, default_value_t = How::Gzip)]
     compression: How,
@@ -41,6 +46,15 @@ pub struct ExportArgs {
     /// What it is called there
     #[arg(long, value_name = "NAME:TAG", value_parser = name)]
     name: Option<String>,
+    /// Take the kernel of what boots from this image (its digest, or the first digits of it)
+    #[arg(long, value_name = "DIGEST")]
+    kernel_image: Option<String>,
+    /// The address of what boots; without one it asks DHCP
+    #[arg(long, value_name = "ADDRESS/BITS", value_parser = address)]
+    address: Option<String>,
+    /// The way out of its network
+    #[arg(long, value_name = "ADDRESS", requires = "address")]
+    gateway: Option<std::net::Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -51,6 +65,12 @@ enum Form {
     OciDir,
     /// What `docker save` writes
     DockerArchive,
+    /// A disk that UEFI boots
+    Raw,
+    /// The same disk as a file of QEMU
+    Qcow2,
+    /// A folder with kernel, initial RAM disk, command line and root file system
+    Kernel,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -69,8 +89,24 @@ fn name(text: &str) -> Result<String, String> {
     if is_name { Ok(text.to_owned()) } else { Err("a name with a tag, such as `shop/web:1.2`".into()) }
 }
 
+fn address(text: &str) -> Result<String, String> {
+    let legal = text.split_once('/').is_some_and(|(address, bits)| {
+        address.parse::<std::net::Ipv4Addr>().is_ok() && bits.parse::<u8>().is_ok_and(|bits| bits <= 32)
+    });
+    if legal { Ok(text.to_owned()) } else { Err("an address with its bits, such as `10.0.2.15/24`".into()) }
+}
+
 pub(super) async fn run(context: &Context<'_>, arguments: ExportArgs) -> Result<(), Failure> {
-    let output = context.dir().join(&arguments.output);
+    let compression = match arguments.compression {
+        How::Gzip => Compression::Gzip,
+        How::Zstd => Compression::Zstd,
+        How::None => Compression::None,
+    };
+    if let Some(to) = arguments.push {
+        let request = PushRequest { to, compression, service: arguments.service };
+        return push(context, &arguments.digest, &request).await;
+    }
+    let output = context.dir().join(arguments.output.unwrap_or_default());
     if output.exists() {
         let failure = Failure::new(Code::File, format!("`{}` exists", output.display()));
         return Err(failure.hint("name another path with `--output`, or remove it"));
@@ -78,14 +114,19 @@ pub(super) async fn run(context: &Context<'_>, arguments: ExportArgs) -> Result<
     let format = match arguments.format {
         Form::DockerArchive => Format::DockerArchive,
         Form::OciArchive | Form::OciDir => Format::OciArchive,
+        Form::Raw => Format::Raw,
+        Form::Qcow2 => Format::Qcow2,
+        Form::Kernel => Format::Kernel,
     };
-    let compression = match arguments.compression {
-        How::Gzip => Compression::Gzip,
-        How::Zstd => Compression::Zstd,
-        How::None => Compression::None,
+    let request = ExportRequest {
+        format,
+        compression,
+        service: arguments.service,
+        reference: arguments.name,
+        kernel_image: arguments.kernel_image,
+        address: arguments.address,
+        gateway: arguments.gateway,
     };
-    let request =
-        ExportRequest { format, compression, service: arguments.service, reference: arguments.name };
     let client = context.client()?;
     let mut progress = Progress::start();
     let stream = client.prepare_export(&arguments.digest, &request).await?;
@@ -93,7 +134,9 @@ pub(super) async fn run(context: &Context<'_>, arguments: ExportArgs) -> Result<
     // Half an archive is never seen under its name.
     let part = part_of(&output);
     let result = match arguments.format {
-        Form::OciDir => folder(&client, &arguments.digest, &request, &part, &mut progress).await,
+        Form::OciDir | Form::Kernel => {
+            folder(&client, &arguments.digest, &request, &part, &mut progress).await
+        }
         _ => file(&client, &arguments.digest, &request, &part, &mut progress).await,
     };
     let result = result.and_then(|()| std::fs::rename(&part, &output).map_err(|e| unwritable(&output, &e)));
@@ -105,7 +148,20 @@ pub(super) async fn run(context: &Context<'_>, arguments: ExportArgs) -> Result<
     result?;
     drop(progress);
     context.out().answer(&view, || {
-        format!("{} written: manifest {}, layers {}\n", output.display(), view.manifest, bytes(view.size))
+        let (what, parts) = if format.boots() { ("root", "content") } else { ("manifest", "layers") };
+        format!("{} written: {what} {}, {parts} {}\n", output.display(), view.manifest, bytes(view.size))
+    })
+}
+
+async fn push(context: &Context<'_>, digest: &str, request: &PushRequest) -> Result<(), Failure> {
+    let client = context.client()?;
+    let mut progress = Progress::start();
+    let stream = client.push(digest, request).await?;
+    let view = stream.answer(|text| progress.now(text)).await?;
+    drop(progress);
+    context.out().answer(&view, || {
+        let (sent, size) = (bytes(view.sent), bytes(view.size));
+        format!("pushed to {}: manifest {}, {sent} sent, layers {size}\n", request.to, view.manifest)
     })
 }
 
