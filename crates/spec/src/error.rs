@@ -16,8 +16,10 @@ pub struct SpecError {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// The line's text.
+    /// The line's text, or what of a long one is around the place.
     pub text: String,
+    /// Characters of the line before `text`.
+    pub skipped: usize,
     /// Characters to underline.
     pub width: usize,
 }
@@ -68,7 +70,8 @@ impl SpecError {
     fn excerpt(&self) -> [String; 2] {
         let number = self.line.to_string();
         let margin = " ".repeat(number.len());
-        let under = format!("{}{}", " ".repeat(self.column - 1), "^".repeat(self.width.max(1)));
+        let under =
+            format!("{}{}", " ".repeat(self.column - 1 - self.skipped), "^".repeat(self.width.max(1)));
         [format!("{number} | {}", self.text), format!("{margin} | {under}")]
     }
 }
@@ -98,6 +101,19 @@ pub(crate) struct Sink<'t> {
 
 /// Errors reported of one file; a file with more has another problem.
 const ERRORS_MAX: usize = 20;
+/// Characters of a line that are shown, and of them those before the place.
+const SHOWN_CHARS_MAX: usize = 160;
+const BEFORE_CHARS_MAX: usize = 60;
+/// Characters of a message or a hint.
+const MESSAGE_CHARS_MAX: usize = 1000;
+
+/// A text for a terminal: bounded, and nothing in it steers one.
+fn plain(text: &str) -> String {
+    let chars = text.chars().take(MESSAGE_CHARS_MAX);
+    let escaped =
+        |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.into() };
+    chars.map(escaped).collect()
+}
 
 impl Sink<'_> {
     pub(crate) fn push(&mut self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) {
@@ -114,14 +130,22 @@ impl Sink<'_> {
         while !self.text.is_char_boundary(end) {
             end -= 1;
         }
+        let column = self.text[line_start..start].chars().count() + 1;
+        let line = self.text[line_start..line_end].trim_end();
+        let is_long = line.chars().nth(SHOWN_CHARS_MAX).is_some();
+        let skipped = if is_long { (column - 1).saturating_sub(BEFORE_CHARS_MAX) } else { 0 };
+        let shown = line.chars().skip(skipped).take(SHOWN_CHARS_MAX);
+        let text: String = shown.map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let room = (SHOWN_CHARS_MAX + skipped + 1).saturating_sub(column).max(1);
         let error = SpecError {
-            message: message.into(),
-            hint,
+            message: plain(&message.into()),
+            hint: hint.map(|hint| plain(&hint)),
             file: self.file.to_owned(),
             line: self.text[..line_start].matches('\n').count() + 1,
-            column: self.text[line_start..start].chars().count() + 1,
-            text: self.text[line_start..line_end].trim_end().replace('\t', " "),
-            width: self.text[start..end.max(start)].chars().count().max(1),
+            column,
+            text,
+            skipped,
+            width: self.text[start..end.max(start)].chars().take(room).count().max(1),
         };
         // What an environment inherits is read again with it; its errors are reported once.
         if !self.errors.contains(&error) {

@@ -225,7 +225,10 @@ fn is_reference(text: &str) -> bool {
     }
     let host = text.split('/').next().unwrap_or_default();
     let is_host = host.contains(['.', ':']) || host == "localhost";
-    is_host && text.contains('/') && !text.ends_with('/') && text.split('/').all(|part| !part.is_empty())
+    is_host
+        && text.contains('/')
+        && !text.ends_with('/')
+        && text.split('/').all(|part| part.starts_with(|c: char| c.is_ascii_alphanumeric()))
 }
 
 /// Debian policy 5.6.1.

@@ -105,8 +105,8 @@ pub fn gate(
     let mut used = vec![false; allow.len()];
     let mut left: Vec<Finding> = Vec::new();
     let mut newest = epoch;
-    for layer in layers {
-        let Some(origin) = origin(job, &layer.role) else { continue };
+    for (n, layer) in layers.iter().enumerate() {
+        let Some(origin) = origin(job, &layer.role, n + 1 == layers.len()) else { continue };
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let bound = match origin {
             // The installer gave all that a playbook wrote the newest time that it saw: that of locked packages, of the
@@ -145,12 +145,13 @@ pub fn gate(
 }
 
 /// Who made a layer; none for one that was looked at when it was part of another image.
-fn origin(job: &BakeJob, role: &str) -> Option<Origin> {
+fn origin(job: &BakeJob, role: &str, is_last: bool) -> Option<Origin> {
     match (role, &job.recipe.base) {
         // The last layer is this image's own; those of the image below have passed with that one's `allow`.
+        (_, Base::Image { .. }) if !is_last => None,
         ("app", _) => Some(Origin::Application),
         ("provision", _) => Some(Origin::Script),
-        (_, Base::Image { .. }) => None,
+        (_, Base::Image { .. }) => Some(Origin::Foreign),
         (_, Base::Debian { .. } | Base::DebianSlim { .. }) => Some(Origin::Packages),
         (_, Base::Oci { .. } | Base::Containerfile { .. }) => Some(Origin::Foreign),
         (_, Base::Scratch) => Some(Origin::Application),
