@@ -1,0 +1,99 @@
+//! The workshop as the control loop sees it: what blocks runs on threads of its own.
+
+use super::vouch::Origin;
+use super::{Draft, Workshop, WorkshopError};
+use crate::execute::{AdmitError, Bakery, BakeryError};
+use async_trait::async_trait;
+use kiln_image::ObjectError;
+use kiln_image::worker::chain;
+use kiln_model::{Digest, ImageManifest, ImageName, InstanceId, Release};
+use std::sync::Arc;
+
+fn bakery_error(error: &WorkshopError) -> BakeryError {
+    let permanent = match error {
+        WorkshopError::Bake(error) => !error.may_pass,
+        WorkshopError::Resolve { mirror, .. } => !mirror,
+        WorkshopError::State { .. } | WorkshopError::Objects(_) => false,
+        _ => true,
+    };
+    let hint = error.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
+    BakeryError { permanent, text: format!("{}{hint}", chain(error)) }
+}
+
+/// The workshop as the control loop sees it.
+#[derive(Debug, Clone)]
+pub struct SharedWorkshop(pub Arc<Workshop>);
+
+impl SharedWorkshop {
+    /// Does `work` with the commit of a release, on a thread of its own.
+    async fn with_draft<T: Send + 'static>(
+        &self,
+        release: &Release,
+        image: &ImageName,
+        work: impl FnOnce(&Workshop, &Draft, &mut dyn FnMut(String)) -> Result<T, WorkshopError> + Send + 'static,
+    ) -> Result<T, BakeryError> {
+        let workshop = self.0.clone();
+        let (env, commit, image) = (release.env.clone(), release.spec.commit.clone(), image.clone());
+        let work = move || {
+            let mut progress = |text: String| workshop.tell(&env, format!("image {image}: {text}"));
+            let draft = workshop.draft(&env.project, &commit, &mut progress)?;
+            work(&workshop, &draft, &mut progress)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        let done = done.map_err(|e| BakeryError { permanent: false, text: e.to_string() })?;
+        done.map_err(|error: WorkshopError| bakery_error(&error))
+    }
+}
+
+#[async_trait]
+impl Bakery for SharedWorkshop {
+    async fn bake(&self, release: &Release, image: &ImageName) -> Result<Digest, BakeryError> {
+        let name = image.clone();
+        let found = self.with_draft(release, image, move |w, draft, _| Ok(w.baked(draft, &name))).await?;
+        if let Some(found) = found {
+            // It waits for nobody's bake.
+            return Ok(found);
+        }
+        // The semaphore is never closed.
+        let _slot = self.0.bakes.acquire().await;
+        let name = image.clone();
+        self.with_draft(release, image, move |w, draft, progress| w.bake(draft, &name, progress)).await
+    }
+
+    async fn admit(&self, image: Digest) -> Result<ImageManifest, AdmitError> {
+        self.0.vouched(image).map_err(|error| match &error {
+            WorkshopError::State { .. } => AdmitError::Unreadable(chain(&error)),
+            _ => AdmitError::Refused(bakery_error(&error).text),
+        })?;
+        self.0.manifest(image).map_err(|error| match error {
+            ObjectError::Missing(_) | ObjectError::Mismatch { .. } => {
+                AdmitError::Damaged(format!("manifest of image {image}: {}", chain(&error)))
+            }
+            _ => AdmitError::Unreadable(chain(&error)),
+        })
+    }
+
+    async fn mend(&self, release: &Release, image: Digest) -> Result<String, BakeryError> {
+        let (workshop, release) = (self.0.clone(), release.clone());
+        // The semaphore is never closed.
+        let _slot = self.0.bakes.acquire().await;
+        let work = move || {
+            let images = release.images.iter().flatten();
+            let name = images.filter(|(_, digest)| **digest == image).map(|(name, _)| name.clone()).next();
+            let origin = Origin {
+                project: release.env.project.clone(),
+                commit: release.spec.commit.clone(),
+                name: name.ok_or(ObjectError::Missing(image))?,
+            };
+            let mut progress = |text: String| workshop.tell(&release.env, format!("mending image: {text}"));
+            workshop.mend(&origin, image, &mut progress)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        let done = done.map_err(|e| BakeryError { permanent: false, text: e.to_string() })?;
+        done.map_err(|error: WorkshopError| bakery_error(&error))
+    }
+
+    fn tail(&self, instance: &InstanceId, lines: usize) -> Vec<String> {
+        self.0.logs.tail_of(instance, lines)
+    }
+}
