@@ -169,9 +169,7 @@ fn an_old_lock_needs_no_mirror(kiln: &mut Kiln, project: &Project, commit: &str,
     let empty = tempfile::tempdir().expect("temporary folder");
     kiln.terminate();
     kiln.start_with_mirror(empty.path());
-    for entry in fs::read_dir(kiln.state.path().join("cache")).expect("cache").flatten() {
-        fs::remove_file(entry.path()).expect("the cache may be removed");
-    }
+    fs::remove_dir_all(kiln.state.path().join("cache")).expect("the cache may be removed");
     let again = kiln.in_project(project, &["bake", "--ref", commit, "--json"]).expect(0);
     assert_eq!(again.json()["images"], *images);
     let lock = fs::read_to_string(project.path("kiln.lock")).expect("kiln.lock");
@@ -183,9 +181,7 @@ fn an_old_lock_needs_no_mirror(kiln: &mut Kiln, project: &Project, commit: &str,
     let hex = field("sha256").trim_start_matches("sha256:").to_owned();
     let object = kiln.state.path().join("objects/sha256").join(&hex[..2]).join(&hex[2..]);
     fs::remove_file(&object).expect("the package is in the store");
-    for entry in fs::read_dir(kiln.state.path().join("cache")).expect("cache").flatten() {
-        fs::remove_file(entry.path()).expect("the cache may be removed");
-    }
+    fs::remove_dir_all(kiln.state.path().join("cache")).expect("the cache may be removed");
     let failed = kiln.in_project(project, &["bake", "--ref", commit]).expect(1);
     for part in ["`nginx-light", &field("path"), "kiln lock --update"] {
         assert!(failed.stderr.contains(part), "{part}: {}", failed.stderr);
