@@ -144,7 +144,7 @@ pub fn mutant() {
     let project = crate::tiny::project();
     kiln.in_project(&project, &["deploy"]).expect(0);
     let load = crate::tiny::load(&kiln, 600);
-    for n in 2..5 {
+    for n in 2..10 {
         crate::tiny::deploy(&kiln, &project, n);
     }
     let report = load.stop();

@@ -19,12 +19,13 @@ pub fn run() {
     let image = serving_image(&kiln, &project);
     documents(&kiln, &project, &image);
     the_key_is_nowhere_else(&kiln);
-    let load = tiny::load(&kiln, 50);
+    let mut load = tiny::load(&kiln, 50);
     let layer = layer_of(&kiln, &project, &image);
     damage_is_mended(&kiln, &project, &image, &[&layer, &image]);
     without_a_source(&kiln, &project, &layer);
     foreign_keys(&mut kiln, &project);
     a_removed_key(&kiln, &project);
+    wait_until("the client had answers", LIMIT, || load.snapshot()["requests"].as_u64() > Some(100));
     let report = load.stop();
     // Killing an instance may cut what it was answering; what is counted here is that the other one served on.
     let (requests, failed) = (report["requests"].as_u64(), report["failed"].as_u64());
