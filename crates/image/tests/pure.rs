@@ -4,14 +4,14 @@
 //!
 //! The clock of the scripts is Debian's libfaketime, put into the base by a package of the test: nothing of the host's
 //! environment reaches the scripts, so there is no other way in. Needs root, the packages of the examples in
-//! `target/mirror`, `libfaketime` and `dpkg-deb`. It plays worker and installer itself.
+//! `target/mirror`, `libfaketime` and `dpkg-deb`. It plays worker, installer and supervisor of builds itself.
 
 use kiln_image::bake::{BakeJob, Baked, manifest};
 use kiln_image::compare::first_difference;
 use kiln_image::debian::lock::base_name;
 use kiln_image::debian::{Mirror, resolve_lock, rootfs};
 use kiln_image::erofs::Reader;
-use kiln_image::{Objects, Sources, worker};
+use kiln_image::{Objects, Sources, builder, worker};
 use kiln_model::{CommitId, Digest, ProjectName};
 use kiln_spec::Project;
 use kiln_spec::lock::{Lock, LockedPackage};
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         return match part {
             "bake" => worker::main(),
             "rootfs" => rootfs::main(args),
+            "build" => builder::main(),
             _ => ExitCode::from(64),
         };
     }
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
     assert_ne!(kinds[0], kinds[1], "both state folders are on one kind of file system");
     let hosts = [Host::plain(disk.path(), 0), Host::strange(memory.path(), 400)];
     let mut n_images = 0;
-    for example in ["shop", "guestbook"] {
+    for example in ["shop", "guestbook", "compiled"] {
         n_images += compare(&root, example, &hosts);
     }
     println!(
