@@ -51,6 +51,7 @@ pub fn run() {
     port_in_use();
     without_root();
     no_way_to_start();
+    read_only();
     full_disk(&project);
     assert_eq!(tiny::environment(&kiln)["serving"], before, "what served was never touched");
     kiln.down();
@@ -111,6 +112,16 @@ fn without_root() {
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program);
     command.arg("serve").arg("--state").arg(state.path().join("state"));
     refused(run_program(&mut command), 1, &["root"]);
+}
+
+/// A state folder that cannot be written.
+fn read_only() {
+    let state = tempfile::tempdir().expect("temp dir");
+    let mut mount = Command::new("mount");
+    run_program(mount.args(["-t", "tmpfs", "-o", "ro", "tmpfs"]).arg(state.path())).expect(0);
+    let answer = run_program(Command::new(kiln_program()).arg("serve").arg("--state").arg(state.path()));
+    run_program(Command::new("umount").arg(state.path())).expect(0);
+    refused(answer, 1, &["Read-only file system", "name a folder that can be made and written"]);
 }
 
 /// A state folder on a small file system: the bake fails in plain words, and works when there is space again.

@@ -120,6 +120,9 @@ try "chroot" chroot / true
 try "host name" hostname other
 try "sysctl" sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'
 try "kernel log" dmesg
+for name in acpi asound scsi kcore keys timer_list; do
+    test ! -e /proc/$name || grep -q " /proc/$name " /proc/self/mounts || echo "OPEN: /proc/$name"
+done
 try "root of pid 1" ls /proc/1/root/
 try "network" perl -MIO::Socket::INET -e 'exit !IO::Socket::INET->new(PeerAddr => "10.0.0.1:80", Timeout => 1)'
 for name in $(ls /sys/class/net 2>/dev/null) $(sed -n 's/^ *\([^ ]*\):.*/\1/p' /proc/net/dev); do

@@ -57,7 +57,7 @@ pub enum StartError {
     },
     /// Another server uses it.
     #[error(transparent)]
-    Locked(#[from] LockedBy),
+    Locked(LockedBy),
     /// The store.
     #[error("the state cannot be read")]
     Store(#[from] StoreError),
@@ -145,6 +145,10 @@ impl Control {
 pub fn take_state(path: &Path) -> Result<StateLock, StartError> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| StartError::State { path: path.to_owned(), source })?;
-    Ok(StateLock::take(path)?)
+    let unusable = |source| StartError::State { path: path.to_owned(), source };
+    made.map_err(unusable)?;
+    StateLock::take(path).map_err(|error| match error {
+        LockedBy::Io { source, .. } => unusable(source),
+        LockedBy::Other { .. } => StartError::Locked(error),
+    })
 }

@@ -118,6 +118,9 @@ fn loop_failure(error: &ReconcileError) -> Failure {
 
 fn start_failure(error: StartError) -> Failure {
     let code = match &error {
+        StartError::State { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            Code::DiskFull
+        }
         StartError::State { .. } => Code::HostUnable,
         StartError::Locked(_) => Code::StateLocked,
         StartError::Store(error) if error.is_disk_full() => Code::DiskFull,
@@ -130,7 +133,9 @@ fn start_failure(error: StartError) -> Failure {
     };
     let failure = Failure::new(code, chain(&error));
     match &error {
-        StartError::State { .. } => failure.hint("name a folder that can be made and written with `--state`"),
+        StartError::State { .. } if code == Code::HostUnable => {
+            failure.hint("name a folder that can be made and written with `--state`")
+        }
         StartError::Provider(error) => failure.hint(error.hint()),
         StartError::Edge(SpawnError::NoAddress { .. }) => {
             failure.hint("give one, as in `kiln serve --edge 0.0.0.0:80`, or start `kiln edge` first")

@@ -1,3 +1,5 @@
+//! Following and reading the output of instances, with folders as their server writes them.
+
 use super::*;
 use kiln_model::frame::{Frame, Stream};
 use kiln_model::limits::LOG_LINE_BYTES_MAX;

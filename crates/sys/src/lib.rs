@@ -6,6 +6,7 @@
 //! | [`process`] | `clone3` with a closure, pidfds, start times, exec, signals |
 //! | [`namespace`] | new namespaces, uid maps, entering others; [`namespace::enter_private_net`] for tests |
 //! | [`mount`] | the file-descriptor mount API, EROFS images, idmaps, changing the root |
+//! | [`sandbox`] | /dev, /proc and the scratch namespace that instances and builders share |
 //! | [`privilege`] | user, capabilities, `no_new_privs`, resource limits |
 //! | [`seccomp`] | the system call filter of instances |
 //! | [`netlink`] | bridges, veth pairs, addresses |
@@ -28,6 +29,7 @@ pub mod netlink;
 pub mod path;
 pub mod privilege;
 pub mod process;
+pub mod sandbox;
 pub mod seccomp;
 
 /// The static program that is pid 1 of an exported virtual machine.

@@ -11,29 +11,14 @@ use super::protocol::{Failure, Job};
 use super::supervise::{IDS, IDS_FIRST};
 use kiln_sys::mount::{self, Attributes, ErofsBacking};
 use kiln_sys::namespace;
-use kiln_sys::process::Namespaces;
+use kiln_sys::sandbox::{self, PLACE};
 use rustix::fs::{Gid, Mode, Uid};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Where the root is put together, in a mount namespace that holds nothing else but /proc.
-const PLACE: &str = "/r";
-/// Devices of /dev with their numbers.
-const DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-const DEVICE_LINKS: [(&str, &str); 4] = [
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-];
-/// Files of /proc that tell of the host: nothing is to be read in them.
-const HIDDEN: [&str; 6] = ["interrupts", "kcore", "keys", "sched_debug", "timer_list", "kpagecount"];
-/// What of /proc can be read, never written.
-const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// Directories that every builder has, whatever its base, with their modes.
 const DIRECTORIES: [(&str, u32); 7] = [
     ("dev", 0o755),
@@ -75,10 +60,10 @@ impl Parts {
             layers.push(layer);
         }
         let disk = make_disk(&job.disk_folder, job.disk)?;
-        let dev = make_dev()?;
+        let dev = sandbox::dev()?;
         let attributes = Attributes { no_exec: true, ..Attributes::default() };
         let shm = mount::tmpfs("1777", job.memory, (IDS_FIRST, IDS_FIRST), attributes)?;
-        enter_scratch(&job.disk_folder)?;
+        sandbox::enter_scratch(&job.disk_folder.to_string_lossy(), &["disk"])?;
         let (root, disk) = overlay(layers, disk)?;
         Ok((Self { root, dev, shm }, disk))
     }
@@ -102,7 +87,7 @@ impl Parts {
         mount::attach_at(mount::filesystem("proc", &[], attributes)?, &format!("{PLACE}/proc"))?;
         mount::attach_at(&self.dev, &format!("{PLACE}/dev"))?;
         mount::attach_at(&self.shm, &format!("{PLACE}/dev/shm"))?;
-        cover_proc()?;
+        sandbox::cover_proc(mount::directory(place)?)?;
         rustix::system::sethostname(b"localhost").map_err(step("set the host name"))?;
         mount::change_root(PLACE)?;
         for (path, text) in FILES {
@@ -122,37 +107,6 @@ fn make_disk(folder: &Path, bytes: u64) -> Result<OwnedFd, Failure> {
     fs::remove_file(&path).map_err(step("make the builder's disk"))?;
     disk::format(&file, bytes).map_err(step("make the builder's disk"))?;
     Ok(mount::ext4(&file, Attributes::default())?)
-}
-
-fn make_dev() -> Result<OwnedFd, Failure> {
-    let attributes = Attributes { no_exec: true, devices: true, ..Attributes::default() };
-    let dev = mount::tmpfs("755", 64 * 1024, (0, 0), attributes)?;
-    for (name, major, minor) in DEVICES {
-        mount::character_device(&dev, name, major, minor)?;
-    }
-    for (name, target) in DEVICE_LINKS {
-        rustix::fs::symlinkat(target, &dev, name).map_err(step("make /dev"))?;
-    }
-    rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o755)).map_err(step("make /dev"))?;
-    mount::make_read_only(&dev)?;
-    Ok(dev)
-}
-
-/// A mount namespace whose root is an empty tmpfs. It keeps one /proc: the kernel lets a user namespace mount its own
-/// only where a whole one can be seen already.
-fn enter_scratch(place: &Path) -> Result<(), Failure> {
-    let attributes = Attributes::default();
-    let scratch = mount::tmpfs("755", 64 * 1024, (0, 0), attributes)?;
-    let proc = mount::filesystem("proc", &[], attributes)?;
-    for name in ["proc", "r", "disk"] {
-        rustix::fs::mkdirat(&scratch, name, Mode::from_raw_mode(0o755)).map_err(step("make the root"))?;
-    }
-    namespace::unshare(Namespaces::MOUNT)?;
-    mount::make_private()?;
-    let place = place.to_string_lossy();
-    mount::attach_at(&scratch, &place)?;
-    mount::change_root(&place)?;
-    Ok(mount::attach_at(&proc, "/proc")?)
 }
 
 /// The layers below, the disk above. The relative names are all that a build sees of it.
@@ -186,18 +140,4 @@ fn overlay(layers: Vec<OwnedFd>, disk: OwnedFd) -> Result<(OwnedFd, OwnedFd), Fa
         ("redirect_dir", Some("off")),
     ];
     Ok((mount::filesystem("overlay", &options, Attributes::default())?, disk))
-}
-
-fn cover_proc() -> Result<(), Failure> {
-    let root = mount::directory(PLACE.as_ref())?;
-    let exists = |name: &str| Path::new(PLACE).join("proc").join(name).exists();
-    for name in HIDDEN.iter().filter(|name| exists(name)) {
-        mount::attach_at(mount::copy_at(root.as_fd(), "dev/null")?, &format!("{PLACE}/proc/{name}"))?;
-    }
-    for name in READ_ONLY.iter().filter(|name| exists(name)) {
-        let cover = mount::copy_at(root.as_fd(), &format!("proc/{name}"))?;
-        mount::make_read_only(&cover)?;
-        mount::attach_at(cover, &format!("{PLACE}/proc/{name}"))?;
-    }
-    Ok(())
 }

@@ -6,41 +6,12 @@ use super::folder::Record;
 use super::order::Failure;
 use super::subnet::{IDS_EACH, ids_of};
 use kiln_sys::mount::{self, Attributes};
+use kiln_sys::sandbox::{self, PLACE};
 use kiln_sys::{CallError, namespace, path};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-/// Where the root is put together, in a mount namespace that holds nothing else but /proc.
-const PLACE: &str = "/r";
-
-/// Devices of /dev with their numbers.
-const DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-const DEVICE_LINKS: [(&str, &str); 4] = [
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-];
-
-/// Files and directories of /proc that tell of the host: they are covered.
-const HIDDEN: [&str; 11] = [
-    "acpi",
-    "asound",
-    "interrupts",
-    "kcore",
-    "keys",
-    "latency_stats",
-    "sched_debug",
-    "scsi",
-    "timer_list",
-    "timer_stats",
-    "kpagecount",
-];
-/// Those that can be read, never written.
-const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// The mounts that only the host's root can make.
 pub(crate) struct Parts {
@@ -66,8 +37,8 @@ impl Parts {
             mount::map_owners(&copy, &owners)?;
             mapped.push(copy);
         }
-        let (dev, etc) = (make_dev()?, make_etc(record)?);
-        enter_scratch(scratch)?;
+        let (dev, etc) = (sandbox::dev()?, make_etc(record)?);
+        sandbox::enter_scratch(scratch, &[])?;
         let root = match mapped.len() {
             0 => return Err(Failure::permanent("mount the image", "it has no layers")),
             1 => mapped.remove(0),
@@ -84,7 +55,7 @@ impl Parts {
         mount_proc(root)?;
         let here = mount_point(root, "/dev")?;
         mount::attach(&self.dev, here)?;
-        hide_proc(root)?;
+        sandbox::cover_proc(root)?;
         mount_writable(root, record, user)?;
         for (name, file) in self.etc {
             let place = format!("/etc/{name}");
@@ -96,20 +67,6 @@ impl Parts {
         rustix::system::sethostname(id.as_bytes()).map_err(io("set the host name"))?;
         Ok(mount::change_root(PLACE)?)
     }
-}
-
-fn make_dev() -> Result<OwnedFd, Failure> {
-    let attributes = Attributes { no_exec: true, devices: true, ..Attributes::default() };
-    let dev = mount::tmpfs("755", 64 * 1024, (0, 0), attributes)?;
-    for (name, major, minor) in DEVICES {
-        mount::character_device(&dev, name, major, minor)?;
-    }
-    for (name, target) in DEVICE_LINKS {
-        rustix::fs::symlinkat(target, &dev, name).map_err(io("make /dev"))?;
-    }
-    rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o755)).map_err(io("make /dev/shm"))?;
-    mount::make_read_only(&dev)?;
-    Ok(dev)
 }
 
 fn make_etc(record: &Record) -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
@@ -131,22 +88,6 @@ fn make_etc(record: &Record) -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
     }
     mount::make_read_only(&directory)?;
     files.iter().map(|(name, _)| Ok((*name, mount::copy_at(&directory, name)?))).collect()
-}
-
-/// A mount namespace whose root is an empty tmpfs. It keeps one /proc: the kernel lets a user namespace mount its own
-/// only where a whole one can be seen already.
-fn enter_scratch(place: &str) -> Result<(), Failure> {
-    let attributes = Attributes::default();
-    let scratch = mount::tmpfs("755", 64 * 1024, (0, 0), attributes)?;
-    let proc = mount::filesystem("proc", &[], attributes)?;
-    for name in ["proc", "r"] {
-        rustix::fs::mkdirat(&scratch, name, Mode::from_raw_mode(0o755)).map_err(io("make the root"))?;
-    }
-    namespace::unshare(kiln_sys::process::Namespaces::MOUNT)?;
-    mount::make_private()?;
-    mount::attach_at(&scratch, place)?;
-    mount::change_root(place)?;
-    Ok(mount::attach_at(&proc, "/proc")?)
 }
 
 /// One root from several layers, in the scratch namespace. The relative names are all that an instance's mount table
@@ -188,30 +129,6 @@ fn mount_proc(root: BorrowedFd<'_>) -> Result<(), Failure> {
     let proc = mount::filesystem("proc", &[("hidepid", Some("invisible"))], attributes)
         .or_else(|_| mount::filesystem("proc", &[("hidepid", Some("2"))], attributes))?;
     Ok(mount::attach(proc, mount_point(root, "/proc")?)?)
-}
-
-fn hide_proc(root: BorrowedFd<'_>) -> Result<(), Failure> {
-    for name in HIDDEN {
-        let place = format!("/proc/{name}");
-        let Ok(kind) = path::kind_in_root(root, &place) else { continue };
-        let cover = if kind == FileType::Directory {
-            let attributes = Attributes { read_only: true, no_exec: true, devices: false };
-            mount::tmpfs("555", 4096, (0, 0), attributes)?
-        } else {
-            mount::copy_at(root, "dev/null")?
-        };
-        mount::attach(cover, path::open_in_root(root, &place, OFlags::PATH)?)?;
-    }
-    for name in READ_ONLY {
-        let place = format!("/proc/{name}");
-        if path::kind_in_root(root, &place).is_err() {
-            continue;
-        }
-        let cover = mount::copy_at(root, &place[1..])?;
-        mount::make_read_only(&cover)?;
-        mount::attach(cover, path::open_in_root(root, &place, OFlags::PATH)?)?;
-    }
-    Ok(())
 }
 
 fn mount_writable(root: BorrowedFd<'_>, record: &Record, user: (u32, u32)) -> Result<(), Failure> {

@@ -28,8 +28,10 @@ pub struct ImportArgs {
 
 pub(super) async fn run(context: &Context<'_>, arguments: ImportArgs) -> Result<(), Failure> {
     let path = context.dir().join(&arguments.path);
-    let unreadable =
-        |e: io::Error| Failure::new(Code::File, format!("`{}` could not be read: {e}", path.display()));
+    let unreadable = |e: io::Error| {
+        Failure::new(Code::File, format!("`{}` could not be read: {e}", path.display()))
+            .hint(Code::File.entry().help)
+    };
     let archive = open(&path).map_err(unreadable)?;
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let client = context.client()?;
