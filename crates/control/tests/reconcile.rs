@@ -88,6 +88,7 @@ fn release() -> ReleaseSpec {
         env: BTreeMap::new(),
         writable: vec![],
         resources: Resources::default(),
+        confinement: Confinement::default(),
         health: None,
         validate: vec![Check { kind: CheckKind::Listening { port: 80 }, timeout: second }],
         rollout: RolloutPolicy { drain: second, keep_previous: Millis(0), deadline: Millis::from_secs(60) },

@@ -9,6 +9,7 @@
 //! `validated` is out of rotation, `serving` is in the acknowledged table. `gone` has no row: it is a tombstone,
 //! written only after an acknowledged, fenced destroy.
 
+use crate::confinement::Confinement;
 use crate::digest::{CommitId, Digest};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, ServiceName};
 use crate::image::ImageManifest;
@@ -153,6 +154,9 @@ pub struct InstanceSpec {
     pub writable: Vec<String>,
     /// Limits.
     pub resources: Resources,
+    /// How it is kept apart.
+    #[serde(default)]
+    pub confinement: Confinement,
     /// The port that it will listen on.
     pub port: Option<u16>,
     /// How it is asked to end.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod confinement;
 pub mod digest;
 pub mod edge;
 pub mod event;
@@ -24,6 +25,7 @@ pub mod snapshot;
 pub mod time;
 
 pub use check::{Check, CheckKind, Evidence};
+pub use confinement::{Capability, Confinement, Egress, Isolation, Seccomp};
 pub use digest::{CommitId, Digest};
 pub use event::Event;
 pub use fence::{Epoch, Fence, Incarnation, OpId, Revision};

@@ -1,6 +1,7 @@
 //! A service: what to run of an image, how often, and how to know that it works.
 
 use crate::check::Check;
+use crate::confinement::Confinement;
 use crate::ids::{ImageName, ServiceName};
 use crate::time::Millis;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,9 @@ pub struct ServiceSpec {
     pub writable: Vec<String>,
     /// Limits.
     pub resources: Resources,
+    /// How its instances are kept apart.
+    #[serde(default)]
+    pub confinement: Confinement,
     /// Readiness before the switch, and the edge's active check after it.
     pub health: Option<Health>,
     /// Checks after creation, before the first request.

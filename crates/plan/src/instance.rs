@@ -263,6 +263,7 @@ pub fn spec(instance: &Instance, release: &Release, manifest: ImageManifest) -> 
         environment,
         writable: service.writable.clone(),
         resources: service.resources,
+        confinement: service.confinement.clone(),
         port: service.port,
         stop: service.stop,
     })

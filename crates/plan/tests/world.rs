@@ -123,6 +123,7 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
         env: BTreeMap::new(),
         writable: vec![],
         resources: Resources::default(),
+        confinement: Confinement::default(),
         health: Some(Health {
             check: check("/healthz"),
             every: Millis(100),

@@ -4,6 +4,7 @@
 //! fix. Keys that belong to later versions are refused, never ignored.
 #![forbid(unsafe_code)]
 
+mod confinement;
 pub mod error;
 pub mod lock;
 pub mod project;

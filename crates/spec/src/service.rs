@@ -44,6 +44,7 @@ pub(crate) fn read(
         sink.borrow_mut().push(table.span.clone(), message, Some(hint));
     }
     let spec = ServiceSpec {
+        confinement: crate::confinement::read(&mut table, sink),
         image,
         command,
         instances,
@@ -61,8 +62,6 @@ pub(crate) fn read(
     let hints = [
         ("secrets", "set it in `env` if it is not secret"),
         ("uses", "give the address of an external service in `env`"),
-        ("egress", "instances have no route out"),
-        ("isolation", "every instance is a sandbox of its own"),
         ("migrate", "run the migration before the deploy"),
     ];
     hints.iter().for_each(|(key, hint)| table.reserved(key, hint, sink));

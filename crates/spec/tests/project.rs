@@ -94,6 +94,7 @@ fn what_is_not_written_has_the_documented_value() {
         env: [].into(),
         writable: vec![],
         resources: Resources::default(),
+        confinement: Confinement::default(),
         health: Some(Health {
             check: Check { kind: CheckKind::Tcp { port: 80 }, timeout: Millis(1000) },
             every: Millis(1000),
@@ -213,7 +214,14 @@ fn every_kind_of_mistake_is_found() {
         ),
         ("port = 80", "port = 80\nsecrets = [\"A\"]", "`secrets` in `[services.a]` is not available yet"),
         ("port = 80", "port = 80\nuses = [\"main\"]", "not available yet"),
-        ("port = 80", "port = 80\negress = []", "not available yet"),
+        ("port = 80", "port = 80\negress = [\"main\"]", "no place `main`"),
+        ("port = 80", "port = 80\nisolation = \"jail\"", "unknown isolation `jail`"),
+        ("port = 80", "port = 80\nseccomp = \"off\"", "unknown seccomp `off`"),
+        (
+            "port = 80",
+            "port = 80\ncapabilities = [\"SYS_ADMIN\"]",
+            "not a capability that a service can have",
+        ),
         (
             "port = 80",
             "port = 80\nrollout = { strategy = \"canary\" }",
