@@ -11,8 +11,8 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         arguments.map(|a| a.to_string_lossy().into_owned()).collect()
     };
     match part.as_str() {
-        // The parent of an instance.
-        "supervise" => local::supervise::main(arguments),
+        // The process that clones pids 1 of instances.
+        "zygote" => local::zygote::main(arguments),
         // A `command` check inside an instance.
         "exec" => local::exec::main(),
         // One bake.

@@ -17,6 +17,8 @@ use crate::time::Wall;
 
 const HEAD: usize = 8;
 const BODY_MIN: usize = 25;
+/// Bytes of the longest frame.
+pub const ENCODED_BYTES_MAX: usize = HEAD + BODY_MIN + LOG_LINE_BYTES_MAX;
 
 /// Where a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,23 +57,46 @@ pub struct Frame {
     pub line: Vec<u8>,
 }
 
-impl Frame {
-    /// Appends the encoded frame to `out`. A line longer than [`LOG_LINE_BYTES_MAX`] is cut.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let line = &self.line[..self.line.len().min(LOG_LINE_BYTES_MAX)];
-        let mut body = Vec::with_capacity(BODY_MIN + line.len());
-        body.extend(self.at.0.to_le_bytes());
-        body.extend(self.sequence.to_le_bytes());
-        body.extend(self.dropped.to_le_bytes());
-        body.push(match self.stream {
+/// A frame's fields without its line.
+#[derive(Debug, Clone, Copy)]
+pub struct Head {
+    /// See [`Frame::at`].
+    pub at: Wall,
+    /// See [`Frame::sequence`].
+    pub sequence: u64,
+    /// See [`Frame::dropped`].
+    pub dropped: u64,
+    /// See [`Frame::stream`].
+    pub stream: Stream,
+}
+
+impl Head {
+    /// Appends the frame of a line to `out`, cut as [`Frame::encode`] does it. Takes no memory if `out` has the room:
+    /// [`ENCODED_BYTES_MAX`] at most.
+    pub fn encode(&self, line: &[u8], out: &mut Vec<u8>) {
+        let line = &line[..line.len().min(LOG_LINE_BYTES_MAX)];
+        let start = out.len();
+        out.extend(((BODY_MIN + line.len()) as u32).to_le_bytes());
+        out.extend([0; 4]);
+        out.extend(self.at.0.to_le_bytes());
+        out.extend(self.sequence.to_le_bytes());
+        out.extend(self.dropped.to_le_bytes());
+        out.push(match self.stream {
             Stream::Out => 1,
             Stream::Err => 2,
             Stream::Supervisor => 3,
         });
-        body.extend(line);
-        out.extend((body.len() as u32).to_le_bytes());
-        out.extend(crc32c::crc32c(&body).to_le_bytes());
-        out.extend(body);
+        out.extend_from_slice(line);
+        let checksum = crc32c::crc32c(&out[start + HEAD..]);
+        out[start + 4..start + HEAD].copy_from_slice(&checksum.to_le_bytes());
+    }
+}
+
+impl Frame {
+    /// Appends the encoded frame to `out`. A line longer than [`LOG_LINE_BYTES_MAX`] is cut.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let head = Head { at: self.at, sequence: self.sequence, dropped: self.dropped, stream: self.stream };
+        head.encode(&self.line, out);
     }
 
     /// Decodes the first frame of `bytes` and its length, or none if there is no whole, undamaged one.

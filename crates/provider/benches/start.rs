@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
     let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
     match (word(0), word(1)) {
-        ("internal", "supervise") => return local::supervise::main(args.into_iter().skip(2)),
+        ("internal", "zygote") => return local::zygote::main(args.into_iter().skip(2)),
         ("internal", "exec") => return local::exec::main(),
         _ => {}
     }

@@ -1,8 +1,8 @@
 //! Runs instances as sandboxes on this host, made of what the kernel offers: namespaces, EROFS, cgroups, a bridge.
 //!
 //! The provider itself only keeps the books: fences, tombstones, addresses, and which instance is in which state. A
-//! supervisor process makes an instance ([`supervise`]), its pid 1 runs it, and both outlive this server; the next one
-//! finds them by their folders. See ARCHITECTURE.md for the whole picture.
+//! process beside it, the zygote, clones a shim for each instance (shim.rs): pid 1, which runs it and outlives this
+//! server; the next one finds it by its folder. See ARCHITECTURE.md for the whole picture.
 //!
 //! ```text
 //! no folder ─ ensure ─▶ spec.json ─▶ process.json ─▶ exit.json
@@ -12,29 +12,38 @@
 
 mod blackbox;
 mod check;
+mod cloner;
 pub mod exec;
 mod folder;
 mod http;
 mod inventory;
 mod layers;
 mod mark;
+mod network;
 mod order;
+mod pool;
 mod program;
+mod pump;
+mod root;
 mod rootfs;
 mod shim;
+mod slot;
 mod start;
 mod stop;
 mod subnet;
-pub mod supervise;
 mod verify;
+mod wire;
+pub mod zygote;
 
 pub use inventory::{Inventory, inventory};
 pub use kiln_sys::mount::ErofsBacking;
+pub use pool::Spare;
 pub use stop::{SweepError, sweep};
 pub use subnet::{Subnet, SubnetError};
 
 use crate::{Provider, ProviderError};
 use async_trait::async_trait;
+use cloner::Cloner;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use kiln_model::{Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Seen, SeenState};
 use kiln_sys::cgroup::{Choice, Trees};
@@ -42,6 +51,9 @@ use kiln_sys::{CallError, netlink::Netlink, process};
 use layers::Layers;
 use mark::Mark;
 use order::Failure;
+use pool::Pool;
+use root::{Layer, Roots};
+use slot::Host;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -60,8 +72,10 @@ pub struct LocalConfig {
     pub subnet: Subnet,
     /// The content store that holds the layers: `OBJECTS/sha256/<2>/<62>`.
     pub objects: PathBuf,
-    /// The kiln program, started as `PROGRAM internal supervise|exec`.
+    /// The kiln program, started as `PROGRAM internal zygote|exec`.
     pub program: PathBuf,
+    /// What is kept ready for instances to come.
+    pub spare: Spare,
     /// Fallbacks that are taken although they are not needed, for tests.
     pub forced: Forced,
 }
@@ -75,6 +89,7 @@ impl LocalConfig {
             state,
             subnet: Subnet::default(),
             program: "/proc/self/exe".into(),
+            spare: Spare::default(),
             forced: Forced::default(),
         }
     }
@@ -87,6 +102,8 @@ pub struct Forced {
     pub erofs: ErofsBacking,
     /// Use v1 cgroups only, as without a v2 tree.
     pub cgroup_v1: bool,
+    /// Attach layers to join them, as before kernel 6.15.
+    pub paths: bool,
 }
 
 /// Why a provider could not be opened.
@@ -134,7 +151,9 @@ struct Entry {
     /// Its pid 1 while it may run.
     process: Option<(Process, Arc<OwnedFd>)>,
     /// Keeps the layers mounted for others that need the same.
-    layers: Vec<Arc<OwnedFd>>,
+    layers: Vec<Arc<Layer>>,
+    /// Where its shim tells that the program has ended; none if an earlier server started it.
+    told: Option<Arc<OwnedFd>>,
 }
 
 #[derive(Debug, Default)]
@@ -143,8 +162,6 @@ struct Books {
     gone: BTreeMap<InstanceId, Fence>,
     /// The highest server seen.
     server: (Incarnation, Epoch),
-    /// The number given last.
-    number: u32,
     /// One lock per instance that is worked on.
     work: HashMap<InstanceId, Arc<Mutex<()>>>,
 }
@@ -152,10 +169,8 @@ struct Books {
 #[derive(Debug)]
 struct Inner {
     config: LocalConfig,
-    mark: Mark,
-    root: Root,
-    boot: String,
-    trees: Trees,
+    host: Arc<Host>,
+    roots: Arc<Roots>,
     layers: Layers,
     books: Mutex<Books>,
     changed: Notify,
@@ -164,7 +179,11 @@ struct Inner {
 
 /// The provider. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct LocalProvider(Arc<Inner>);
+pub struct LocalProvider {
+    inner: Arc<Inner>,
+    /// What is kept ready goes with the last of the provider's handles; tasks that wait for instances keep only the rest.
+    pool: Arc<Pool>,
+}
 
 impl LocalProvider {
     /// Opens the state folder, adopts the instances that live, and removes what an earlier server left half-done and
@@ -174,36 +193,47 @@ impl LocalProvider {
         std::fs::create_dir_all(config.state.join("instances")).map_err(state)?;
         let path = config.state.canonicalize().map_err(state)?;
         let mark = Mark::of(&path);
+        // What cannot be read is not known to be taken.
+        let routes = std::fs::read_to_string("/proc/self/net/route").unwrap_or_default();
+        let subnet = config.subnet;
+        if let Some(interface) = subnet.taken(&routes, |name| mark.is_bridge(name)) {
+            return Err(OpenError::SubnetTaken { subnet, interface });
+        }
         let choice = if config.forced.cgroup_v1 { Choice::V1 } else { Choice::Auto };
-        let inner = Inner {
-            root: Root::of(&path),
-            boot: kiln_sys::clock::boot_id().map_err(OpenError::Host)?,
-            trees: Trees::detect(choice).map_err(OpenError::Host)?,
-            layers: Layers::new(config.objects.clone(), config.forced.erofs),
+        let trees = Trees::detect(choice).map_err(OpenError::Host)?;
+        let boot = kiln_sys::clock::boot_id().map_err(OpenError::Host)?;
+        let root = Root::of(&path);
+        let cloner = Cloner::new(config.program.clone(), root.0.clone());
+        let host = Arc::new(Host::new(mark, subnet, trees, root, boot, cloner));
+        let roots = Arc::new(Roots::open(config.forced.paths, &host.root.0).map_err(OpenError::Host)?);
+        let inner = Arc::new(Inner {
+            layers: Layers::new(config.objects.clone(), config.forced.erofs, roots.clone()),
+            host: host.clone(),
+            roots,
             books: Mutex::default(),
             changed: Notify::new(),
             runtime: tokio::runtime::Handle::current(),
-            mark,
             config: LocalConfig { state: path, ..config },
-        };
-        let provider = Self(Arc::new(inner));
-        let this = &provider.0;
-        let failed = |source| OpenError::State { path: this.root.0.display().to_string(), source };
-        // What cannot be read is not known to be taken.
-        let routes = std::fs::read_to_string("/proc/self/net/route").unwrap_or_default();
-        let subnet = this.config.subnet;
-        if let Some(interface) = subnet.taken(&routes, &this.mark.bridge()) {
-            return Err(OpenError::SubnetTaken { subnet, interface });
+        });
+        let failed = |source| OpenError::State { path: host.root.0.display().to_string(), source };
+        inner.adopt().map_err(failed)?;
+        inner.make_bridge().map_err(OpenError::Host)?;
+        inner.scavenge().map_err(OpenError::Host)?;
+        for folder in host.root.spare().map_err(failed)? {
+            std::fs::remove_dir_all(folder).map_err(failed)?;
         }
-        this.adopt().map_err(failed)?;
-        this.make_bridge().map_err(OpenError::Host)?;
-        this.scavenge().map_err(OpenError::Host)?;
         // Not in the head of the loop: the guard would live as long as the loop, and `watch` takes the lock.
-        let ids: Vec<_> = this.books().entries.keys().cloned().collect();
+        let ids: Vec<_> = inner.books().entries.keys().cloned().collect();
         for id in ids {
-            this.watch(&id);
+            inner.watch(&id);
         }
-        Ok(provider)
+        let pool = Arc::new(Pool::open(host.clone(), inner.config.spare).map_err(failed)?);
+        Ok(Self { inner, pool })
+    }
+
+    /// Waits until all is ready that is kept ready; for measuring.
+    pub fn wait_until_ready(&self) {
+        self.pool.wait_until_full();
     }
 }
 
@@ -213,27 +243,28 @@ impl Inner {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The first one; the others are made when they are needed.
     fn make_bridge(&self) -> Result<(), CallError> {
-        let host = Netlink::open()?;
-        let bridge = host.bridge(&self.mark.bridge(), self.mark.hardware())?;
-        host.address(bridge, self.config.subnet.gateway(), self.config.subnet.prefix())?;
-        host.up(bridge)
+        let Host { mark, subnet, trees, .. } = &*self.host;
+        trees.create_parent(&mark.cgroup())?;
+        network::bridge(&Netlink::open()?, mark, *subnet, 0).map(|_| ())
     }
 
     /// Reads all folders.
     fn adopt(&self) -> std::io::Result<()> {
         let mut books = self.books();
-        if let Ok(text) = std::fs::read(self.root.0.join(FENCE)) {
+        let mut numbers = self.host.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(text) = std::fs::read(self.host.root.0.join(FENCE)) {
             books.server = serde_json::from_slice(&text).map_err(std::io::Error::other)?;
         }
         let mut latest = 0;
-        for id in self.root.ids()? {
-            let folder = self.root.folder(&id);
+        for id in self.host.root.ids()? {
+            let folder = self.host.root.folder(&id);
             let record: Option<Record> = folder.read(SPEC);
             if let Some(record) = &record
                 && id.sequence() >= latest
             {
-                (latest, books.number) = (id.sequence(), record.number);
+                (latest, numbers.previous) = (id.sequence(), record.number);
             }
             if let Some(gone) = folder.read::<Gone>(GONE) {
                 // An earlier server may have died on the way.
@@ -241,8 +272,10 @@ impl Inner {
                 books.gone.insert(id, gone.fence);
             } else if let Some(record) = record {
                 let fence = folder.read(FENCE).unwrap_or(record.fence).max(record.fence);
-                let (state, process) = self.look(&id);
-                let entry = Entry { record: Arc::new(record), fence, state, process, layers: vec![] };
+                let (state, process) = self.look(&id, Some(&record));
+                numbers.in_use.insert(record.number);
+                let record = Arc::new(record);
+                let entry = Entry { record, fence, state, process, layers: vec![], told: None };
                 books.entries.insert(id, entry);
             }
         }
@@ -250,12 +283,12 @@ impl Inner {
     }
 
     /// What the folder of an instance and the kernel say about it.
-    fn look(&self, id: &InstanceId) -> (SeenState, Option<(Process, Arc<OwnedFd>)>) {
-        let folder = self.root.folder(id);
+    fn look(&self, id: &InstanceId, record: Option<&Record>) -> (SeenState, Option<(Process, Arc<OwnedFd>)>) {
+        let folder = self.host.root.folder(id);
         let process = folder.read::<Process>(PROCESS);
         let recorded = process.is_some();
         let alive = process
-            .filter(|p| p.boot == self.boot)
+            .filter(|p| p.boot == self.host.boot)
             .and_then(|p| process::open_same(p.pid, p.started).map(|pidfd| (p, Arc::new(pidfd))));
         // Read after the look at the process. It is the last that pid 1 does, when all others are dead.
         let exit = folder.read::<Exit>(EXIT);
@@ -263,33 +296,42 @@ impl Inner {
             (_, Some(exit)) => SeenState::Exited(exit.reason),
             (Some(_), None) => SeenState::Running,
             (None, None) if recorded => {
-                SeenState::Exited(stop::untold(&self.trees.group(&self.mark.cgroup(), id.as_str())))
+                let group = record.map_or(id.as_str(), Record::group);
+                SeenState::Exited(stop::untold(&self.host.trees.group(&self.host.mark.cgroup(), group)))
             }
             (None, None) => SeenState::Starting,
         };
         (state, alive)
     }
 
-    /// Waits in the background for an instance to end.
+    /// Waits in the background for an instance to end: for the word of its shim, and for the shim's own end, which may come
+    /// without a word.
     fn watch(self: &Arc<Self>, id: &InstanceId) {
-        let Some((_, pidfd)) = self.books().entries.get(id).and_then(|e| e.process.clone()) else { return };
+        let ends = |entry: &Entry| Some((entry.told.clone(), entry.process.as_ref()?.1.clone()));
+        let Some((told, pidfd)) = self.books().entries.get(id).and_then(ends) else { return };
         let (inner, id) = (self.clone(), id.clone());
         self.runtime.spawn(async move {
-            #[expect(
-                deprecated,
-                reason = "its successor is unsafe; an `Arc<OwnedFd>` stays the same open descriptor"
-            )]
-            let registered = AsyncFd::with_interest(pidfd, Interest::READABLE);
-            let Ok(pidfd) = registered else { return };
-            if pidfd.readable().await.is_ok() {
-                inner.settle(&id);
+            for end in told.into_iter().chain([pidfd]) {
+                #[expect(
+                    deprecated,
+                    reason = "its successor is unsafe; an `Arc<OwnedFd>` stays the same open descriptor"
+                )]
+                let registered = AsyncFd::with_interest(end, Interest::READABLE);
+                let Ok(end) = registered else { return };
+                if end.readable().await.is_ok() {
+                    inner.settle(&id);
+                }
+                if inner.seen(&id).is_none_or(|seen| matches!(seen.state, SeenState::Exited(_))) {
+                    return;
+                }
             }
         });
     }
 
     /// Looks again and writes down what is seen.
     fn settle(&self, id: &InstanceId) {
-        let (state, process) = self.look(id);
+        let record = self.books().entries.get(id).map(|entry| entry.record.clone());
+        let (state, process) = self.look(id, record.as_deref());
         if let Some(entry) = self.books().entries.get_mut(id) {
             (entry.state, entry.process) = (state, process);
         }
@@ -316,7 +358,7 @@ impl Inner {
         }
         if fence.server() > books.server {
             let write = || {
-                let directory = std::fs::File::open(&self.root.0)?;
+                let directory = std::fs::File::open(&self.host.root.0)?;
                 folder::durable(directory, FENCE, &fence.server())
             };
             write().map_err(|error| Failure::io("write `fence.json`", &error).of(id))?;
@@ -334,7 +376,7 @@ impl Inner {
             return Err(ProviderError::Stale { id: id.clone(), detail });
         }
         if fence.order() > entry.fence.order() {
-            let written = self.root.folder(id).write(FENCE, &fence);
+            let written = self.host.root.folder(id).write(FENCE, &fence);
             written.map_err(|error| Failure::io("write `fence.json`", &error).of(id))?;
             entry.fence = fence;
         }
@@ -373,22 +415,22 @@ async fn blocking<T: Send + 'static>(
 #[async_trait]
 impl Provider for LocalProvider {
     async fn list(&self) -> Result<Vec<Seen>, ProviderError> {
-        Ok(self.0.books().entries.iter().map(|(id, entry)| seen(id, entry)).collect())
+        Ok(self.inner.books().entries.iter().map(|(id, entry)| seen(id, entry)).collect())
     }
 
     async fn ensure(&self, fence: Fence, spec: &InstanceSpec) -> Result<Seen, ProviderError> {
-        let (inner, spec) = (self.0.clone(), spec.clone());
-        blocking(&spec.id.clone(), move || inner.ensure(fence, spec)).await
+        let (inner, pool, spec) = (self.inner.clone(), self.pool.clone(), spec.clone());
+        blocking(&spec.id.clone(), move || inner.ensure(&pool, fence, spec)).await
     }
 
     async fn absent(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
-        let (inner, own) = (self.0.clone(), id.clone());
+        let (inner, own) = (self.inner.clone(), id.clone());
         blocking(id, move || inner.absent(fence, &own)).await
     }
 
     async fn check(&self, id: &InstanceId, check: &Check) -> Evidence {
         let begun = Instant::now();
-        let outcome = match self.0.target(id) {
+        let outcome = match self.inner.target(id) {
             Ok(target) => check::run(target, check).await,
             Err(detail) => Err(detail),
         };
@@ -396,7 +438,7 @@ impl Provider for LocalProvider {
     }
 
     async fn changed(&self) {
-        self.0.changed.notified().await;
+        self.inner.changed.notified().await;
     }
 }
 
@@ -412,7 +454,7 @@ impl Inner {
             address: entry.record.address,
             process,
             spec: entry.record.spec.clone(),
-            group: self.trees.group(&self.mark.cgroup(), id.as_str()),
+            group: self.host.trees.group(&self.host.mark.cgroup(), entry.record.group()),
             ids: subnet::ids_of(entry.record.number),
             program: self.config.program.clone(),
         })

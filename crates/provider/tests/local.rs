@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
     let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
     match (word(0), word(1)) {
-        ("internal", "supervise") => return local::supervise::main(args.into_iter().skip(2)),
+        ("internal", "zygote") => return local::zygote::main(args.into_iter().skip(2)),
         ("internal", "exec") => return local::exec::main(),
         _ => {}
     }
@@ -70,7 +70,7 @@ async fn run(host: &Host, provider: &LocalProvider, sequence: u64, command: &[&s
 async fn nothing_is_left(host: &Host) {
     let left = inventory(host.state());
     println!("left after the suite: {left:?}");
-    assert_eq!(Inventory { cgroups: 0, links: left.links - 1, ..left }, Inventory::default());
+    assert_eq!(Inventory { cgroups: 0, links: left.links - 1, spare: 0, ..left }, Inventory::default());
 }
 
 async fn isolation(host: &Host) {
@@ -287,7 +287,7 @@ async fn strays(host: &Host) {
     drop(provider);
     let folder = local::instance_folder(host.state(), &spec.id);
     std::fs::remove_dir_all(&folder).unwrap();
-    assert!(inventory(host.state()).processes > 0);
+    assert!(inventory(host.state()).spare > 0);
     drop(host.provider());
     nothing_is_left(host).await;
     println!("strays: an instance without a folder is removed");

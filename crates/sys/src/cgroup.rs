@@ -94,8 +94,11 @@ impl Trees {
         out
     }
 
-    /// Makes the group `parent/name` and limits it. What exists already is used.
-    pub fn create(&self, parent: &str, name: &str, limits: Limits) -> Result<Group, CallError> {
+    /// Makes the group that holds others, with the controllers that they need. What exists already is used.
+    pub fn create_parent(&self, parent: &str) -> Result<(), CallError> {
+        for directory in self.directories(parent) {
+            make(&directory)?;
+        }
         if let Some((root, controllers)) = &self.unified {
             make(&root.join(parent))?;
             for directory in [root.clone(), root.join(parent)] {
@@ -105,14 +108,22 @@ impl Trees {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Makes the group `parent/name`, without limits yet. What exists already is used, and the parent is made if it is
+    /// not there.
+    pub fn create(&self, parent: &str, name: &str) -> Result<Group, CallError> {
         let group = self.group(parent, name);
         for directory in &group.directories {
-            if let Some(parent) = directory.parent() {
-                make(parent)?;
+            match make(directory) {
+                Err(error) if error.errno() == libc::ENOENT => {
+                    self.create_parent(parent)?;
+                    make(directory)?;
+                }
+                made => made?,
             }
-            make(directory)?;
         }
-        group.limit(self, limits)?;
         Ok(group)
     }
 
@@ -196,7 +207,8 @@ pub struct Group {
 }
 
 impl Group {
-    fn limit(&self, trees: &Trees, limits: Limits) -> Result<(), CallError> {
+    /// Limits it.
+    pub fn limit(&self, trees: &Trees, limits: Limits) -> Result<(), CallError> {
         let quota = (u64::from(limits.cpu_milli) * CPU_PERIOD_US / 1000).max(CPU_QUOTA_US_MIN);
         let write = |directory: &Path, file: &str, value: String| {
             let path = directory.join(file);
@@ -329,6 +341,11 @@ impl Group {
     /// Removes its directories. It must be empty.
     pub fn remove(&self) -> Result<(), CallError> {
         self.directories.iter().try_for_each(|d| remove(d))
+    }
+
+    /// How many of its directories exist.
+    pub fn count(&self) -> usize {
+        self.directories.iter().filter(|directory| directory.exists()).count()
     }
 
     /// Whether any of its directories exists.

@@ -13,6 +13,12 @@ pub fn boot_ms() -> u64 {
     milliseconds(ClockId::Boottime)
 }
 
+/// Microseconds since the host booted, suspend included.
+pub fn boot_us() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000
+}
+
 /// Milliseconds since 1970.
 pub fn wall_ms() -> u64 {
     milliseconds(ClockId::Realtime)

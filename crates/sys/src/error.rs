@@ -53,7 +53,11 @@ pub trait Context<T> {
 
 impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     fn context(self, call: &'static str, object: impl Display) -> Result<T, CallError> {
-        self.map_err(|error| CallError { call, object: object.to_string(), source: error.into() })
+        self.map_err(|error| {
+            // Words take memory, and who has failed is about to tell and to end.
+            crate::seal::lift();
+            CallError { call, object: object.to_string(), source: error.into() }
+        })
     }
 }
 

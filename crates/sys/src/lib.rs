@@ -3,16 +3,21 @@
 //!
 //! | module | for |
 //! |---|---|
-//! | [`process`] | `clone3` with a closure, pidfds, start times, exec, signals |
+//! | [`process`] | `clone3` with a closure, pidfds, start times, signals |
+//! | [`exec`] | becoming another program |
 //! | [`namespace`] | new namespaces, uid maps, entering others; [`namespace::enter_private_net`] for tests |
 //! | [`mount`] | the file-descriptor mount API, EROFS images, idmaps, changing the root |
 //! | [`sandbox`] | /dev, /proc and the scratch namespace that instances and builders share |
 //! | [`privilege`] | user, capabilities, `no_new_privs`, resource limits |
 //! | [`seccomp`] | the system call filter of instances |
+//! | [`syscalls`] | the names of system calls |
+//! | [`text`] | formatting without the heap |
 //! | [`netlink`] | bridges, veth pairs, addresses |
 //! | [`cgroup`] | limits, killing and counting, on v1, v2 and hybrid hosts |
 //! | [`path`] | opening a path below a root that is not trusted |
 //! | [`clock`] | boot id and clocks |
+//! | [`message`] | datagrams with descriptors |
+//! | [`seal`] | the promise to leave the heap alone |
 //!
 //! [`GUEST_INIT`] is a program of its own, pid 1 of exported virtual machines; its source is in `guest/`.
 #![expect(
@@ -23,6 +28,8 @@
 pub mod cgroup;
 pub mod clock;
 mod error;
+pub mod exec;
+pub mod message;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
@@ -30,7 +37,10 @@ pub mod path;
 pub mod privilege;
 pub mod process;
 pub mod sandbox;
+pub mod seal;
 pub mod seccomp;
+pub mod syscalls;
+pub mod text;
 
 /// The static program that is pid 1 of an exported virtual machine.
 pub const GUEST_INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest-init"));

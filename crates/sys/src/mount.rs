@@ -2,7 +2,7 @@
 //! it, and it is gone when the last descriptor is closed, whoever dies.
 
 use crate::error::check;
-use crate::{CallError, Context};
+use crate::{CallError, Context, text};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -45,9 +45,10 @@ pub fn filesystem(
     for (key, value) in options {
         match value {
             Some(value) => rustix::mount::fsconfig_set_string(&fs, *key, *value)
-                .context("fsconfig", format!("{kind} {key}={value}"))?,
+                .context("fsconfig", format_args!("{kind} {key}={value}"))?,
             None => {
-                rustix::mount::fsconfig_set_flag(&fs, *key).context("fsconfig", format!("{kind} {key}"))?;
+                rustix::mount::fsconfig_set_flag(&fs, *key)
+                    .context("fsconfig", format_args!("{kind} {key}"))?;
             }
         }
     }
@@ -62,9 +63,14 @@ pub fn tmpfs(
     owner: (u32, u32),
     attributes: Attributes,
 ) -> Result<OwnedFd, CallError> {
-    let (size, uid, gid) = (size_bytes.to_string(), owner.0.to_string(), owner.1.to_string());
-    let options =
-        [("mode", Some(mode)), ("size", Some(&size)), ("uid", Some(uid.as_str())), ("gid", Some(&gid))];
+    let mut room = [[0; 20]; 3];
+    let [size, uid, gid] = &mut room;
+    let options = [
+        ("mode", Some(mode)),
+        ("size", Some(text::format(size, format_args!("{size_bytes}")))),
+        ("uid", Some(text::format(uid, format_args!("{}", owner.0)))),
+        ("gid", Some(text::format(gid, format_args!("{}", owner.1)))),
+    ];
     filesystem("tmpfs", &options, attributes)
 }
 
@@ -150,6 +156,28 @@ fn loop_device(file: &File, writable: bool) -> Result<(File, String), CallError>
     Err(last).context("configure", "a free loop device")
 }
 
+/// An overlay of several layers, lowest first, that are detached mounts (6.13 and later).
+pub fn overlay(layers: &[OwnedFd]) -> Result<OwnedFd, CallError> {
+    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", "overlay")?;
+    for layer in layers.iter().rev() {
+        rustix::mount::fsconfig_set_fd(&fs, "lowerdir+", layer).context("fsconfig", "overlay lowerdir+")?;
+    }
+    rustix::mount::fsconfig_create(&fs).context("create file system", "overlay")?;
+    let attributes = Attributes { read_only: true, ..Attributes::default() };
+    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes.flags())
+        .context("fsmount", "overlay")
+}
+
+/// Detaches what is mounted at `path`; it is gone when nobody uses it any more.
+pub fn detach_at(path: &str) -> Result<(), CallError> {
+    rustix::mount::unmount(path, UnmountFlags::DETACH).context("unmount", path)
+}
+
+/// The same of a mount that is given by its root.
+pub fn detach(mount: impl AsFd) -> Result<(), CallError> {
+    detach_at(&format!("/proc/self/fd/{}", mount.as_fd().as_raw_fd()))
+}
+
 /// A detached copy of a mount, given by a descriptor of it (a detached one, or any directory or file in it).
 pub fn copy(mount: impl AsFd) -> Result<OwnedFd, CallError> {
     let flags =
@@ -214,6 +242,21 @@ pub fn attach(mount: impl AsFd, target: impl AsFd) -> Result<(), CallError> {
 pub fn attach_at(mount: impl AsFd, path: &str) -> Result<(), CallError> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(&mount, "", rustix::fs::CWD, path, flags).context("move_mount", path)
+}
+
+/// Moves what is mounted at `from` on the open file or directory `target`, with all that is mounted below.
+pub fn move_to(from: &str, target: impl AsFd) -> Result<(), CallError> {
+    let flags = MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(rustix::fs::CWD, from, &target, "", flags).context("move_mount", from)
+}
+
+/// Makes the mounted directory `path` the root of this process, over what the root of this mount namespace was. Nothing
+/// is unmounted, which would wait for other processors; what lies below can be reached by nobody who cannot mount.
+pub fn cover_root(path: &str) -> Result<(), CallError> {
+    rustix::process::chdir(path).context("chdir", path)?;
+    rustix::mount::mount_move(".", "/").context("move", path)?;
+    rustix::process::chroot(".").context("chroot", path)?;
+    rustix::process::chdir("/").context("chdir", "/")
 }
 
 /// Nothing that is mounted from here on in this mount namespace shows up in another one, and vice versa.

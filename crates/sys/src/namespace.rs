@@ -8,7 +8,7 @@
 
 use crate::error::check;
 use crate::process::{self, Clone, Namespaces};
-use crate::{CallError, Context};
+use crate::{CallError, Context, text};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -16,7 +16,15 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 pub fn unshare(namespaces: Namespaces) -> Result<(), CallError> {
     // SAFETY: takes plain flags; no flag of `Namespaces` unshares memory or descriptors.
     check(unsafe { libc::unshare(namespaces.bits() as i32) }.into())
-        .context("unshare", format!("{namespaces:?}"))?;
+        .context("unshare", format_args!("{namespaces:?}"))?;
+    Ok(())
+}
+
+/// The calling thread gets a working directory and a root of its own, as it must before it may have a mount namespace of
+/// its own.
+pub fn unshare_files() -> Result<(), CallError> {
+    // SAFETY: takes a plain flag; descriptors and memory stay shared.
+    check(unsafe { libc::unshare(libc::CLONE_FS) }.into()).context("unshare", "working directory")?;
     Ok(())
 }
 
@@ -24,7 +32,7 @@ pub fn unshare(namespaces: Namespaces) -> Result<(), CallError> {
 pub fn enter(target: impl AsFd, namespaces: Namespaces) -> Result<(), CallError> {
     // SAFETY: takes a descriptor and plain flags.
     check(unsafe { libc::setns(target.as_fd().as_raw_fd(), namespaces.bits() as i32) }.into())
-        .context("setns", format!("{namespaces:?}"))?;
+        .context("setns", format_args!("{namespaces:?}"))?;
     Ok(())
 }
 
@@ -36,11 +44,20 @@ pub fn current_net() -> Result<OwnedFd, CallError> {
 
 /// Maps the ids 0 to `count - 1` of the user namespace of `pid` to `base` and up. Needs the host's root.
 pub fn map_ids(pid: i32, base: u32, count: u32) -> Result<(), CallError> {
+    let (mut room, mut path_room) = ([0; 40], [0; 40]);
+    let map = text::format(&mut room, format_args!("0 {base} {count}"));
     for file in ["uid_map", "gid_map"] {
-        let path = format!("/proc/{pid}/{file}");
-        std::fs::write(&path, format!("0 {base} {count}")).context("write", path)?;
+        let path = text::format(&mut path_room, format_args!("/proc/{pid}/{file}"));
+        std::fs::write(path, map).context("write", path)?;
     }
     Ok(())
+}
+
+/// The user namespace of a process.
+pub fn user_of(pid: i32) -> Result<OwnedFd, CallError> {
+    let mut room = [0; 40];
+    let path = text::format(&mut room, format_args!("/proc/{pid}/ns/user"));
+    Ok(File::open(path).context("open", path)?.into())
 }
 
 /// A user namespace that nobody lives in, for an idmapped mount. The caller has one thread.
@@ -58,12 +75,9 @@ pub fn user_namespace(base: u32, count: u32) -> Result<OwnedFd, CallError> {
             unsafe { libc::pause() };
         }
     })?;
-    let made = map_ids(child.pid(), base, count).and_then(|()| {
-        let path = format!("/proc/{}/ns/user", child.pid());
-        File::open(&path).context("open", path)
-    });
+    let made = map_ids(child.pid(), base, count).and_then(|()| user_of(child.pid()));
     child.kill_and_reap()?;
-    Ok(made?.into())
+    made
 }
 
 /// Moves the calling thread, and all that it starts, into a network namespace of its own with a working loopback.

@@ -178,6 +178,14 @@ impl Netlink {
             .context("find interface", name)
     }
 
+    /// The name of an interface.
+    pub fn name(&self, index: u32) -> Result<String, CallError> {
+        let message = Message::new(libc::RTM_GETLINK, 0).link(index, 0);
+        let answers = self.request(message, libc::NLM_F_ACK as u16).context("find interface", index)?;
+        let found = answers.iter().find_map(|a| parse_link(a)).map(|link| link.name);
+        found.ok_or(io::Error::from_raw_os_error(libc::ENODEV)).context("find interface", index)
+    }
+
     /// Makes a bridge with a fixed hardware address, or finds the one of that name. Without a fixed address a bridge
     /// changes its own whenever a port comes or goes, and its neighbours lose it for a while.
     pub fn bridge(&self, name: &str, hardware: [u8; 6]) -> Result<u32, CallError> {

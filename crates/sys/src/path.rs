@@ -25,6 +25,13 @@ pub fn read_in_root(root: impl AsFd, path: &str, max: u64) -> Result<Vec<u8>, Ca
     Ok(bytes)
 }
 
+/// Whether there is a directory at `path` below `root`, links followed.
+pub fn is_directory_in_root(root: impl AsFd, path: &str) -> bool {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    openat2(root, path, flags, Mode::empty(), resolve).is_ok()
+}
+
 /// The kind of what is at `path` below `root`, links followed.
 pub fn kind_in_root(root: impl AsFd, path: &str) -> Result<FileType, CallError> {
     let fd = open_in_root(root, path, OFlags::PATH)?;

@@ -59,6 +59,16 @@ pub fn drop_bounding_set() -> Result<(), CallError> {
     limit_bounding_set(0)
 }
 
+/// Takes the capabilities of `mask` out of the bounding set.
+pub fn drop_from_bounding_set(mask: u64) -> Result<(), CallError> {
+    for capability in (0..64).filter(|capability| mask & (1 << capability) != 0) {
+        // SAFETY: prctl with plain numbers.
+        let answer = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        check(answer.into()).context("drop from the bounding set", capability)?;
+    }
+    Ok(())
+}
+
 /// Takes everything out of the bounding set whose bit is not set in `keep`, and empties the ambient set.
 pub fn limit_bounding_set(keep: u64) -> Result<(), CallError> {
     for capability in (0..64).filter(|capability| keep & (1 << capability) == 0) {
@@ -78,14 +88,39 @@ pub fn limit_bounding_set(keep: u64) -> Result<(), CallError> {
     Ok(())
 }
 
+/// Becomes `uid`:`gid` with the capabilities of `mask` and no others, so that a program that is executed afterwards has
+/// them as well, whoever `uid` is and although it can gain no privileges.
+pub fn become_user_with(uid: u32, gid: u32, mask: u64) -> Result<(), CallError> {
+    let prctl = |option: libc::c_int, argument: libc::c_ulong, number: libc::c_ulong| {
+        // SAFETY: prctl with plain numbers.
+        check(unsafe { libc::prctl(option, argument, number, 0, 0) }.into())
+            .context("prctl", format_args!("{option} {argument} {number}"))
+    };
+    if mask != 0 {
+        prctl(libc::PR_SET_KEEPCAPS, 1, 0)?;
+    }
+    become_user(uid, gid)?;
+    set_capabilities(mask, mask)?;
+    for capability in (0..64).filter(|bit| mask & (1 << bit) != 0) {
+        prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong, capability)?;
+    }
+    Ok(())
+}
+
 /// Keeps only the capabilities whose bits are set in `mask`, in the permitted and effective sets.
 pub fn keep_capabilities(mask: u64) -> Result<(), CallError> {
+    set_capabilities(mask, 0)
+}
+
+fn set_capabilities(mask: u64, inheritable: u64) -> Result<(), CallError> {
     let header = [VERSION_3, 0];
-    let (low, high) = (mask as u32, (mask >> 32) as u32);
-    let data = [low, low, 0, high, high, 0];
+    let half = |mask: u64, n: u32| (mask >> (32 * n)) as u32;
+    let word = |n: u32| [half(mask, n), half(mask, n), half(inheritable, n)];
+    let ([a, b, c], [d, e, f]) = (word(0), word(1));
+    let data = [a, b, c, d, e, f];
     // SAFETY: version 3 reads two words of header and six of data, and both arrays have that length.
     check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) })
-        .context("capset", format!("{mask:#x}"))?;
+        .context("capset", format_args!("{mask:#x}"))?;
     Ok(())
 }
 
@@ -104,7 +139,7 @@ pub fn limit_resources(files_max: u64) -> Result<(), CallError> {
     let files = getrlimit(Resource::Nofile).maximum.unwrap_or(files_max).min(files_max);
     for (resource, value) in [(Resource::Core, 0), (Resource::Nofile, files)] {
         let limit = Rlimit { current: Some(value), maximum: Some(value) };
-        setrlimit(resource, limit).context("setrlimit", format!("{resource:?}"))?;
+        setrlimit(resource, limit).context("setrlimit", format_args!("{resource:?}"))?;
     }
     Ok(())
 }
@@ -115,7 +150,9 @@ pub fn limit_resources(files_max: u64) -> Result<(), CallError> {
 pub fn prefer_for_oom(score: u16) -> Result<(), CallError> {
     const PATH: &str = "/proc/self/oom_score_adj";
     set_dumpable_behavior(DumpableBehavior::Dumpable).context("set", "dumpable")?;
-    let written = std::fs::write(PATH, score.to_string()).context("write", PATH);
+    let mut room = [0; 8];
+    let written =
+        std::fs::write(PATH, crate::text::format(&mut room, format_args!("{score}"))).context("write", PATH);
     not_dumpable()?;
     written
 }

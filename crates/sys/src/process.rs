@@ -1,4 +1,4 @@
-//! Processes: `clone3` with a closure, pidfds, identities that survive pid reuse, signals, exec.
+//! Processes: `clone3` with a closure, pidfds, identities that survive pid reuse, signals.
 //!
 //! [`Clone::spawn`] is fork-like and therefore refused in a process that has more than one thread: the child could
 //! wait forever for a lock that a thread which it does not have holds.
@@ -7,7 +7,7 @@ use crate::error::check;
 use crate::{CallError, Context};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::io;
 use std::ops::BitOr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -102,7 +102,7 @@ impl<'a> Clone<'a> {
             // SAFETY: like fork, as no flag shares memory; there is one thread (checked), so no lock is held by another.
             let pid =
                 unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
-            let pid = check(pid).context("clone3", format!("{:?}", self.namespaces))? as i32;
+            let pid = check(pid).context("clone3", format_args!("{:?}", self.namespaces))? as i32;
             if pid == 0 {
                 let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101);
                 exit_now(status);
@@ -280,9 +280,9 @@ impl SignalFd {
                 libc::sigaddset(&raw mut set, *signal);
             }
             check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()).into())
-                .context("sigprocmask", format!("{signals:?}"))?;
+                .context("sigprocmask", format_args!("{signals:?}"))?;
             check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())
-                .context("signalfd", format!("{signals:?}"))?
+                .context("signalfd", format_args!("{signals:?}"))?
         };
         // SAFETY: a new descriptor that nobody else owns.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
@@ -311,10 +311,36 @@ pub fn reset_signals() {
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);
         }
+    }
+    unblock_signals();
+}
+
+/// Children that end from here on leave nothing behind; nobody has to wait for them.
+pub fn forget_children() {
+    // SAFETY: SIG_IGN is a valid disposition for this signal.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// Takes [`forget_children`] back, in a child that wants to know of its own.
+pub fn remember_children() {
+    // SAFETY: SIG_DFL is a valid disposition for this signal.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// No signal is blocked, as a new program expects it.
+pub fn unblock_signals() {
+    // SAFETY: sigemptyset makes the zeroed set valid; the pointer is to that local set.
+    unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }
+}
+
+/// What this process is called in lists of processes.
+pub fn set_name(name: &CStr) {
+    // SAFETY: the kernel reads a string that ends with NUL, and cuts it at 15 bytes. It cannot fail.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
 }
 
 /// The kernel kills this process after that many seconds. For a step that must not hang for ever.
@@ -367,48 +393,17 @@ pub fn close_here(descriptors: &[BorrowedFd<'_>]) -> Result<(), CallError> {
 
 /// Closes every descriptor from 3 up but `keep`. Only in a fresh child that never uses its parent's other ones again.
 pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> Result<(), CallError> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
-    kept.sort_unstable();
     let mut from = 3u32;
-    for fd in kept.into_iter().map(Some).chain([None]) {
-        let to = fd.map_or(u32::MAX, |fd| fd.wrapping_sub(1));
+    loop {
+        // The lowest that is still to be kept; there are few, and sorting would take memory.
+        let fd = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd >= from).min();
+        let to = fd.map_or(u32::MAX, |fd| fd - 1);
         if from <= to {
             // SAFETY: the caller's promise: nothing uses the others again.
             check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) })
-                .context("close_range", format!("{from} to {to}"))?;
+                .context("close_range", format_args!("{from} to {to}"))?;
         }
-        from = fd.map_or(u32::MAX, |fd| fd + 1);
+        let Some(fd) = fd else { return Ok(()) };
+        from = fd + 1;
     }
-    Ok(())
-}
-
-/// Becomes another program. A name without `/` is looked for in the directories of `search`, as `execvp` does.
-/// Returns only on failure.
-pub fn exec(argv: &[CString], environment: &[CString], search: &str) -> CallError {
-    let fail = |errno: i32, name: &CStr| CallError {
-        call: "execute",
-        object: name.to_string_lossy().into_owned(),
-        source: io::Error::from_raw_os_error(errno),
-    };
-    let Some(name) = argv.first() else { return fail(libc::ENOENT, c"") };
-    let candidates: Vec<CString> = if name.as_bytes().contains(&b'/') {
-        vec![name.clone()]
-    } else {
-        let found = search.split(':').filter(|d| !d.is_empty());
-        found.filter_map(|d| CString::new(format!("{d}/{}", name.to_string_lossy())).ok()).collect()
-    };
-    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
-        list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
-    };
-    let (args, variables) = (pointers(argv), pointers(environment));
-    let mut worst = libc::ENOENT;
-    for path in candidates {
-        // SAFETY: both arrays end with a null pointer and their strings outlive the call.
-        unsafe { libc::execve(path.as_ptr(), args.as_ptr(), variables.as_ptr()) };
-        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-        if errno != libc::ENOENT && errno != libc::ENOTDIR {
-            worst = errno;
-        }
-    }
-    fail(worst, name)
 }

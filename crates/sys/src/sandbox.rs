@@ -69,6 +69,41 @@ pub fn enter_scratch(over: &str, more: &[&str]) -> Result<(), CallError> {
     mount::attach_at(&proc, "/proc")
 }
 
+/// What of /proc is to be covered on this host, found once: it is the same for every instance.
+#[derive(Debug, Clone)]
+pub struct Covers {
+    hidden: Vec<(&'static str, bool)>,
+    read_only: Vec<&'static str>,
+}
+
+impl Covers {
+    /// Looks at the host's own /proc.
+    pub fn find() -> Self {
+        let look = |name: &&str| std::fs::symlink_metadata(format!("/proc/{name}")).ok().map(|m| m.is_dir());
+        let hidden = HIDDEN.iter().filter_map(|name| Some((*name, look(name)?))).collect();
+        Self { hidden, read_only: READ_ONLY.iter().copied().filter(|name| look(name).is_some()).collect() }
+    }
+
+    /// Covers them in the /proc that is mounted at `proc` and that nobody but the kernel has written to. `empty` and
+    /// `null` are a directory and a device to lie over them. Takes no memory from the heap.
+    pub fn apply(&self, proc: impl AsFd, empty: &str, null: &str) -> Result<(), CallError> {
+        let at = |name: &str| {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(&proc, name, flags, Mode::empty()).context("open in /proc", name)
+        };
+        for (name, is_directory) in &self.hidden {
+            let cover = if *is_directory { empty } else { null };
+            mount::attach(mount::copy_at(rustix::fs::CWD, cover)?, at(name)?)?;
+        }
+        for name in &self.read_only {
+            let cover = mount::copy_at(&proc, name)?;
+            mount::make_read_only(&cover)?;
+            mount::attach(cover, at(name)?)?;
+        }
+        Ok(())
+    }
+}
+
 /// Covers what of the /proc below `root` tells of the host, and makes read-only what could change it. Both /proc and
 /// /dev are mounted there already.
 pub fn cover_proc(root: impl AsFd) -> Result<(), CallError> {

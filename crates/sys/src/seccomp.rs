@@ -9,6 +9,7 @@
 use crate::error::check;
 use crate::{CallError, Context};
 use libc::*;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// One BPF instruction (`struct sock_filter`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,9 +104,33 @@ const ALLOWED: &[c_long] = &[
     SYS_writev, 333, // io_pgetevents
 ];
 
+/// Calls that stay refused when all others are only told of: what changes the host, other processes or the sandbox itself.
+#[rustfmt::skip]
+const DOORS: &[c_long] = &[
+    SYS_mount, SYS_umount2, SYS_pivot_root, SYS_chroot, SYS_unshare, SYS_setns, SYS_ptrace, SYS_bpf, SYS_keyctl,
+    SYS_add_key, SYS_request_key, SYS_userfaultfd, SYS_perf_event_open, SYS_kexec_load,
+    SYS_kexec_file_load, SYS_init_module, SYS_finit_module, SYS_delete_module, SYS_reboot, SYS_open_by_handle_at,
+    SYS_process_vm_readv, SYS_process_vm_writev, SYS_fsopen, SYS_fsconfig, SYS_fsmount, SYS_fspick, SYS_open_tree,
+    SYS_move_mount, SYS_mount_setattr, SYS_swapon, SYS_swapoff, SYS_syslog, SYS_acct, SYS_quotactl,
+    SYS_quotactl_fd, SYS_iopl, SYS_ioperm, SYS_pidfd_getfd, SYS_lookup_dcookie, SYS_settimeofday, SYS_clock_settime,
+    SYS_sethostname, SYS_setdomainname, SYS_vhangup, SYS_nfsservctl, SYS_io_uring_setup, SYS_io_uring_enter,
+    SYS_io_uring_register, SYS_fanotify_init, SYS_kcmp, SYS_process_madvise, SYS_move_pages, SYS_migrate_pages,
+];
+
+/// What becomes of a call that is not on the list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Others {
+    /// `EPERM`.
+    #[default]
+    Refuse,
+    /// Whoever holds the [`Listener`] is asked, unless it is a door to the kernel.
+    Ask,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Allow,
+    Ask,
     Refuse(i32),
     Clone,
     Socket,
@@ -133,6 +158,7 @@ fn leaf(verdict: Verdict) -> Vec<Instruction> {
     let allow = instruction(RETURN, 0, 0, ALLOW);
     match verdict {
         Verdict::Allow => vec![allow],
+        Verdict::Ask => vec![instruction(RETURN, 0, 0, SECCOMP_RET_USER_NOTIF)],
         Verdict::Refuse(errno) => vec![error(errno)],
         Verdict::Clone => vec![
             instruction(LOAD, 0, 0, ARGUMENT_0),
@@ -170,11 +196,23 @@ fn tree(ranges: &[(u32, Verdict)]) -> Vec<Instruction> {
     out
 }
 
-/// The filter.
+/// The filter that refuses.
 pub fn filter() -> Vec<Instruction> {
+    filter_with(Others::Refuse)
+}
+
+/// The filter.
+pub fn filter_with(others: Others) -> Vec<Instruction> {
     let mut ranges: Vec<(u32, Verdict)> = Vec::new();
     for number in (0..=NEWEST).chain([X32]) {
-        let next = verdict(number);
+        let next = match (verdict(number), others) {
+            (Verdict::Refuse(EPERM), Others::Ask)
+                if number < NEWEST && !DOORS.contains(&c_long::from(number)) =>
+            {
+                Verdict::Ask
+            }
+            (verdict, _) => verdict,
+        };
         if ranges.last().is_none_or(|(_, last)| *last != next) {
             ranges.push((number, next));
         }
@@ -191,11 +229,40 @@ pub fn filter() -> Vec<Instruction> {
 
 /// Installs the filter for this thread and all that it starts. `no_new_privs` must be set.
 pub fn install(filter: &[Instruction]) -> Result<(), CallError> {
+    set_filter(filter, 0).map(|_| ())
+}
+
+/// Installs a filter that asks, and answers with what is asked through.
+pub fn install_asking(filter: &[Instruction]) -> Result<OwnedFd, CallError> {
+    let listener = set_filter(filter, SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
+    // SAFETY: the kernel made a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(listener as i32) })
+}
+
+fn set_filter(filter: &[Instruction], flags: c_ulong) -> Result<c_long, CallError> {
     let program = sock_fprog { len: filter.len() as u16, filter: filter.as_ptr() as *mut sock_filter };
     // SAFETY: `Instruction` has the layout of `sock_filter`, and the kernel only reads `len` of them.
-    check(unsafe { syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const program) })
-        .context("seccomp", format!("{} instructions", filter.len()))?;
-    Ok(())
+    check(unsafe { syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
+        .context("seccomp", format_args!("{} instructions", filter.len()))
+}
+
+/// Where a program's calls that are not on the list are asked for.
+#[derive(Debug)]
+pub struct Listener(pub OwnedFd);
+
+impl Listener {
+    /// Lets one call through and says which it is. None: there is none, or who made it is gone.
+    pub fn let_through(&self) -> Option<u32> {
+        // SAFETY: all zero is a valid value of these structures of numbers; the kernel wants them so.
+        let (mut asked, mut answer): (seccomp_notif, seccomp_notif_resp) = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel writes one structure of this type.
+        check(unsafe { ioctl(self.0.as_raw_fd(), SECCOMP_IOCTL_NOTIF_RECV, &raw mut asked) }.into()).ok()?;
+        answer.id = asked.id;
+        answer.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+        // SAFETY: the kernel reads one structure of this type.
+        check(unsafe { ioctl(self.0.as_raw_fd(), SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) }.into()).ok()?;
+        Some(asked.data.nr as u32)
+    }
 }
 
 #[cfg(test)]
@@ -254,47 +321,18 @@ mod tests {
     #[test]
     fn the_doors_to_the_kernel_are_shut() {
         let filter = filter();
-        for call in [
-            SYS_mount,
-            SYS_umount2,
-            SYS_pivot_root,
-            SYS_chroot,
-            SYS_unshare,
-            SYS_setns,
-            SYS_ptrace,
-            SYS_bpf,
-            SYS_keyctl,
-            SYS_add_key,
-            SYS_request_key,
-            SYS_io_uring_setup,
-            SYS_userfaultfd,
-            SYS_perf_event_open,
-            SYS_kexec_load,
-            SYS_kexec_file_load,
-            SYS_init_module,
-            SYS_finit_module,
-            SYS_delete_module,
-            SYS_reboot,
-            SYS_open_by_handle_at,
-            SYS_process_vm_readv,
-            SYS_process_vm_writev,
-            SYS_fsopen,
-            SYS_fsmount,
-            SYS_open_tree,
-            SYS_move_mount,
-            SYS_mount_setattr,
-            SYS_swapon,
-            SYS_syslog,
-            SYS_acct,
-            SYS_quotactl,
-            SYS_iopl,
-            SYS_ioperm,
-            SYS_pidfd_getfd,
-            SYS_lookup_dcookie,
-            SYS_settimeofday,
-            SYS_clock_settime,
-        ] {
-            assert_eq!(run(&filter, ARCHITECTURE_X86_64, call as u32, 0), ERROR | EPERM as u32, "{call}");
+        let asking = filter_with(Others::Ask);
+        for call in DOORS {
+            for filter in [&filter, &asking] {
+                let answer = run(filter, ARCHITECTURE_X86_64, *call as u32, 0);
+                assert_eq!(answer, ERROR | EPERM as u32, "{call}");
+            }
         }
+        // Refused by the one, asked for by the other.
+        for call in [SYS_personality, SYS_mbind, SYS_get_mempolicy] {
+            assert_eq!(run(&filter, ARCHITECTURE_X86_64, call as u32, 0), ERROR | EPERM as u32, "{call}");
+            assert_eq!(run(&asking, ARCHITECTURE_X86_64, call as u32, 0), SECCOMP_RET_USER_NOTIF, "{call}");
+        }
+        assert_eq!(run(&asking, ARCHITECTURE_X86_64, SYS_read as u32, 0), ALLOW);
     }
 }

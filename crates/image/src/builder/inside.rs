@@ -7,6 +7,7 @@ use super::protocol::{Failure, Head, Job, Limit, Word, is_full, read_json, say};
 use super::root::Parts;
 use crate::erofs;
 use crate::worker::chain;
+use kiln_sys::exec::{self, Words};
 use kiln_sys::process::{self, Ended, Namespaces};
 use kiln_sys::{CallError, namespace, privilege, seccomp};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -165,20 +166,23 @@ fn set_time(path: &Path, seconds: i64) -> io::Result<()> {
 fn run(job: &Job, line: &str, output: &PipeWriter) -> Result<Ended, Failure> {
     let text = |text: String| {
         let no_nul = |_| Failure::Unfit { text: "a command or a variable has a zero byte".into() };
-        CString::new(text).map_err(no_nul)
+        CString::new(text).map(CString::into_bytes_with_nul).map_err(no_nul)
     };
     let argv = ["/bin/sh", "-e", "-c", line].map(|word| text(word.to_owned()));
-    let argv = argv.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let argv = argv.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
     let environment = job.environment.iter().map(|(name, value)| text(format!("{name}={value}")));
-    let environment = environment.collect::<Result<Vec<_>, _>>()?;
+    let environment = environment.collect::<Result<Vec<_>, _>>()?.concat();
+    let (argv, environment) =
+        (Words::new(&argv).unwrap_or_default(), Words::new(&environment).unwrap_or_default());
+    let mut room = exec::Room::default();
     let filter = seccomp::filter();
     let child = process::Clone::new(Namespaces::default()).spawn(|| {
         let error = match become_command(output, &filter) {
-            Ok(()) => process::exec(&argv, &environment, ""),
-            Err(error) => error,
+            Ok(()) => exec::exec(argv, environment, "", &mut room).to_string(),
+            Err(error) => error.line(),
         };
         let mut output = output;
-        let _ = writeln!(output, "kiln: the builder cannot run `/bin/sh`: {}", error.line());
+        let _ = writeln!(output, "kiln: the builder cannot run `/bin/sh`: {error}");
         126
     })?;
     loop {

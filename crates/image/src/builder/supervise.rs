@@ -133,7 +133,10 @@ fn make_group(job: &Job) -> Result<Group, Failure> {
         memory_bytes: job.memory,
         pids: job.pids,
     };
-    Ok(Trees::detect(Choice::Auto)?.create(&job.group, &group_name(std::process::id()), limits)?)
+    let trees = Trees::detect(Choice::Auto)?;
+    let group = trees.create(&job.group, &group_name(std::process::id()))?;
+    group.limit(&trees, limits)?;
+    Ok(group)
 }
 
 /// The group of the supervisor with this number. The dot keeps it apart from instances, whose names have none.

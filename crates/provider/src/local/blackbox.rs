@@ -1,7 +1,7 @@
 //! The black box: everything that a program prints, as frames in two files that take turns. When both are full the
 //! older half is emptied, and its lines count as dropped.
 
-use kiln_model::frame::{Frame, Stream};
+use kiln_model::frame::{ENCODED_BYTES_MAX, Head, Stream};
 use kiln_model::limits::{LOG_LINE_BYTES_MAX, SPOOL_BYTES_MAX};
 use kiln_model::{InstanceId, Wall};
 use std::fs::File;
@@ -20,13 +20,23 @@ pub(crate) struct BlackBox {
     segment_bytes_max: u64,
     sequence: u64,
     dropped: u64,
+    batch: Vec<u8>,
+}
+
+/// Bytes that are collected before they are written.
+const BATCH_BYTES: usize = 128 * 1024;
+
+/// Room for a batch, which is made before the heap is sealed.
+pub(crate) fn room() -> Vec<u8> {
+    Vec::with_capacity(BATCH_BYTES + 2 * ENCODED_BYTES_MAX)
 }
 
 impl BlackBox {
-    /// Over two empty files.
-    pub(crate) fn new(files: [File; 2]) -> Self {
+    /// Over two empty files, with the room from [`room`].
+    pub(crate) fn new(files: [File; 2], room: Vec<u8>) -> Self {
         let segments = files.map(|file| Segment { file, bytes: 0, lines: 0 });
-        Self { segments, current: 0, segment_bytes_max: SPOOL_BYTES_MAX / 2, sequence: 0, dropped: 0 }
+        let segment_bytes_max = SPOOL_BYTES_MAX / 2;
+        Self { segments, current: 0, segment_bytes_max, sequence: 0, dropped: 0, batch: room }
     }
 
     /// Adds lines. They are in the files when this returns; they are durable after [`BlackBox::sync`].
@@ -36,23 +46,32 @@ impl BlackBox {
         lines: impl IntoIterator<Item = &'a [u8]>,
     ) -> io::Result<()> {
         let at = Wall(kiln_sys::clock::wall_ms());
-        let mut batch = Vec::new();
+        let mut batch = std::mem::take(&mut self.batch);
         let mut count = 0;
         for line in lines {
-            let frame =
-                Frame { at, sequence: self.sequence, dropped: self.dropped, stream, line: line.to_vec() };
             let start = batch.len();
-            frame.encode(&mut batch);
+            let head = Head { at, sequence: self.sequence, dropped: self.dropped, stream };
+            head.encode(line, &mut batch);
             self.sequence += 1;
-            count += 1;
             if self.segments[self.current].bytes + batch.len() as u64 > self.segment_bytes_max {
-                let last = batch.split_off(start);
-                self.append(&batch, count - 1);
+                batch.truncate(start);
+                self.append(&batch, count);
+                batch.clear();
+                count = 0;
                 self.turn()?;
-                (batch, count) = (last, 1);
+                // Once more: what was dropped by turning is in its head.
+                Head { dropped: self.dropped, ..head }.encode(line, &mut batch);
+            } else if batch.len() > BATCH_BYTES {
+                self.append(&batch, count + 1);
+                batch.clear();
+                count = 0;
+                continue;
             }
+            count += 1;
         }
         self.append(&batch, count);
+        batch.clear();
+        self.batch = batch;
         Ok(())
     }
 
@@ -97,32 +116,40 @@ impl BlackBox {
 }
 
 /// Cuts a stream into lines. A line that is too long is cut into several.
-#[derive(Default)]
 pub(crate) struct Lines {
     rest: Vec<u8>,
 }
 
+/// Bytes that are read at a time from the program's output.
+pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
+
+impl Default for Lines {
+    /// With the room that it will ever need.
+    fn default() -> Self {
+        Self { rest: Vec::with_capacity(CHUNK_BYTES + LOG_LINE_BYTES_MAX + 1) }
+    }
+}
+
+/// The first line of `rest` with the length of what it takes; none: the line has not ended.
+fn first_line(rest: &[u8]) -> Option<(&[u8], usize)> {
+    let window = &rest[..rest.len().min(LOG_LINE_BYTES_MAX + 1)];
+    match window.iter().position(|byte| *byte == b'\n') {
+        Some(end) => Some((&rest[..end], end + 1)),
+        None if rest.len() > LOG_LINE_BYTES_MAX => Some((&rest[..LOG_LINE_BYTES_MAX], LOG_LINE_BYTES_MAX)),
+        None => None,
+    }
+}
+
 impl Lines {
-    /// Adds what was read, and writes the lines that are whole.
+    /// Adds what was read, at most [`CHUNK_BYTES`], and writes the lines that are whole.
     pub(crate) fn push(&mut self, bytes: &[u8], stream: Stream, out: &mut BlackBox) -> io::Result<()> {
-        self.rest.extend(bytes);
-        let mut lines = vec![];
+        self.rest.extend_from_slice(bytes);
         let mut from = 0;
-        while from < self.rest.len() {
-            let rest = &self.rest[from..];
-            let window = &rest[..rest.len().min(LOG_LINE_BYTES_MAX + 1)];
-            match window.iter().position(|b| *b == b'\n') {
-                Some(end) => {
-                    lines.push(&rest[..end]);
-                    from += end + 1;
-                }
-                None if rest.len() > LOG_LINE_BYTES_MAX => {
-                    lines.push(&rest[..LOG_LINE_BYTES_MAX]);
-                    from += LOG_LINE_BYTES_MAX;
-                }
-                None => break,
-            }
-        }
+        let lines = std::iter::from_fn(|| {
+            let (line, length) = first_line(&self.rest[from..])?;
+            from += length;
+            Some(line)
+        });
         out.write(stream, lines)?;
         self.rest.drain(..from);
         Ok(())
@@ -146,6 +173,7 @@ pub(crate) fn greeting(id: &InstanceId, command: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiln_model::frame::Frame;
 
     fn frames(file: &File) -> Vec<Frame> {
         use std::os::unix::fs::FileExt;
@@ -172,7 +200,7 @@ mod tests {
     #[test]
     fn every_line_is_there_or_counted_as_dropped() {
         let files = files();
-        let mut out = BlackBox::new([files[0].try_clone().unwrap(), files[1].try_clone().unwrap()]);
+        let mut out = BlackBox::new([files[0].try_clone().unwrap(), files[1].try_clone().unwrap()], room());
         out.segment_bytes_max = 1000;
         let mut lines = Lines::default();
         let text: String = (0..200).map(|n| format!("line {n}\n")).collect();
@@ -194,7 +222,7 @@ mod tests {
     #[test]
     fn a_long_line_is_cut_and_nothing_of_it_lost() {
         let files = files();
-        let mut out = BlackBox::new([files[0].try_clone().unwrap(), files[1].try_clone().unwrap()]);
+        let mut out = BlackBox::new([files[0].try_clone().unwrap(), files[1].try_clone().unwrap()], room());
         let mut lines = Lines::default();
         let long = vec![b'x'; 2 * LOG_LINE_BYTES_MAX + 10];
         lines.push(&long, Stream::Err, &mut out).unwrap();
@@ -206,7 +234,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_on_the_disk_is_counted_and_not_kept_in_memory() {
         let full = || File::options().write(true).open("/dev/full").unwrap();
-        let mut spool = BlackBox::new([full(), full()]);
+        let mut spool = BlackBox::new([full(), full()], room());
         let mut lines = Lines::default();
         for _ in 0..3 {
             lines.push(b"one\ntwo\nha", Stream::Out, &mut spool).unwrap();

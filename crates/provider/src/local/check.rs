@@ -182,8 +182,9 @@ impl Drop for Place {
 
 fn command(target: &Target, argv: Vec<String>, timeout: Millis) -> Outcome {
     let user = program::user_of(&target.spec)?;
-    let environment = target.spec.environment.clone().into_iter().collect();
-    let order = ExecOrder { argv, environment, user, timeout };
+    let (environment, search) = program::environment_of(&target.spec);
+    let capabilities = program::mask_of(target.spec.confinement.capabilities.iter().copied());
+    let order = ExecOrder { argv, environment, search, user, capabilities, timeout };
     let (ours, theirs) = order::pair().map_err(|e| e.to_string())?;
     let (mut out_read, out_write) = io::pipe().map_err(|e| e.to_string())?;
     let pidfd =

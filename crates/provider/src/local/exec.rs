@@ -2,9 +2,10 @@
 //! and namespaces and gives up exactly what the instance's own program gave up.
 
 use super::order::{self, ExecOrder, ExecReport};
-use super::program::Program;
+use super::{program, wire};
+use kiln_sys::exec::{self, Words};
 use kiln_sys::process::{self, Ended, Namespaces};
-use kiln_sys::{Context, namespace};
+use kiln_sys::{CallError, Context, namespace, privilege, seccomp};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -24,14 +25,17 @@ fn run() -> Result<ExecReport, String> {
     let (order, descriptors) = received.ok_or("the server went away")?;
     let mut descriptors = descriptors.into_iter();
     let target = descriptors.next().ok_or("no process to join")?;
-    let environment = order.environment.into_iter().collect();
-    let program = Program::new(&order.argv, &environment, order.user)?;
+    let (argv, environment) = (whole(&order.argv)?, whole(&order.environment)?);
+    let filter = seccomp::filter();
     join(&target, descriptors).map_err(|error| error.line())?;
     let null = File::open("/dev/null").map_err(|e| e.to_string())?;
     let (mut status_read, status_write) = io::pipe().map_err(|e| e.to_string())?;
     let spawned = process::Clone::new(Namespaces::default()).spawn(|| {
-        let ready = process::new_session().and_then(|()| process::set_standard(&null, 0));
-        let error = ready.map_or_else(|error| error.line(), |()| program.run());
+        let ready = become_ready(&null, &order, &filter);
+        let error = ready.map_or_else(
+            |error| error.line(),
+            |()| execute(&argv, &environment, &order).unwrap_or_else(|| "the command is empty".into()),
+        );
         let mut status = &status_write;
         let _ = status.write_all(error.as_bytes());
         126
@@ -60,6 +64,28 @@ fn run() -> Result<ExecReport, String> {
         child.kill_and_reap().map_err(|error| error.line())?;
     }
     Ok(report)
+}
+
+/// Gives up exactly what the instance's own program gave up.
+fn become_ready(null: &File, order: &ExecOrder, filter: &[seccomp::Instruction]) -> Result<(), CallError> {
+    process::new_session()?;
+    process::set_standard(null, 0)?;
+    process::reset_signals();
+    privilege::limit_bounding_set(program::declarable())?;
+    program::confine(order.user, order.capabilities)?;
+    seccomp::install(filter)
+}
+
+/// Returns only on failure.
+fn execute(argv: &[u8], environment: &[u8], order: &ExecOrder) -> Option<String> {
+    let (argv, environment) = (Words::new(argv)?, Words::new(environment)?);
+    let error = exec::exec(argv, environment, &order.search, &mut exec::Room::default());
+    Some(program::explain(&error, argv.first(), &order.search, order.user.0))
+}
+
+fn whole(list: &[String]) -> Result<Vec<u8>, String> {
+    let words = wire::words(list.iter().map(String::as_str));
+    words.map_err(|_| "a NUL byte in the command or its environment".to_owned())
 }
 
 fn join(target: &OwnedFd, doors: impl Iterator<Item = OwnedFd>) -> Result<(), kiln_sys::CallError> {

@@ -12,6 +12,7 @@
 //!
 //! `spec.json`, the black box, `exit.json` and the tombstone stay.
 
+use super::mark::{Mark, Tag};
 use kiln_model::{ExitReason, Fence, InstanceId, InstanceSpec, Wall};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fsync};
 use serde::de::DeserializeOwned;
@@ -47,6 +48,22 @@ pub(crate) struct Record {
     pub number: u32,
     /// The fence that it came with.
     pub fence: Fence,
+    /// What its host objects are named by; none for one of an older server, whose id names them, and for one of which
+    /// nothing was ever made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<Tag>,
+}
+
+impl Record {
+    /// The name of its cgroup, below the mark's.
+    pub(crate) fn group(&self) -> &str {
+        self.tag.as_ref().map_or(self.spec.id.as_str(), Tag::as_str)
+    }
+
+    /// The name of the host end of its interface.
+    pub(crate) fn link(&self, mark: &Mark) -> String {
+        mark.link(&self.tag.clone().unwrap_or_else(|| Tag::of_id(&self.spec.id)))
+    }
 }
 
 /// Pid 1 of an instance, in a form that survives pid reuse and reboots.
@@ -79,22 +96,29 @@ pub(crate) struct Gone {
     pub at: Wall,
 }
 
+/// What the names of folders begin with that are made ready for instances; no id begins so.
+const SPARE: &str = ".spare-";
+
 fn temporary(name: &str) -> String {
     format!(".{name}.new")
 }
 
 /// Writes a file so that after a crash it is there as a whole or not at all, and makes its name durable.
 pub(crate) fn durable(directory: impl AsFd, name: &str, value: &impl Serialize) -> io::Result<()> {
-    let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
     let temporary = temporary(name);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-    let mut file: File =
-        rustix::fs::openat(&directory, &temporary, flags, Mode::from_raw_mode(0o640))?.into();
-    file.write_all(&bytes)?;
-    file.sync_all()?;
+    write_new(&directory, &temporary, value)?.sync_all()?;
     rustix::fs::renameat(&directory, &temporary, &directory, name)?;
     fsync(&directory)?;
     Ok(())
+}
+
+/// Writes a file that nobody looks at yet.
+pub(crate) fn write_new(directory: impl AsFd, name: &str, value: &impl Serialize) -> io::Result<File> {
+    let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let mut file: File = rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o640))?.into();
+    file.write_all(&bytes)?;
+    Ok(file)
 }
 
 /// The folder of all instances.
@@ -110,6 +134,23 @@ impl Root {
     /// The folder of one of them.
     pub(crate) fn folder(&self, id: &InstanceId) -> Folder {
         Folder { root: self.0.clone(), path: self.0.join(id.as_str()) }
+    }
+
+    /// The folders that were made ready for instances, of this server or of an earlier one.
+    pub(crate) fn spare(&self) -> io::Result<Vec<PathBuf>> {
+        let mut folders = vec![];
+        for entry in std::fs::read_dir(&self.0)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(SPARE) {
+                folders.push(entry.path());
+            }
+        }
+        Ok(folders)
+    }
+
+    /// Where one is made ready.
+    pub(crate) fn spare_of(&self, tag: &Tag) -> PathBuf {
+        self.0.join(format!("{SPARE}{}", tag.as_str()))
     }
 
     /// The ids that have a folder.
@@ -142,6 +183,22 @@ impl Folder {
             Err(error) => Err(error),
             Ok(()) => File::open(&self.root)?.sync_all(),
         }
+    }
+
+    /// Takes over what was made ready in `spare`, which has everything but the record. It appears at once, with the
+    /// record and the process, or, if the folder is there from an earlier try, file by file, the process last.
+    ///
+    /// Nothing here is made durable: no instance outlives its host, and after the death of a process all of it is there.
+    pub(crate) fn move_in(&self, spare: &Path, record: &Record) -> io::Result<()> {
+        write_new(File::open(spare)?, SPEC, record)?;
+        match std::fs::rename(spare, &self.path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            other => return other,
+        }
+        for name in [SPEC, LOCK, OUT[0], OUT[1], EXIT, PROCESS] {
+            std::fs::rename(spare.join(name), self.path.join(name))?;
+        }
+        std::fs::remove_dir(spare)
     }
 
     /// Writes one of its files durably.

@@ -1,7 +1,8 @@
 //! Counts what a state folder has on this host, for tests of leaks and for `kiln doctor`.
 
-use super::folder::{GONE, Root};
+use super::folder::{GONE, Record, Root, SPEC};
 use super::mark::Mark;
+use super::shim::SHIM;
 use kiln_sys::cgroup::{Choice, Trees};
 use kiln_sys::netlink::Netlink;
 use std::path::Path;
@@ -9,11 +10,11 @@ use std::path::Path;
 /// What there is. All zero means that nothing of any instance is left but black boxes and tombstones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Inventory {
-    /// Supervisors, pids 1, and processes in instances' groups.
+    /// Pids 1 of instances and their programs.
     pub processes: usize,
-    /// Directories of groups, the common parent included, in all trees.
+    /// Directories of instances' groups, the common parent included, in all trees.
     pub cgroups: usize,
-    /// Interfaces, the bridge included, in this network namespace.
+    /// Interfaces of instances, and bridges, in this network namespace.
     pub links: usize,
     /// Addresses that are given to instances.
     pub addresses: usize,
@@ -21,35 +22,50 @@ pub struct Inventory {
     pub mounts: usize,
     /// Folders of instances that are not gone.
     pub dirs: usize,
+    /// Processes, group directories, interfaces and folders that belong to no instance: what a server keeps ready, or,
+    /// without a server, what one left.
+    pub spare: usize,
 }
 
 /// Counts. What cannot be read counts as nothing; run it as root.
 pub fn inventory(state: &Path) -> Inventory {
     let Ok(state) = state.canonicalize() else { return Inventory::default() };
     let (root, mark) = (Root::of(&state), Mark::of(&state));
+    let ids = root.ids().unwrap_or_default();
+    let records: Vec<Record> = ids.iter().filter_map(|id| root.folder(id).read(SPEC)).collect();
     let mut out = Inventory::default();
-    let mut pids = supervisors(&root.0);
+    let (mut pids, mut spare) = (vec![], zygotes(&root.0));
     if let Ok(trees) = Trees::detect(Choice::Auto) {
-        for name in trees.children(&mark.cgroup()) {
-            pids.extend(trees.group(&mark.cgroup(), &name).processes());
-        }
         out.cgroups = trees.count(&mark.cgroup());
+        for name in trees.children(&mark.cgroup()) {
+            let group = trees.group(&mark.cgroup(), &name);
+            if records.iter().any(|record| record.group() == name) {
+                pids.extend(group.processes());
+            } else {
+                spare.extend(group.processes());
+                let n_directories = group.count();
+                out.cgroups -= n_directories;
+                out.spare += n_directories;
+            }
+        }
     }
-    pids.sort_unstable();
-    pids.dedup();
+    for pids in [&mut pids, &mut spare] {
+        pids.sort_unstable();
+        pids.dedup();
+    }
     out.processes = pids.len();
+    out.spare += spare.len() + root.spare().unwrap_or_default().len();
     if let Ok(links) = Netlink::open().and_then(|host| host.links()) {
-        let bridge = links.iter().find(|l| l.name == mark.bridge()).map(|l| l.index);
-        let ours = |l: &&kiln_sys::netlink::Link| {
-            l.name == mark.bridge()
-                || l.name.starts_with(&mark.link_prefix()) && (bridge.is_none() || l.master == bridge)
-        };
-        out.links = links.iter().filter(ours).count();
+        let names: Vec<String> = records.iter().map(|record| record.link(&mark)).collect();
+        for link in mark.own_links(&links) {
+            let is_owned = mark.is_bridge(&link.name) || names.contains(&link.name);
+            *(if is_owned { &mut out.links } else { &mut out.spare }) += 1;
+        }
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let inside = format!("{}/", state.display());
     out.mounts = mounts.lines().filter(|line| line.contains(&inside)).count();
-    for id in root.ids().unwrap_or_default() {
+    for id in ids {
         let folder = root.folder(&id);
         if !folder.path.join(GONE).exists() {
             out.dirs += 1;
@@ -59,16 +75,17 @@ pub fn inventory(state: &Path) -> Inventory {
     out
 }
 
-/// Supervisors and pids 1 are known by their command line, which names the instance's folder. Zombies have none.
-fn supervisors(root: &Path) -> Vec<i32> {
-    let inside = format!("{}/", root.display());
+/// Zygotes are known by their command line, which names the folder of all instances. What they cloned and nobody has given
+/// a name to yet has the same, and is in a group.
+fn zygotes(root: &Path) -> Vec<i32> {
+    use std::os::unix::ffi::OsStrExt;
     let Ok(entries) = std::fs::read_dir("/proc") else { return vec![] };
     let pids = entries.flatten().filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()));
     let ours = |pid: &i32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let arguments: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-        arguments.get(1..3) == Some(&[b"internal", b"supervise"])
-            && arguments.get(3).is_some_and(|path| path.starts_with(inside.as_bytes()))
+        arguments.get(1..4) == Some(&[b"internal", b"zygote", root.as_os_str().as_bytes()])
+            && std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() != SHIM)
     };
     pids.filter(ours).collect()
 }

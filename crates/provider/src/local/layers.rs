@@ -1,50 +1,59 @@
 //! The mounted layers of images. Each file is mounted once and only as a descriptor: all instances share its page
 //! cache, no mount is visible on the host, and nothing is left when the server dies.
 
-use super::order::{DESCRIPTORS_MAX, Failure};
+use super::order::Failure;
+use super::root::{Layer, Roots};
 use super::verify::Verified;
 use kiln_model::{Digest, ImageManifest, LayerRef};
 use kiln_sys::mount::{self, ErofsBacking};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Layers of one image.
+const LAYERS_MAX: usize = 64;
+
+/// Layers that stay mounted although nobody uses them. The disk space of a deleted one is free only when it goes.
+const RECENT_MAX: usize = 16;
 
 /// Layers that are mounted now.
 #[derive(Debug)]
 pub(crate) struct Layers {
     objects: PathBuf,
     backing: ErofsBacking,
+    roots: Arc<Roots>,
     known: Mutex<Known>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     verified: Verified,
+    /// Those used last, so that the next instance of their image finds them mounted.
+    recent: VecDeque<Arc<Layer>>,
     /// Each with the inode that it is of: the file may have been replaced by a good one since.
-    mounted: HashMap<(Digest, u64), Weak<OwnedFd>>,
+    mounted: HashMap<(Digest, u64), Weak<Layer>>,
 }
 
 impl Layers {
     /// Over a content store.
-    pub(crate) fn new(objects: PathBuf, backing: ErofsBacking) -> Self {
-        Self { objects, backing, known: Mutex::default() }
+    pub(crate) fn new(objects: PathBuf, backing: ErofsBacking, roots: Arc<Roots>) -> Self {
+        Self { objects, backing, roots, known: Mutex::default() }
     }
 
     /// The layers of an image, lowest first. They stay mounted while somebody holds them. Each is verified, also one that
     /// is mounted already: see `verify.rs`.
-    pub(crate) fn of(&self, manifest: &ImageManifest) -> Result<Vec<Arc<OwnedFd>>, Failure> {
-        if manifest.layers.is_empty() || manifest.layers.len() > DESCRIPTORS_MAX {
-            let detail = format!("it has {} layers, expected 1 to {DESCRIPTORS_MAX}", manifest.layers.len());
+    pub(crate) fn of(&self, manifest: &ImageManifest) -> Result<Vec<Arc<Layer>>, Failure> {
+        if manifest.layers.is_empty() || manifest.layers.len() > LAYERS_MAX {
+            let detail = format!("it has {} layers, expected 1 to {LAYERS_MAX}", manifest.layers.len());
             return Err(Failure::permanent("mount the image", detail));
         }
         manifest.layers.iter().map(|layer| self.layer(layer)).collect()
     }
 
-    fn layer(&self, layer: &LayerRef) -> Result<Arc<OwnedFd>, Failure> {
+    fn layer(&self, layer: &LayerRef) -> Result<Arc<Layer>, Failure> {
         let (digest, hex) = (layer.digest, layer.digest.hex());
         let name = format!("layer {digest} ({})", layer.role);
         let path = self.objects.join("sha256").join(&hex[..2]).join(&hex[2..]);
@@ -68,9 +77,11 @@ impl Layers {
         }
         let key = (digest, file.metadata().map_err(io)?.ino());
         if let Some(mounted) = known.mounted.get(&key).and_then(Weak::upgrade) {
+            known.remember(&mounted);
             return Ok(mounted);
         }
-        let mounted = mount::erofs_of(&file, self.backing).map_err(|error| Failure {
+        let mounted = mount::erofs_of(&file, self.backing).and_then(|mount| self.roots.keep(mount));
+        let mounted = mounted.map_err(|error| Failure {
             step: format!("mount {name}"),
             detail: error.line(),
             ..Failure::from(error)
@@ -78,6 +89,15 @@ impl Layers {
         let mounted = Arc::new(mounted);
         known.mounted.retain(|_, mounted| mounted.strong_count() > 0);
         known.mounted.insert(key, Arc::downgrade(&mounted));
+        known.remember(&mounted);
         Ok(mounted)
+    }
+}
+
+impl Known {
+    fn remember(&mut self, layer: &Arc<Layer>) {
+        self.recent.retain(|known| !Arc::ptr_eq(known, layer));
+        self.recent.push_front(layer.clone());
+        self.recent.truncate(RECENT_MAX);
     }
 }

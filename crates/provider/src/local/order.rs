@@ -87,8 +87,13 @@ impl From<kiln_sys::CallError> for Failure {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ExecOrder {
     pub argv: Vec<String>,
-    pub environment: Vec<(String, String)>,
+    /// `NAME=VALUE` each.
+    pub environment: Vec<String>,
+    /// Where a command without `/` is looked for.
+    pub search: String,
     pub user: (u32, u32),
+    /// A mask of capability numbers.
+    pub capabilities: u64,
     pub timeout: Millis,
 }
 

@@ -1,93 +1,63 @@
 //! The last steps of a process before it becomes a program of an instance. The service's own program and those of
 //! `command` checks take exactly the same ones.
 
-use kiln_model::InstanceSpec;
-use kiln_sys::process;
-use kiln_sys::seccomp::Instruction;
-use kiln_sys::{CallError, privilege};
-use std::collections::BTreeMap;
-use std::ffi::CString;
+use kiln_model::{Capability, InstanceSpec};
+use kiln_sys::{CallError, privilege, process};
+use std::ffi::CStr;
+use std::io;
 
 /// Where programs are looked for if the environment does not say.
-const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Open files of one process, if the host allows that many.
 const FILES_MAX: u64 = 65_536;
 /// When memory is short on the host, instances go before what the host itself needs.
 const OOM_SCORE: u16 = 200;
 
-/// What to become.
-pub(crate) struct Program {
-    argv: Vec<CString>,
-    environment: Vec<CString>,
-    search: String,
-    user: (u32, u32),
-    filter: Vec<Instruction>,
+/// What the declared capabilities are to the kernel.
+pub(crate) fn mask_of(capabilities: impl IntoIterator<Item = Capability>) -> u64 {
+    capabilities.into_iter().fold(0, |mask, capability| mask | 1 << capability.number())
 }
 
-impl Program {
-    /// Fails with a text if the command is empty or holds a NUL.
-    pub(crate) fn new(
-        argv: &[String],
-        environment: &BTreeMap<String, String>,
-        user: (u32, u32),
-    ) -> Result<Self, String> {
-        let text = |s: String| {
-            CString::new(s).map_err(|_| "a NUL byte in the command or its environment".to_owned())
-        };
-        let mut environment = environment.clone();
-        let search = environment.entry("PATH".into()).or_insert_with(|| PATH_DEFAULT.into()).clone();
-        if argv.first().is_none_or(String::is_empty) {
-            return Err("the command is empty".into());
-        }
-        Ok(Self {
-            argv: argv.iter().cloned().map(text).collect::<Result<_, _>>()?,
-            environment: environment
-                .into_iter()
-                .map(|(k, v)| text(format!("{k}={v}")))
-                .collect::<Result<_, _>>()?,
-            search,
-            user,
-            filter: kiln_sys::seccomp::filter(),
-        })
-    }
+/// What any service could declare.
+pub(crate) fn declarable() -> u64 {
+    mask_of(Capability::ALL)
+}
 
-    /// Gives up every right and becomes the program. Standard descriptors are in place. Returns only on failure, with
-    /// a text for the user.
-    pub(crate) fn run(&self) -> String {
-        match self.prepare() {
-            Err(error) => error.line(),
-            Ok(()) => {
-                let error = process::exec(&self.argv, &self.environment, &self.search);
-                let name = self.argv.first().map(|a| a.to_string_lossy()).unwrap_or_default();
-                match error.source.kind() {
-                    std::io::ErrorKind::NotFound if !name.contains('/') => {
-                        format!("command `{name}` is not in the image (looked in {})", self.search)
-                    }
-                    std::io::ErrorKind::NotFound => format!(
-                        "command `{name}` is not in the image, or the interpreter or loader it names is not"
-                    ),
-                    std::io::ErrorKind::PermissionDenied => {
-                        format!("command `{name}` may not be executed by user {}", self.user.0)
-                    }
-                    _ => format!("command `{name}`: {}", error.source),
-                }
-            }
-        }
-    }
+/// Gives up every right but the declared ones; what is left to do is the system call filter and to execute. The
+/// bounding set has nothing but what is declarable.
+pub(crate) fn confine(user: (u32, u32), capabilities: u64) -> Result<(), CallError> {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // Not possible if the host's own score is higher already, and not needed then.
+    let _ = privilege::prefer_for_oom(OOM_SCORE);
+    privilege::limit_resources(FILES_MAX)?;
+    privilege::drop_from_bounding_set(declarable() & !capabilities)?;
+    privilege::become_user_with(user.0, user.1, capabilities)?;
+    privilege::no_new_privileges()?;
+    process::close_on_exec()
+}
 
-    fn prepare(&self) -> Result<(), CallError> {
-        process::reset_signals();
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        // Not possible if the host's own score is higher already, and not needed then.
-        let _ = privilege::prefer_for_oom(OOM_SCORE);
-        privilege::limit_resources(FILES_MAX)?;
-        privilege::drop_bounding_set()?;
-        privilege::become_user(self.user.0, self.user.1)?;
-        privilege::keep_capabilities(0)?;
-        privilege::no_new_privileges()?;
-        process::close_on_exec()?;
-        kiln_sys::seccomp::install(&self.filter)
+/// Why a command could not be executed, for the user.
+pub(crate) fn explain(error: &io::Error, name: Option<&CStr>, search: &str, user: u32) -> String {
+    const NAME_MAX: usize = 512;
+    let name = name.map(CStr::to_string_lossy).unwrap_or_default();
+    let name = &name[..name.floor_char_boundary(NAME_MAX)];
+    match error.kind() {
+        io::ErrorKind::NotFound if !name.contains('/') => {
+            format!("command `{name}` is not in the image (looked in {search})")
+        }
+        io::ErrorKind::NotFound => {
+            format!("command `{name}` is not in the image, or the interpreter or loader it names is not")
+        }
+        io::ErrorKind::PermissionDenied => format!("command `{name}` may not be executed by user {user}"),
+        _ => format!("command `{name}`: {error}"),
     }
+}
+
+/// The variables of an instance's programs, `NAME=VALUE` each, and where these look for others.
+pub(crate) fn environment_of(spec: &InstanceSpec) -> (Vec<String>, String) {
+    let mut variables = spec.environment.clone();
+    let search = variables.entry("PATH".into()).or_insert_with(|| PATH_DEFAULT.into()).clone();
+    (variables.iter().map(|(name, value)| format!("{name}={value}")).collect(), search)
 }
 
 /// The numeric user of an instance.

@@ -1,108 +1,69 @@
-//! The file system of an instance. It is made in two places: what needs the host's root ([`Parts::make`]) by the
-//! supervisor, as mounts that are attached nowhere yet, and the rest ([`Parts::assemble`]) by pid 1 in its own user
-//! and mount namespaces, where nothing that it does can reach the host.
+//! The file system of an instance, put together by its shim in its own user and mount namespaces, where nothing that it
+//! does can reach the host. What needs the host's root was made before: the root itself (root.rs) and, by the zygote, the
+//! [`Templates`] that lie in every instance's scratch namespace.
 
-use super::folder::Record;
 use super::order::Failure;
-use super::subnet::{IDS_EACH, ids_of};
+use super::wire::Start;
 use kiln_sys::mount::{self, Attributes};
-use kiln_sys::sandbox::{self, PLACE};
-use kiln_sys::{CallError, namespace, path};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
-use std::fs::File;
-use std::io::Write;
+use kiln_sys::sandbox::{self, Covers, PLACE};
+use kiln_sys::{CallError, path};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// The mounts that only the host's root can make.
-pub(crate) struct Parts {
-    root: OwnedFd,
-    dev: OwnedFd,
-    /// Files of /etc that kiln writes, where the image has one of that name.
-    etc: Vec<(&'static str, OwnedFd)>,
-}
+/// Where a shim keeps its /proc and /dev until it has a root, and then its files of /etc.
+const PROC: &str = "/p";
+const DEV: &str = "/d";
+const ETC: &str = "/t";
+/// The template of every /dev, and what is laid over directories.
+const DEV_TEMPLATE: &str = "/dev";
+const EMPTY: &str = "/e";
+const NULL: &str = "/dev/null";
+/// Bytes of kiln's own files in /etc.
+const ETC_BYTES: u64 = 256 * 1024;
 
-fn io(step: &str) -> impl Fn(rustix::io::Errno) -> Failure {
-    let step = step.to_owned();
-    move |error| Failure::io(step.clone(), &error.into())
-}
+/// What all instances have in common.
+pub(super) struct Templates(Covers);
 
-impl Parts {
-    /// Makes them, and moves this process into a mount namespace without the host's file systems. `layers` are the
-    /// image's, lowest first; `scratch` is any directory of the host.
-    pub(crate) fn make(record: &Record, layers: &[OwnedFd], scratch: &str) -> Result<Self, Failure> {
-        let owners = namespace::user_namespace(ids_of(record.number), IDS_EACH)?;
-        let mut mapped = vec![];
-        for layer in layers {
-            let copy = mount::copy(layer)?;
-            mount::map_owners(&copy, &owners)?;
-            mapped.push(copy);
-        }
-        let (dev, etc) = (sandbox::dev()?, make_etc(record)?);
-        sandbox::enter_scratch(scratch, &[])?;
-        let root = match mapped.len() {
-            0 => return Err(Failure::permanent("mount the image", "it has no layers")),
-            1 => mapped.remove(0),
-            _ => overlay(mapped)?,
-        };
-        Ok(Self { root, dev, etc })
+impl Templates {
+    /// Makes them, in a mount namespace of this process that holds nothing else. `over` is any directory of the host.
+    pub(super) fn enter(over: &str) -> Result<Self, CallError> {
+        let covers = Covers::find();
+        let dev = sandbox::dev()?;
+        let places = [PROC, DEV, ETC, DEV_TEMPLATE, EMPTY].map(|place| &place[1..]);
+        sandbox::enter_scratch(over, &places)?;
+        mount::attach_at(&dev, DEV_TEMPLATE)?;
+        let attributes = Attributes { read_only: true, no_exec: true, devices: false };
+        mount::attach_at(mount::tmpfs("555", 4096, (0, 0), attributes)?, EMPTY)?;
+        mount::make_read_only(mount::directory("/".as_ref())?)?;
+        Ok(Self(covers))
     }
 
-    /// Puts the root together and changes into it. Called by pid 1 as root of its user namespace.
-    pub(crate) fn assemble(self, record: &Record, user: (u32, u32)) -> Result<(), Failure> {
-        mount::attach_at(&self.root, PLACE)?;
-        let root = mount::directory(PLACE.as_ref())?;
-        let root = root.as_fd();
-        mount_proc(root)?;
-        let here = mount_point(root, "/dev")?;
-        mount::attach(&self.dev, here)?;
-        sandbox::cover_proc(root)?;
-        mount_writable(root, record, user)?;
-        for (name, file) in self.etc {
-            let place = format!("/etc/{name}");
-            if path::kind_in_root(root, &place).is_ok_and(|kind| kind == FileType::RegularFile) {
-                mount::attach(file, path::open_in_root(root, &place, OFlags::PATH)?)?;
-            }
-        }
-        let id = record.spec.id.as_str();
-        rustix::system::sethostname(id.as_bytes()).map_err(io("set the host name"))?;
-        Ok(mount::change_root(PLACE)?)
+    /// Makes the /proc and the /dev of one instance, before it is known which.
+    pub(super) fn prepare(&self) -> Result<(), CallError> {
+        let attributes = Attributes { no_exec: true, ..Attributes::default() };
+        // A process sees those of its own user only; pid 1 belongs to another.
+        let proc = mount::filesystem("proc", &[("hidepid", Some("invisible"))], attributes)
+            .or_else(|_| mount::filesystem("proc", &[("hidepid", Some("2"))], attributes))?;
+        mount::attach_at(proc, PROC)?;
+        self.0.apply(mount::directory(PROC.as_ref())?, EMPTY, NULL)?;
+        mount::attach_at(mount::copy_at(CWD, DEV_TEMPLATE)?, DEV)
     }
 }
 
-fn make_etc(record: &Record) -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
-    let id = &record.spec.id;
-    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {id}\n", record.address);
-    // An instance has no route to a name server; do not let libraries wait for one.
-    let resolver = "# instances reach nothing but their host\noptions timeout:1 attempts:1\n".to_owned();
-    let files = [("hosts", hosts), ("hostname", format!("{id}\n")), ("resolv.conf", resolver)];
-    let attributes = Attributes { no_exec: true, ..Attributes::default() };
-    let directory = mount::tmpfs("755", 64 * 1024, (0, 0), attributes)?;
-    for (name, text) in &files {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&directory, *name, flags, Mode::from_raw_mode(0o644));
-        File::from(file.map_err(io("make /etc"))?)
-            .write_all(text.as_bytes())
-            .map_err(|e| Failure::io("make /etc", &e))?;
-        let mode = Mode::from_raw_mode(0o644);
-        rustix::fs::chmodat(&directory, *name, mode, AtFlags::empty()).map_err(io("make /etc"))?;
+/// Puts the root together and changes into it.
+pub(super) fn assemble(root: OwnedFd, start: &Start<'_>) -> Result<(), Failure> {
+    mount::attach_at(root, PLACE)?;
+    let root = mount::directory(PLACE.as_ref())?;
+    let root = root.as_fd();
+    mount::move_to(PROC, mount_point(root, "/proc")?)?;
+    mount::move_to(DEV, mount_point(root, "/dev")?)?;
+    for place in start.writable.iter().filter_map(|place| place.to_str().ok()) {
+        mount_writable(root, place, start)?;
     }
-    mount::make_read_only(&directory)?;
-    files.iter().map(|(name, _)| Ok((*name, mount::copy_at(&directory, name)?))).collect()
-}
-
-/// One root from several layers, in the scratch namespace. The relative names are all that an instance's mount table
-/// shows of it.
-fn overlay(layers: Vec<OwnedFd>) -> Result<OwnedFd, Failure> {
-    let mut names = vec![];
-    for (n, layer) in layers.into_iter().enumerate() {
-        let name = format!("l{n}");
-        rustix::fs::mkdir(&name, Mode::from_raw_mode(0o755)).map_err(io("make the root"))?;
-        mount::attach_at(layer, &name)?;
-        names.insert(0, name);
-    }
-    let lower = names.join(":");
-    let attributes = Attributes { read_only: true, ..Attributes::default() };
-    Ok(mount::filesystem("overlay", &[("lowerdir", Some(&lower))], attributes)?)
+    mount_etc(root, start)?;
+    rustix::system::sethostname(start.host_name.as_bytes())
+        .map_err(|error| Failure::io("set the host name", &error.into()))?;
+    Ok(mount::cover_root(PLACE)?)
 }
 
 /// A directory to mount on. The image must have it: its root is read-only.
@@ -123,35 +84,22 @@ fn missing(place: &str, error: &CallError) -> Failure {
     Failure { permanent: !error.may_pass(), damaged: false, step: format!("mount `{place}`"), detail }
 }
 
-fn mount_proc(root: BorrowedFd<'_>) -> Result<(), Failure> {
-    let attributes = Attributes { no_exec: true, ..Attributes::default() };
-    // A process sees those of its own user only; pid 1 belongs to another.
-    let proc = mount::filesystem("proc", &[("hidepid", Some("invisible"))], attributes)
-        .or_else(|_| mount::filesystem("proc", &[("hidepid", Some("2"))], attributes))?;
-    Ok(mount::attach(proc, mount_point(root, "/proc")?)?)
-}
+/// What is in memory in every instance.
+pub(super) const WRITABLE: [&str; 3] = ["/tmp", "/run", "/dev/shm"];
 
-fn mount_writable(root: BorrowedFd<'_>, record: &Record, user: (u32, u32)) -> Result<(), Failure> {
-    let size = record.spec.resources.memory_bytes;
-    let mut places: Vec<(&str, &str, bool)> =
-        vec![("/dev/shm", "1777", true), ("/run", "755", false), ("/tmp", "1777", false)];
-    for place in &record.spec.writable {
-        if !places.iter().any(|(p, ..)| p == place) {
-            places.push((place, "755", false));
-        }
+fn mount_writable(root: BorrowedFd<'_>, place: &str, start: &Start<'_>) -> Result<(), Failure> {
+    let (mode, no_exec) = match place {
+        "/dev/shm" => ("1777", true),
+        "/tmp" => ("1777", false),
+        _ => ("755", false),
+    };
+    let attributes = Attributes { no_exec, ..Attributes::default() };
+    let memory = mount::tmpfs(mode, start.memory_bytes, start.user, attributes)?;
+    // Below a tmpfs of ours it can be made.
+    if !path::is_directory_in_root(root, place) {
+        make_directory(root, place);
     }
-    // Parents first.
-    places.sort_by_key(|(place, ..)| place.len());
-    for (place, mode, no_exec) in places {
-        let fs = mount::tmpfs(mode, size, user, Attributes { no_exec, ..Attributes::default() })?;
-        let here = match mount_point(root, place) {
-            // Below a tmpfs of ours it can be made.
-            Err(_) if make_directory(root, place) => mount_point(root, place),
-            here => here,
-        }?;
-        mount::attach(fs, here)?;
-    }
-    Ok(())
+    Ok(mount::attach(memory, mount_point(root, place)?)?)
 }
 
 /// Makes a directory and its parents, as far as the file system lets it.
@@ -161,7 +109,47 @@ fn make_directory(root: BorrowedFd<'_>, place: &str) -> bool {
         return false;
     }
     let parent = if parent.is_empty() { "/" } else { parent };
-    let open = || path::open_in_root(root, parent, OFlags::PATH | OFlags::DIRECTORY);
-    let directory = open().or_else(|error| if make_directory(root, parent) { open() } else { Err(error) });
+    if !path::is_directory_in_root(root, parent) && !make_directory(root, parent) {
+        return false;
+    }
+    let directory = path::open_in_root(root, parent, OFlags::PATH | OFlags::DIRECTORY);
     directory.is_ok_and(|d| rustix::fs::mkdirat(d, name, Mode::from_raw_mode(0o755)).is_ok())
+}
+
+/// Lays kiln's own files over those that the image has.
+fn mount_etc(root: BorrowedFd<'_>, start: &Start<'_>) -> Result<(), Failure> {
+    let attributes = Attributes { no_exec: true, ..Attributes::default() };
+    mount::attach_at(mount::tmpfs("755", ETC_BYTES, (0, 0), attributes)?, ETC)?;
+    let directory = mount::directory(ETC.as_ref())?;
+    let files = [
+        ("hosts", "/etc/hosts", [start.hosts, ""]),
+        ("hostname", "/etc/hostname", [start.host_name, "\n"]),
+        ("resolv.conf", "/etc/resolv.conf", [start.resolver, ""]),
+    ];
+    let covers = files
+        .map(|(_, place, _)| path::kind_in_root(root, place).is_ok_and(|kind| kind == FileType::RegularFile));
+    for ((name, _, texts), _) in files.iter().zip(covers).filter(|(_, covers)| *covers) {
+        write(&directory, name, texts).map_err(|error| Failure::io("make /etc", &error.into()))?;
+    }
+    mount::make_read_only(&directory)?;
+    for ((name, place, _), _) in files.iter().zip(covers).filter(|(_, covers)| *covers) {
+        // From the attached one: older kernels copy no mount that is nowhere.
+        let file = mount::copy_at(&directory, name)?;
+        mount::attach(file, path::open_in_root(root, place, OFlags::PATH)?)?;
+    }
+    Ok(())
+}
+
+fn write(directory: &OwnedFd, name: &str, texts: &[&str]) -> rustix::io::Result<()> {
+    let mode = Mode::from_raw_mode(0o644);
+    let file = rustix::fs::openat(directory, name, OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, mode)?;
+    rustix::fs::fchmod(&file, mode)?;
+    for text in texts {
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            let n = rustix::io::write(&file, rest)?;
+            rest = &rest[n..];
+        }
+    }
+    Ok(())
 }

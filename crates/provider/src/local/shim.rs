@@ -1,81 +1,157 @@
-//! Pid 1 of an instance: starts the program, pumps what it prints into the black box, passes on the stop signal,
-//! writes how it ended. It is root of the instance's user namespace, with the capability to signal and no other, and
-//! it is not dumpable: the program can neither signal, trace nor read it. When it dies, the kernel kills the rest.
+//! Pid 1 of an instance: starts the program, pumps what it prints into the black box, passes on the stop signal, writes
+//! how it ended. It is root of the instance's user namespace, with the capability to signal and no other, and it is not
+//! dumpable: the program can neither signal, trace nor read it. When it dies, the kernel kills the rest.
+//!
+//! ```text
+//! cloned ─▶ joins its cgroups, makes /proc and /dev ─ "ready" ─▶ waits for what to run, or dies with the server
+//!        ─▶ root, tmpfs, /etc ─▶ clones the program ─ "started" ─▶ pumps ─▶ exit.json ─ "ended" ─▶ makes all durable
+//! ```
 
-use super::blackbox::{BlackBox, Lines, greeting};
-use super::folder::{Exit, Record};
-use super::order::{self, Failure, Report};
-use super::program::Program;
-use super::rootfs::Parts;
-use super::supervise::{Files, wait_for_go};
-use kiln_model::frame::Stream;
+use super::blackbox::{self, BlackBox, CHUNK_BYTES, Lines};
+use super::folder::Exit;
+use super::order::Failure;
+use super::program;
+use super::pump::{Outcome, Pump};
+use super::rootfs::{self, Templates};
+use super::wire::{ENDED, Files, NOT_EXECUTED, READY, START_BYTES_MAX, STARTED, Start};
+use super::zygote::Go;
 use kiln_model::{ExitReason, Wall};
-use kiln_sys::process::{self, Ended, Namespaces, SignalFd};
-use kiln_sys::{CallError, cgroup, namespace, privilege};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use kiln_sys::exec::{self, Room};
+use kiln_sys::message::{self, Descriptors};
+use kiln_sys::process::{self, Namespaces, SignalFd};
+use kiln_sys::seccomp::{self, Instruction, Listener, Others};
+use kiln_sys::{CallError, Context, namespace, privilege, seal, text};
 use rustix::fs::{Gid, Uid};
 use std::fs::File;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, PipeReader, PipeWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Asks pid 1 to kill the program and to end as if the program had ended by itself.
 pub(super) const KILL: i32 = libc::SIGQUIT;
-/// Bytes read at a time from the program's output.
-const CHUNK_BYTES: usize = 64 * 1024;
-/// How long the drain waits for a writer that outlived the kill of its whole namespace, which nothing should.
-const DRAIN_SECONDS: i64 = 2;
+/// What a shim is called in lists of processes.
+pub(super) const SHIM: &str = "kiln-shim";
+const SHIM_NAME: &std::ffi::CStr = c"kiln-shim";
+/// v1 cgroups of one instance: memory, cpu, pids.
+const DOORS_MAX: usize = 3;
 
-/// What pid 1 runs.
-#[derive(Clone, Copy)]
-pub(super) struct Inside<'a> {
-    pub record: &'a Record,
-    pub user: (u32, u32),
-    pub program: &'a Program,
+/// All the memory that a shim needs, which the zygote has before it leaves the heap alone. Pages that are never written
+/// to are shared by all.
+pub(super) struct Kit {
+    filter: Vec<Instruction>,
+    asking: Vec<Instruction>,
+    message: Vec<u8>,
+    chunk: Vec<u8>,
+    room: Room,
+    lines: [Lines; 2],
+    batch: Vec<u8>,
+}
+
+impl Default for Kit {
+    fn default() -> Self {
+        Self {
+            filter: seccomp::filter(),
+            asking: seccomp::filter_with(Others::Ask),
+            message: vec![0; START_BYTES_MAX],
+            chunk: vec![0; CHUNK_BYTES],
+            room: Room::default(),
+            lines: Default::default(),
+            batch: blackbox::room(),
+        }
+    }
 }
 
 /// The life of pid 1. The status is seen by nobody; `exit.json` is.
-pub(super) fn main(
-    inside: Inside<'_>,
-    files: Files,
-    parts: Parts,
-    go: &PipeReader,
-    report: &OwnedFd,
-    foreign: &[BorrowedFd<'_>],
-) -> i32 {
-    process::end_never();
-    if process::close_here(foreign).is_err() || !wait_for_go(go) {
+pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go, doors: Descriptors) -> i32 {
+    process::set_name(SHIM_NAME);
+    let signals = match prepare(templates, &socket, go, doors) {
+        Ok(Some(signals)) => signals,
+        Ok(None) => return 1,
+        Err(error) => return fail(&socket, &error.into()),
+    };
+    let Kit { filter, asking, message, chunk, room, lines, batch } = kit;
+    let Ok((length, descriptors)) = message::receive(&socket, message) else { return 1 };
+    if length == 0 {
+        // The server is gone, and nobody has heard of this process.
         return 1;
     }
-    let Files { lock, out, exit, oom } = files;
-    let mut spool = BlackBox::new(out);
-    spool.note(&greeting(&inside.record.spec.id, &inside.record.spec.command));
-    let started = prepare(inside, parts).and_then(|signals| {
-        start(inside, signals, [lock.as_fd(), exit.as_fd(), report.as_fd()], &oom, &spool)
-    });
-    let reason = match started {
-        Ok(Started { pid, signals, pipes }) => {
-            let _ = order::send(report, &Report::Started, &[]);
-            let _ = process::close_here(&[report.as_fd()]);
-            Pump { pid, signals, pipes: pipes.map(Some), lines: Default::default(), spool: &mut spool }
-                .run(inside.record.spec.stop.signal, oom.as_ref())
+    let (Some(start), Some(files)) = (Start::decode(&message[..length]), Files::take(descriptors)) else {
+        return fail(&socket, &Failure::permanent("begin", "the order is not complete"));
+    };
+    let Files { root, out, exit, lock, oom } = files;
+    let (exit, oom) = (File::from(exit), oom.map(File::from));
+    let mut spool = BlackBox::new(out.map(File::from), std::mem::take(batch));
+    spool.note(start.greeting);
+    if let Err(failure) = rootfs::assemble(root, &start) {
+        let error = format!("{}: {}", failure.step, failure.detail);
+        if failure.permanent {
+            end(&mut spool, &exit, &ExitReason::NotStarted { error });
         }
-        Err(Problem::Executing(error)) => {
-            let reason = ExitReason::NotStarted { error };
-            end(&mut spool, &exit, &reason);
-            let _ = order::send(report, &Report::Started, &[]);
-            return 0;
+        return fail(&socket, &failure);
+    }
+    let kept = Kept { socket, exit, lock, oom };
+    let filter = if start.asks { asking } else { filter };
+    match launch(&start, filter, room, signals, &kept, &spool) {
+        Ok(launched) => {
+            let _ = message::send(&kept.socket, &[&[STARTED]], &[]);
+            let pump = Pump::new(launched, chunk, lines, &mut spool);
+            let reason = pump.run(start.stop_signal, kept.oom.as_ref());
+            finish(&mut spool, &kept, &reason, ENDED)
         }
         Err(Problem::Before(failure)) => {
-            let error = format!("{}: {}", failure.step, failure.detail);
             if failure.permanent {
-                end(&mut spool, &exit, &ExitReason::NotStarted { error });
+                let error = format!("{}: {}", failure.step, failure.detail);
+                end(&mut spool, &kept.exit, &ExitReason::NotStarted { error });
             }
-            let _ = order::send(report, &Report::Failed(failure), &[]);
-            return 1;
+            fail(&kept.socket, &failure)
         }
-    };
-    end(&mut spool, &exit, &reason);
-    0
+        Err(Problem::Executing(error)) => {
+            finish(&mut spool, &kept, &ExitReason::NotStarted { error }, NOT_EXECUTED)
+        }
+    }
+}
+
+fn fail(socket: &OwnedFd, failure: &Failure) -> i32 {
+    seal::lift();
+    // Nobody listens if the server died meanwhile; its successor finds nothing that runs.
+    let _ = message::send(socket, &[&serde_json::to_vec(failure).unwrap_or_default()], &[]);
+    1
+}
+
+/// What does not depend on which instance it is going to be. None: nobody would ever find this process again.
+fn prepare(
+    templates: &Templates,
+    socket: &OwnedFd,
+    go: Go,
+    mut doors: Descriptors,
+) -> Result<Option<SignalFd>, CallError> {
+    let doors: [Option<File>; DOORS_MAX] = std::array::from_fn(|_| doors.next().map(File::from));
+    let [a, b, c] = doors.each_ref().map(|door| door.as_ref().map_or(socket.as_fd(), |door| door.as_fd()));
+    process::close_all_but(&[socket.as_fd(), go.file().as_fd(), a, b, c])?;
+    if !go.wait() {
+        return Ok(None);
+    }
+    process::remember_children();
+    privilege::become_user(0, 0)?;
+    for mut door in doors.into_iter().flatten() {
+        door.write_all(b"0").context("join", "a cgroup")?;
+    }
+    // Only now, after it joined its groups: the namespace's root is where it is made.
+    namespace::unshare(Namespaces::CGROUP)?;
+    templates.prepare()?;
+    process::new_session()?;
+    let signals = SignalFd::new(&[libc::SIGTERM, KILL, libc::SIGCHLD])?;
+    privilege::limit_bounding_set(program::declarable() | 1 << privilege::CAP_KILL)?;
+    message::send(socket, &[&[READY]], &[]).context("send", "ready")?;
+    Ok(Some(signals))
+}
+
+/// What a shim has for all its life.
+struct Kept {
+    socket: OwnedFd,
+    exit: File,
+    /// Held as long as anything of the instance lives.
+    lock: OwnedFd,
+    oom: Option<File>,
 }
 
 /// Why the program does not run.
@@ -94,210 +170,166 @@ impl From<CallError> for Problem {
 
 impl From<io::Error> for Problem {
     fn from(error: io::Error) -> Self {
+        seal::lift();
         Problem::Before(Failure::io("start the program", &error))
     }
 }
 
-fn prepare(inside: Inside<'_>, parts: Parts) -> Result<SignalFd, Problem> {
-    privilege::become_user(0, 0)?;
-    // Only now, after it joined its groups: the namespace's root is where it is made.
-    namespace::unshare(Namespaces::CGROUP)?;
-    parts.assemble(inside.record, inside.user).map_err(Problem::Before)?;
-    process::new_session()?;
-    Ok(SignalFd::new(&[libc::SIGTERM, KILL, libc::SIGCHLD])?)
+/// A program that runs.
+pub(super) struct Launched {
+    pub pid: i32,
+    pub signals: SignalFd,
+    pub pipes: [PipeReader; 2],
+    pub listener: Option<Listener>,
 }
 
-struct Started {
-    pid: i32,
-    signals: SignalFd,
-    pipes: [PipeReader; 2],
-}
+/// What the program's process says before it is executed; an empty message is that it was.
+const CONFINED: u8 = b'c';
+const UNCONFINED: u8 = b'u';
+const ERRNO: u8 = b'e';
 
 /// Starts the program and waits until it is executed.
-fn start(
-    inside: Inside<'_>,
+fn launch(
+    start: &Start<'_>,
+    filter: &[Instruction],
+    room: &mut Room,
     signals: SignalFd,
-    keep: [BorrowedFd<'_>; 3],
-    oom: &Option<File>,
+    kept: &Kept,
     spool: &BlackBox,
-) -> Result<Started, Problem> {
-    let null = File::options().read(true).open("/dev/null")?;
+) -> Result<Launched, Problem> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
     let ((out_read, out_write), (err_read, err_write)) = (io::pipe()?, io::pipe()?);
     // Whoever owns them may open them by name: `/dev/stdout`.
-    let (uid, gid) = (Uid::from_raw(inside.user.0), Gid::from_raw(inside.user.1));
+    let (uid, gid) = (Uid::from_raw(start.user.0), Gid::from_raw(start.user.1));
     for pipe in [&out_write, &err_write] {
         rustix::fs::fchown(pipe, Some(uid), Some(gid)).map_err(io::Error::from)?;
     }
-    let (mut status_read, status_write) = io::pipe()?;
-    let (hold_read, mut hold_write) = io::pipe()?;
+    let (ours, theirs) = message::pair()?;
     let child = process::Clone::new(Namespaces::default()).spawn(|| {
-        let mut status: &PipeWriter = &status_write;
-        let error = become_program(inside.program, &null, &out_write, &err_write, &hold_read, &hold_write);
-        let _ = status.write_all(error.as_bytes());
+        let output = [&out_write, &err_write];
+        become_program(start, filter, room, &null, output, &theirs);
         126
     })?;
-    drop((null, out_write, err_write, status_write, hold_read));
-
-    // The program is held until pid 1 has given up what it has.
+    drop((out_write, err_write, theirs));
+    for number in 0..3 {
+        process::set_standard(&null, number)?;
+    }
+    drop(null);
     let [a, b] = spool.files();
-    let mut kept = vec![
+    let oom = kept.oom.as_ref().map_or(ours.as_fd(), |file| file.as_fd());
+    let keep = [
         signals.as_fd(),
         out_read.as_fd(),
         err_read.as_fd(),
-        status_read.as_fd(),
-        hold_write.as_fd(),
+        ours.as_fd(),
+        child.pidfd(),
         a.as_fd(),
         b.as_fd(),
+        kept.socket.as_fd(),
+        kept.exit.as_fd(),
+        kept.lock.as_fd(),
+        oom,
     ];
-    kept.extend(keep);
-    kept.extend(oom.as_ref().map(|f| f.as_fd()));
-    process::close_all_but(&kept)?;
-    for number in 0..3 {
-        process::set_standard(File::options().read(true).write(true).open("/dev/null")?, number)?;
-    }
+    process::close_all_but(&keep)?;
     privilege::drop_bounding_set()?;
     privilege::keep_capabilities(1 << privilege::CAP_KILL)?;
     privilege::no_new_privileges()?;
     privilege::not_dumpable()?;
-    hold_write.write_all(b"g")?;
-    drop(hold_write);
-    let mut error = String::new();
-    status_read.read_to_string(&mut error)?;
-    if error.is_empty() {
-        let pid = child.pid();
-        // Its descriptor was closed above with all that is not kept.
-        std::mem::forget(child);
-        return Ok(Started { pid, signals, pipes: [out_read, err_read] });
-    }
-    std::mem::forget(child);
-    Err(Problem::Executing(error))
+    let listener = release(start, &ours)?;
+    Ok(Launched { pid: child.pid(), signals, pipes: [out_read, err_read], listener })
 }
 
-/// In the program's process. Returns only on failure, with a text for the user.
+/// Lets the program begin, which was held until pid 1 had given up what it has.
+fn release(start: &Start<'_>, talk: &OwnedFd) -> Result<Option<Listener>, Problem> {
+    let mut buffer = [0; 1024];
+    let (length, mut descriptors) = message::receive(talk, &mut buffer)?;
+    match buffer[..length].split_first() {
+        Some((&CONFINED, _)) => {}
+        Some((&UNCONFINED, words)) => {
+            seal::lift();
+            return Err(Problem::Executing(String::from_utf8_lossy(words).into_owned()));
+        }
+        _ => return Err(Problem::Before(Failure::retry("start the program", "it was killed"))),
+    }
+    message::send(talk, &[b"g"], &[])?;
+    let listener = descriptors.next().map(Listener);
+    let (length, _) = message::receive(talk, &mut buffer)?;
+    let errno = match buffer[..length].split_first() {
+        None => return Ok(listener),
+        Some((&ERRNO, errno)) => errno.try_into().map_or(libc::EIO, i32::from_ne_bytes),
+        Some(_) => libc::EIO,
+    };
+    seal::lift();
+    let error = io::Error::from_raw_os_error(errno);
+    Err(Problem::Executing(program::explain(&error, start.argv.first(), start.search, start.user.0)))
+}
+
+/// In the program's process. Returns only on failure, which it has told.
 fn become_program(
-    program: &Program,
+    start: &Start<'_>,
+    filter: &[Instruction],
+    room: &mut Room,
     null: &File,
-    out: &PipeWriter,
-    err: &PipeWriter,
-    mut hold: &PipeReader,
-    hold_write: &PipeWriter,
-) -> String {
-    let standard = process::close_here(&[hold_write.as_fd()])
-        .and_then(|()| process::set_standard(null, 0))
+    [out, err]: [&PipeWriter; 2],
+    talk: &OwnedFd,
+) {
+    let confined = process::set_standard(null, 0)
         .and_then(|()| process::set_standard(out, 1))
         .and_then(|()| process::set_standard(err, 2))
-        .and_then(|()| process::new_session());
-    if let Err(error) = standard {
-        return error.line();
+        .and_then(|()| process::new_session())
+        .and_then(|()| {
+            process::unblock_signals();
+            program::confine(start.user, start.capabilities)
+        })
+        .and_then(|()| match start.asks {
+            true => seccomp::install_asking(filter).map(Some),
+            false => seccomp::install(filter).map(|()| None),
+        });
+    let told = match &confined {
+        Ok(Some(listener)) => message::send(talk, &[&[CONFINED]], &[listener.as_fd()]),
+        Ok(None) => message::send(talk, &[&[CONFINED]], &[]),
+        Err(error) => message::send(talk, &[&[UNCONFINED], error.line().as_bytes()], &[]),
+    };
+    let mut go = [0];
+    if confined.is_err() || told.is_err() || !message::receive(talk, &mut go).is_ok_and(|(n, _)| n == 1) {
+        return;
     }
-    if hold.read_exact(&mut [0]).is_err() {
-        return "pid 1 ended".into();
-    }
-    program.run()
+    let error = exec::exec(start.argv, start.environment, start.search, room);
+    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+    let _ = message::send(talk, &[&[ERRNO], &errno.to_ne_bytes()], &[]);
 }
 
-/// Writes the last frame and then the exit record, each durably: whoever sees the record finds every line before it.
-fn end(spool: &mut BlackBox, mut exit: &File, reason: &ExitReason) {
-    spool.note(&reason.to_string());
-    let record = Exit { at: Wall(kiln_sys::clock::wall_ms()), reason: reason.clone() };
-    // What cannot be written is seen as `ExitReason::Unknown`; there is nobody to tell.
+/// Tells how it ended, and then makes everything durable.
+fn finish(spool: &mut BlackBox, kept: &Kept, reason: &ExitReason, word: u8) -> i32 {
+    end(spool, &kept.exit, reason);
+    let _ = message::send(&kept.socket, &[&[word]], &[]);
+    // What cannot be made durable can still be read; there is nobody to tell.
     let _ = spool.sync();
-    let _ = exit.write_all(&serde_json::to_vec(&record).unwrap_or_default());
-    let _ = exit.sync_all();
+    let _ = kept.exit.sync_all();
+    0
 }
 
-struct Pump<'a> {
-    pid: i32,
-    signals: SignalFd,
-    pipes: [Option<PipeReader>; 2],
-    lines: [Lines; 2],
-    spool: &'a mut BlackBox,
-}
-
-const STREAMS: [Stream; 2] = [Stream::Out, Stream::Err];
-
-impl Pump<'_> {
-    fn run(mut self, stop_signal: i32, oom: Option<&File>) -> ExitReason {
-        let mut is_killed = false;
-        let ended = loop {
-            if self.turn(None).unwrap_or(false) {
-                while let Some(signal) = self.signals.next() {
-                    // Gone already is as good.
-                    let _ = match signal {
-                        libc::SIGTERM => {
-                            self.spool.note(&format!("stopping: signal {stop_signal}"));
-                            process::signal_pid(self.pid, stop_signal)
-                        }
-                        KILL => {
-                            self.spool.note("not ended in time: killing it");
-                            is_killed = true;
-                            process::signal_pid(self.pid, libc::SIGKILL)
-                        }
-                        _ => Ok(()),
-                    };
-                }
-                let mut main = None;
-                while let Some((pid, ended)) = process::reap() {
-                    if pid == self.pid {
-                        main = Some(ended);
-                    }
-                }
-                if let Some(ended) = main {
-                    break ended;
-                }
-            }
-        };
-        let reason = match ended {
-            Ended::Status(code) => ExitReason::Status { code },
-            Ended::Signal(libc::SIGKILL)
-                if !is_killed && oom.is_some_and(|file| cgroup::oom_kills(file) > 0) =>
-            {
-                ExitReason::OutOfMemory
-            }
-            Ended::Signal(signal) => ExitReason::Signal { signal },
-        };
-        process::kill_namespace();
-        while self.pipes.iter().any(Option::is_some) {
-            let limit = Timespec { tv_sec: DRAIN_SECONDS, tv_nsec: 0 };
-            if self.turn(Some(&limit)).is_err() {
-                break;
-            }
-        }
-        for ((lines, stream), _) in self.lines.iter_mut().zip(STREAMS).zip(0..) {
-            let _ = lines.finish(stream, self.spool);
-        }
-        reason
+/// Writes the last frame and then the exit record: whoever sees the record finds every line before it.
+fn end(spool: &mut BlackBox, mut exit: &File, reason: &ExitReason) {
+    let mut line = [0; 1024];
+    spool.note(text::format(&mut line, format_args!("{reason}")));
+    let record = Exit { at: Wall(kiln_sys::clock::wall_ms()), reason: reason.clone() };
+    let mut bytes = [0; 4096];
+    let mut room = &mut bytes[..];
+    let free = room.len();
+    // What cannot be written is seen as `ExitReason::Unknown`; there is nobody to tell.
+    if serde_json::to_writer(&mut room, &record).is_ok() {
+        let length = free - room.len();
+        let _ = exit.write_all(&bytes[..length]);
     }
+}
 
-    /// Waits until something is to do and pumps what was printed. True: signals are to be read. With a limit it is an
-    /// error if nothing comes in time, and signals are left alone.
-    fn turn(&mut self, limit: Option<&Timespec>) -> io::Result<bool> {
-        let mut ready = [false; 3];
-        {
-            let mut fds = vec![];
-            if limit.is_none() {
-                fds.push((2, PollFd::new(&self.signals, PollFlags::IN)));
-            }
-            for (n, pipe) in self.pipes.iter().enumerate() {
-                fds.extend(pipe.iter().map(|p| (n, PollFd::new(p, PollFlags::IN))));
-            }
-            let (numbers, mut fds): (Vec<usize>, Vec<PollFd<'_>>) = fds.into_iter().unzip();
-            if rustix::io::retry_on_intr(|| poll(&mut fds, limit))? == 0 {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            for (n, fd) in numbers.into_iter().zip(&fds) {
-                ready[n] = !fd.revents().is_empty();
-            }
+impl From<Outcome> for ExitReason {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Status(code) => ExitReason::Status { code },
+            Outcome::Signal(signal) => ExitReason::Signal { signal },
+            Outcome::OutOfMemory => ExitReason::OutOfMemory,
         }
-        let mut chunk = [0; CHUNK_BYTES];
-        for n in (0..2).filter(|n| ready[*n]) {
-            let Some(pipe) = &mut self.pipes[n] else { continue };
-            match pipe.read(&mut chunk) {
-                Ok(0) | Err(_) => self.pipes[n] = None,
-                // A full disk loses lines, not the program.
-                Ok(got) => drop(self.lines[n].push(&chunk[..got], STREAMS[n], self.spool)),
-            }
-        }
-        Ok(ready[2])
     }
 }

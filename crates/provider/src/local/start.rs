@@ -1,16 +1,27 @@
-//! `ensure`: from a specification to a running instance. What was decided is durable before anything exists.
+//! `ensure`: from a specification to a running instance. What it is appears in its folder, as a whole, before anything of
+//! the image runs.
 
 use super::folder::{EXIT, Exit, Record, SPEC};
-use super::order::{self, Failure, Order, Report};
-use super::{Entry, Inner};
+use super::order::Failure;
+use super::pool::Pool;
+use super::root::Layer;
+use super::rootfs::WRITABLE;
+use super::slot::{Begun, Slot};
+use super::wire::{self, Start};
+use super::{Entry, Inner, program};
 use crate::ProviderError;
-use kiln_model::{ExitReason, Fence, InstanceId, InstanceSpec, Seen, SeenState, Wall};
+use kiln_model::{ExitReason, Fence, InstanceId, InstanceSpec, Seccomp, Seen, SeenState, Wall};
+use kiln_sys::exec::Words;
 use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, PoisonError};
 
 impl Inner {
-    pub(super) fn ensure(self: &Arc<Self>, fence: Fence, spec: InstanceSpec) -> Result<Seen, ProviderError> {
+    pub(super) fn ensure(
+        self: &Arc<Self>,
+        pool: &Pool,
+        fence: Fence,
+        spec: InstanceSpec,
+    ) -> Result<Seen, ProviderError> {
         let id = spec.id.clone();
         let work = self.work(&id);
         let _work = work.lock().unwrap_or_else(PoisonError::into_inner);
@@ -24,59 +35,132 @@ impl Inner {
                 let detail = "it came with other content before".to_owned();
                 return Err(ProviderError::Stale { id, detail });
             }
-            Some(_) => self.raise(fence, &id)?,
-            None => self.write_down(fence, spec).map_err(|failure| failure.of(&id))?,
+            Some(_) => {
+                self.raise(fence, &id)?;
+                if self.seen(&id).is_some_and(|seen| seen.state == SeenState::Starting) {
+                    self.start_again(&id)?;
+                }
+            }
+            None => self.start(pool, fence, spec)?,
         }
-        if let Some(seen) = self.seen(&id).filter(|seen| seen.state != SeenState::Starting) {
-            return Ok(seen);
-        }
-        self.start(&id)?;
-        let gone = || Failure::retry("start", "it vanished").of(&id);
-        self.seen(&id).ok_or_else(gone)
+        self.seen(&id).ok_or_else(|| Failure::retry("start", "it vanished").of(&id))
     }
 
-    /// Gives the instance its number and makes that durable.
+    /// The first try.
+    fn start(self: &Arc<Self>, pool: &Pool, fence: Fence, spec: InstanceSpec) -> Result<(), ProviderError> {
+        let id = spec.id.clone();
+        let layers = self.layers.of(&spec.manifest);
+        let (slot, layers) = match layers.and_then(|layers| Ok((pool.take()?, layers))) {
+            Ok(ready) => ready,
+            Err(failure) => {
+                self.write_down(fence, spec).map_err(|failure| failure.of(&id))?;
+                return self.failed(&id, failure);
+            }
+        };
+        let number = slot.network.number;
+        let address = self.host.subnet.address(number);
+        let record = Arc::new(Record { spec, address, number, fence, tag: Some(slot.network.tag.clone()) });
+        if let Err(failure) = slot.move_in(&self.host, &self.host.root.folder(&id), &record) {
+            slot.discard();
+            self.host.give_back(number);
+            return Err(failure.of(&id));
+        }
+        let entry = Entry {
+            record: record.clone(),
+            fence,
+            state: SeenState::Starting,
+            process: None,
+            layers: vec![],
+            told: None,
+        };
+        self.books().entries.insert(id.clone(), entry);
+        self.begin(&id, &record, slot, layers)
+    }
+
+    /// Gives an instance that cannot be started now its number, and writes it down.
     fn write_down(&self, fence: Fence, spec: InstanceSpec) -> Result<(), Failure> {
         let id = spec.id.clone();
-        let mut books = self.books();
-        let used: std::collections::BTreeSet<u32> = books.entries.values().map(|e| e.record.number).collect();
-        let number =
-            self.config.subnet.next(books.number, |number| used.contains(&number)).ok_or_else(|| {
-                Failure::retry("allocate an address", format!("{} is full", self.config.subnet))
-            })?;
-        let address = self.config.subnet.address(number);
-        let record = Record { spec, address, number, fence };
-        let folder = self.root.folder(&id);
+        let number = self.host.take_number()?;
+        let record = Record { spec, address: self.host.subnet.address(number), number, fence, tag: None };
+        let folder = self.host.root.folder(&id);
         let written = folder.create().and_then(|()| folder.write(SPEC, &record));
-        written.map_err(|error| Failure::io("write `spec.json`", &error))?;
-        books.number = number;
-        let state = SeenState::Starting;
-        books
-            .entries
-            .insert(id, Entry { record: Arc::new(record), fence, state, process: None, layers: vec![] });
+        if let Err(error) = written {
+            self.host.give_back(number);
+            return Err(Failure::io("write `spec.json`", &error));
+        }
+        let (record, state) = (Arc::new(record), SeenState::Starting);
+        let entry = Entry { record, fence, state, process: None, layers: vec![], told: None };
+        self.books().entries.insert(id, entry);
         Ok(())
     }
 
-    /// Starts an instance that is written down and not started, whatever is left of earlier tries.
-    fn start(self: &Arc<Self>, id: &InstanceId) -> Result<(), ProviderError> {
-        self.root.folder(id).wait_for_others();
+    /// Another try for an instance that is written down and not started, whatever is left of earlier ones.
+    fn start_again(self: &Arc<Self>, id: &InstanceId) -> Result<(), ProviderError> {
+        self.host.root.folder(id).wait_for_others();
         self.settle(id);
         if self.seen(id).is_none_or(|seen| seen.state != SeenState::Starting) {
             self.watch(id);
             return Ok(());
         }
-        let failure = self.clear(id).and_then(|()| self.launch(id)).err();
-        if let Some(failure) = &failure {
-            self.record_failure(id, failure);
+        let known = self.books().entries.get(id).map(|entry| entry.record.clone());
+        let known = known.ok_or_else(|| Failure::retry("start", "it vanished").of(id))?;
+        let made = self.clear(id).and_then(|()| {
+            let layers = self.layers.of(&known.spec.manifest)?;
+            let slot = Slot::make(&self.host, self.host.network_of(known.number)?)?;
+            let record = Arc::new(Record { tag: Some(slot.network.tag.clone()), ..(*known).clone() });
+            if let Err(failure) = slot.move_in(&self.host, &self.host.root.folder(id), &record) {
+                slot.discard();
+                return Err(failure);
+            }
+            if let Some(entry) = self.books().entries.get_mut(id) {
+                entry.record = record.clone();
+            }
+            Ok((layers, slot, record))
+        });
+        match made {
+            Ok((layers, slot, record)) => self.begin(id, &record, slot, layers),
+            Err(failure) => self.failed(id, failure),
         }
-        self.settle(id);
-        self.watch(id);
-        failure.map_or(Ok(()), |failure| Err(failure.of(id)))
+    }
+
+    /// From a slot that is the instance's by now to a running program.
+    fn begin(
+        self: &Arc<Self>,
+        id: &InstanceId,
+        record: &Record,
+        slot: Slot,
+        layers: Vec<Arc<Layer>>,
+    ) -> Result<(), ProviderError> {
+        let begun = self
+            .roots
+            .join(&layers, slot.users.as_fd())
+            .and_then(|root| with_start(record, |start| slot.begin(start, root)));
+        match begun {
+            Ok(begun) => {
+                let (process, pidfd, told) = slot.let_go();
+                if let Some(entry) = self.books().entries.get_mut(id) {
+                    entry.layers = layers;
+                    entry.process = Some((process, Arc::new(pidfd)));
+                    entry.told = Some(Arc::new(told));
+                    entry.state = SeenState::Running;
+                }
+                match begun {
+                    Begun::Runs => self.changed.notify_one(),
+                    Begun::Ended => self.settle(id),
+                }
+                self.watch(id);
+                Ok(())
+            }
+            Err(failure) => {
+                slot.discard();
+                self.failed(id, failure)
+            }
+        }
     }
 
     /// A permanent failure ends the instance; after another one nothing is left of the try.
-    fn record_failure(&self, id: &InstanceId, failure: &Failure) {
-        let folder = self.root.folder(id);
+    fn failed(&self, id: &InstanceId, failure: Failure) -> Result<(), ProviderError> {
+        let folder = self.host.root.folder(id);
         if failure.permanent && folder.read::<Exit>(EXIT).is_none() {
             let error = format!("{}: {}", failure.step, failure.detail);
             let exit =
@@ -88,43 +172,61 @@ impl Inner {
             // Best effort: the next try does the same first.
             let _ = self.clear(id);
         }
+        self.settle(id);
+        Err(failure.of(id))
     }
+}
 
-    fn launch(self: &Arc<Self>, id: &InstanceId) -> Result<(), Failure> {
-        let record = self.books().entries.get(id).map(|e| e.record.clone());
-        let record = record.ok_or_else(|| Failure::retry("start", "it vanished"))?;
-        let layers = self.layers.of(&record.spec.manifest)?;
-        let order = Order {
-            mark: self.mark.clone(),
-            prefix: self.config.subnet.prefix(),
-            cgroup_v1: self.config.forced.cgroup_v1,
-        };
-        let io = |step: &'static str| move |error: std::io::Error| Failure::io(step, &error);
-        let (ours, theirs) = order::pair().map_err(io("make a socket"))?;
-        let mut child = Command::new(&self.config.program)
-            .args(["internal", "supervise"])
-            .arg(&self.root.folder(id).path)
-            .env_clear()
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(io("start the supervisor"))?;
-        let descriptors: Vec<_> = layers.iter().map(|layer| layer.as_fd()).collect();
-        let report = order::send(&ours, &order, &descriptors)
-            .and_then(|()| order::receive::<Report>(&ours))
-            .map_err(io("talk to the supervisor"));
-        // It ends by itself; pid 1 is not its to take along.
-        let _ = child.wait();
-        match report? {
-            Some((Report::Started, _)) => {
-                if let Some(entry) = self.books().entries.get_mut(id) {
-                    entry.layers = layers;
-                }
-                Ok(())
-            }
-            Some((Report::Failed(failure), _)) => Err(failure),
-            None => Err(Failure::retry("start the instance", "the supervisor was killed")),
+/// What the shim is told of an instance.
+fn with_start<T>(record: &Record, work: impl FnOnce(&Start<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+    let spec = &record.spec;
+    let user = program::user_of(spec).map_err(|detail| Failure::permanent("find the user", detail))?;
+    let unfit = |detail: &str| Failure::permanent("prepare the command", detail);
+    if spec.command.first().is_none_or(String::is_empty) {
+        return Err(unfit("the command is empty"));
+    }
+    let words = |list: &[String]| {
+        wire::words(list.iter().map(String::as_str))
+            .map_err(|_| unfit("a NUL byte in the command or its environment"))
+    };
+    let (variables, search) = program::environment_of(spec);
+    let (argv, environment, writable) =
+        (words(&spec.command)?, words(&variables)?, words(&writable(&spec.writable))?);
+    let (hosts, resolver) = etc(record);
+    let whole = |bytes| Words::new(bytes).unwrap_or_default();
+    work(&Start {
+        argv: whole(&argv),
+        environment: whole(&environment),
+        writable: whole(&writable),
+        search: &search,
+        host_name: spec.id.as_str(),
+        hosts: &hosts,
+        resolver: &resolver,
+        greeting: &super::blackbox::greeting(&spec.id, &spec.command),
+        user,
+        capabilities: program::mask_of(spec.confinement.capabilities.iter().copied()),
+        asks: spec.confinement.seccomp == Seccomp::Log,
+        stop_signal: spec.stop.signal,
+        memory_bytes: spec.resources.memory_bytes,
+    })
+}
+
+/// All places that are in memory, each once, parents first.
+fn writable(declared: &[String]) -> Vec<String> {
+    let mut places: Vec<String> = WRITABLE.iter().map(|place| (*place).to_owned()).collect();
+    for place in declared {
+        if !places.contains(place) {
+            places.push(place.clone());
         }
     }
+    places.sort_by_key(String::len);
+    places
+}
+
+/// The content of /etc/hosts and of /etc/resolv.conf.
+fn etc(record: &Record) -> (String, String) {
+    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {}\n", record.address, record.spec.id);
+    // An instance has no route to a name server; do not let libraries wait for one.
+    let resolver = "# instances reach nothing but their host\noptions timeout:1 attempts:1\n".to_owned();
+    (hosts, resolver)
 }

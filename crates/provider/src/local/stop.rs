@@ -10,10 +10,11 @@ use kiln_model::{ExitReason, Fence, InstanceId, Stop, Wall};
 use kiln_sys::cgroup::{self, Choice, Group, Trees};
 use kiln_sys::netlink::Netlink;
 use kiln_sys::{CallError, process};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a killed process may take to be gone.
@@ -31,6 +32,16 @@ struct Hands<'a> {
 }
 
 impl Hands<'_> {
+    /// The record of an instance, if anything was ever made of it.
+    fn record(&self, id: &InstanceId) -> Option<Record> {
+        self.root.folder(id).read(SPEC)
+    }
+
+    fn group(&self, id: &InstanceId) -> Group {
+        let record = self.record(id);
+        self.trees.group(&self.mark.cgroup(), record.as_ref().map_or(id.as_str(), Record::group))
+    }
+
     /// Ends everything that runs for the instance, and keeps out every supervisor that may still come while what this
     /// answers is held.
     fn take(&self, id: &InstanceId, stop: Option<Stop>) -> Result<File, Failure> {
@@ -75,7 +86,7 @@ impl Hands<'_> {
                 }
             }
         }
-        let group = self.trees.group(&self.mark.cgroup(), id.as_str());
+        let group = self.group(id);
         if !group.kill(KILL_PATIENCE)? {
             return Err(Failure::retry("end the processes", "the cgroup does not become empty"));
         }
@@ -85,15 +96,14 @@ impl Hands<'_> {
     /// Removes the interface. It mostly went with its namespace already. One that is at another bridge belongs to another
     /// state folder whose mark begins alike.
     fn unplug(&self, id: &InstanceId) -> Result<(), Failure> {
+        let Some(record) = self.record(id) else { return Ok(()) };
         let host = Netlink::open()?;
-        let find = |name: &str| match host.find(name) {
-            Err(error) if error.errno() == libc::ENODEV => Ok(None),
-            found => found.map(Some),
+        let link = match host.find(&record.link(self.mark)) {
+            Err(error) if error.errno() == libc::ENODEV => return Ok(()),
+            found => found?,
         };
-        let (Some(link), bridge) = (find(&self.mark.link(id))?, find(&self.mark.bridge())?) else {
-            return Ok(());
-        };
-        match link.master.is_some() && link.master == bridge.map(|b| b.index) {
+        match link.master.is_some_and(|master| host.name(master).is_ok_and(|name| self.mark.is_bridge(&name)))
+        {
             true => Ok(host.delete(link.index)?),
             false => Ok(()),
         }
@@ -122,7 +132,7 @@ pub(super) fn untold(group: &Group) -> ExitReason {
 
 impl Inner {
     fn hands(&self) -> Hands<'_> {
-        Hands { trees: &self.trees, mark: &self.mark, root: &self.root }
+        Hands { trees: &self.host.trees, mark: &self.host.mark, root: &self.host.root }
     }
 
     pub(super) fn absent(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
@@ -136,7 +146,7 @@ impl Inner {
         let stop = self.books().entries.get(id).map(|entry| entry.record.spec.stop);
         let hands = self.hands();
         let gone = (|| {
-            let reason = untold(&hands.trees.group(&hands.mark.cgroup(), id.as_str()));
+            let reason = untold(&hands.group(id));
             let _lock = hands.take(id, stop)?;
             if stop.is_some() {
                 hands.unplug(id)?;
@@ -145,7 +155,10 @@ impl Inner {
         })();
         gone.map_err(|failure| failure.of(id))?;
         let mut books = self.books();
-        books.entries.remove(id);
+        let entry = books.entries.remove(id);
+        if let Some(entry) = entry {
+            self.host.give_back(entry.record.number);
+        }
         books.gone.insert(id.clone(), fence);
         drop(books);
         self.changed.notify_one();
@@ -155,35 +168,33 @@ impl Inner {
     /// Removes what is left of an earlier try to start an instance.
     pub(super) fn clear(&self, id: &InstanceId) -> Result<(), Failure> {
         let _lock = self.hands().take(id, None)?;
-        let removed = self.root.folder(id).remove(PROCESS);
+        let removed = self.host.root.folder(id).remove(PROCESS);
         removed.map_err(|error| Failure::io("remove `process.json`", &error))?;
         self.hands().unplug(id)
     }
 
     /// Removes groups and interfaces that carry our mark and that no folder owns.
     pub(super) fn scavenge(&self) -> Result<(), CallError> {
-        let live: Vec<InstanceId> = self.books().entries.keys().cloned().collect();
-        scavenge(&self.trees, &self.mark, &live)
+        let live: Vec<Arc<Record>> =
+            self.books().entries.values().map(|entry| entry.record.clone()).collect();
+        scavenge(&self.host.trees, &self.host.mark, &live)
     }
 }
 
-fn scavenge(trees: &Trees, mark: &Mark, live: &[InstanceId]) -> Result<(), CallError> {
+/// Removes the groups and interfaces that carry the mark and belong to none of the `live`.
+fn scavenge(trees: &Trees, mark: &Mark, live: &[Arc<Record>]) -> Result<(), CallError> {
+    let groups: BTreeSet<&str> = live.iter().map(|record| record.group()).collect();
     for name in trees.children(&mark.cgroup()) {
-        if !live.iter().any(|id| id.as_str() == name) {
+        if !groups.contains(name.as_str()) {
             let group = trees.group(&mark.cgroup(), &name);
             group.kill(KILL_PATIENCE)?;
             group.remove()?;
         }
     }
     let host = Netlink::open()?;
-    let links = host.links()?;
-    let bridge = links.iter().find(|l| l.name == mark.bridge()).map(|l| l.index);
-    let names: Vec<String> = live.iter().map(|id| mark.link(id)).collect();
-    for link in links {
-        // The bridge tells ours from those of another state folder with the same short hash.
-        let ours =
-            link.name.starts_with(&mark.link_prefix()) && link.master.is_some() && link.master == bridge;
-        if ours && !names.contains(&link.name) {
+    let names: BTreeSet<String> = live.iter().map(|record| record.link(mark)).collect();
+    for link in mark.own_links(&host.links()?) {
+        if !names.contains(&link.name) && !mark.is_bridge(&link.name) {
             host.delete(link.index)?;
         }
     }
@@ -234,21 +245,26 @@ pub fn sweep(state: &Path) -> Result<(), SweepError> {
             Err(panic) => std::panic::resume_unwind(panic),
         })
     });
-    clean_host(&trees, &mark)?;
+    clean_host(&trees, &mark, &root)?;
     // Told last: an instance that ended and cannot be written down, as on a full disk, keeps nothing on the host.
     removed
 }
 
 /// Removes what instances left on the host, and what they shared.
-fn clean_host(trees: &Trees, mark: &Mark) -> Result<(), SweepError> {
+fn clean_host(trees: &Trees, mark: &Mark, root: &Root) -> Result<(), SweepError> {
     scavenge(trees, mark, &[]).map_err(SweepError::Host)?;
     trees.remove_parent(&mark.cgroup()).map_err(SweepError::Host)?;
     let host = Netlink::open().map_err(SweepError::Host)?;
-    match host.index(&mark.bridge()) {
-        Ok(bridge) => host.delete(bridge).map_err(SweepError::Host),
-        Err(error) if error.errno() == libc::ENODEV => Ok(()),
-        Err(error) => Err(SweepError::Host(error)),
+    for link in host.links().map_err(SweepError::Host)? {
+        if mark.is_bridge(&link.name) {
+            host.delete(link.index).map_err(SweepError::Host)?;
+        }
     }
+    for folder in root.spare().unwrap_or_default() {
+        let failed = |source| SweepError::State { path: folder.display().to_string(), source };
+        std::fs::remove_dir_all(&folder).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn remove(hands: &Hands<'_>, id: &InstanceId) -> Result<(), SweepError> {
@@ -258,7 +274,7 @@ fn remove(hands: &Hands<'_>, id: &InstanceId) -> Result<(), SweepError> {
     }
     let record = folder.read::<Record>(SPEC);
     let fence = folder.read(FENCE).or(record.as_ref().map(|r| r.fence)).unwrap_or_default();
-    let reason = untold(&hands.trees.group(&hands.mark.cgroup(), id.as_str()));
+    let reason = untold(&hands.group(id));
     hands
         .take(id, record.map(|r| r.spec.stop))
         .and_then(|_lock| hands.unplug(id).and_then(|()| hands.bury(id, fence, reason)))

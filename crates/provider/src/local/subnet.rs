@@ -9,6 +9,20 @@ pub(crate) const IDS_EACH: u32 = 65_536;
 /// The last number whose id range ends below 2^32.
 const NUMBER_MAX: u32 = (u32::MAX - IDS_FIRST) / IDS_EACH - 1;
 
+/// Addresses of one bridge. The kernel's bridges have at most 1,024 ports.
+const BLOCK: u32 = 1024;
+
+/// A part of a subnet that one bridge serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// Which.
+    pub index: u32,
+    /// The bridge's own address.
+    pub gateway: Ipv4Addr,
+    /// Bits of the network part.
+    pub prefix: u8,
+}
+
 /// The addresses of one state folder's instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subnet {
@@ -52,19 +66,9 @@ impl std::fmt::Display for Subnet {
 }
 
 impl Subnet {
-    /// Bits of the network part.
-    pub fn prefix(self) -> u8 {
-        self.prefix
-    }
-
-    /// The bridge's own address, the first.
-    pub fn gateway(self) -> Ipv4Addr {
-        Ipv4Addr::from(self.network + 1)
-    }
-
-    /// The interface other than `own` that has a part of this subnet already, by the text of `/proc/self/net/route`
+    /// The interface, none of `own`, that has a part of this subnet already, by the text of `/proc/self/net/route`
     /// (columns: interface, destination, gateway, flags, …, mask; addresses as little-endian hexadecimal).
-    pub(crate) fn taken(self, routes: &str, own: &str) -> Option<String> {
+    pub(crate) fn taken(self, routes: &str, own: impl Fn(&str) -> bool) -> Option<String> {
         let address = |hex: &str| u32::from_str_radix(hex, 16).ok().map(u32::swap_bytes);
         routes.lines().skip(1).find_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
@@ -72,7 +76,7 @@ impl Subnet {
             let mask = address(fields.get(7)?)?;
             let both = mask & (u32::MAX << (32 - self.prefix));
             let overlaps = mask != 0 && to & both == self.network & both;
-            (overlaps && *interface != own).then(|| (*interface).to_owned())
+            (overlaps && !own(interface)).then(|| (*interface).to_owned())
         })
     }
 
@@ -85,7 +89,19 @@ impl Subnet {
     pub(crate) fn next(self, previous: u32, in_use: impl Fn(u32) -> bool) -> Option<u32> {
         let count = self.last() - 1;
         let start = previous.clamp(1, self.last()) - 1;
-        (0..count).map(|n| 2 + (start + n) % count).find(|n| !in_use(*n))
+        (0..count).map(|n| 2 + (start + n) % count).find(|n| self.is_for_an_instance(*n) && !in_use(*n))
+    }
+
+    /// Every block has a network address, its bridge's and a broadcast address.
+    fn is_for_an_instance(self, number: u32) -> bool {
+        (2..BLOCK - 1).contains(&(number % BLOCK))
+    }
+
+    /// The block of a number.
+    pub(crate) fn block(self, number: u32) -> Block {
+        let index = number / BLOCK;
+        let prefix = self.prefix.max(32 - BLOCK.trailing_zeros() as u8);
+        Block { index, gateway: Ipv4Addr::from(self.network + index * BLOCK + 1), prefix }
     }
 
     /// The address of a number.
@@ -106,7 +122,7 @@ mod tests {
     #[test]
     fn numbers_go_round_and_skip_those_in_use() {
         let subnet: Subnet = "10.9.8.0/29".parse().unwrap();
-        assert_eq!((subnet.gateway().to_string(), subnet.last()), ("10.9.8.1".into(), 6));
+        assert_eq!((subnet.block(2).gateway.to_string(), subnet.last()), ("10.9.8.1".into(), 6));
         let mut got = vec![];
         let mut previous = 0;
         for _ in 0..7 {
@@ -122,6 +138,23 @@ mod tests {
     }
 
     #[test]
+    fn a_bridge_has_no_more_ports_than_the_kernel_gives_it() {
+        let subnet = Subnet::default();
+        let (mut previous, mut ports) = (0, std::collections::BTreeMap::<u32, u32>::new());
+        for _ in 0..3000 {
+            previous = subnet.next(previous, |_| false).unwrap();
+            let block = subnet.block(previous);
+            let (address, gateway) = (u32::from(subnet.address(previous)), u32::from(block.gateway));
+            assert_eq!((address ^ gateway) >> (32 - block.prefix), 0, "{previous}");
+            assert!(address != gateway && !address.is_multiple_of(1024) && address % 1024 != 1023);
+            *ports.entry(block.index).or_default() += 1;
+        }
+        assert_eq!(ports.values().max(), Some(&1021));
+        assert_eq!(subnet.block(1024 * 63 + 5).gateway, Ipv4Addr::new(10, 83, 252, 1));
+        assert_eq!(subnet.block(5).prefix, 22);
+    }
+
+    #[test]
     fn another_interface_with_the_same_addresses_is_seen() {
         let head = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n";
         let route = |interface: &str, to: &str, mask: &str| {
@@ -133,10 +166,16 @@ mod tests {
             route("kb1", "0000530A", "0000FFFF")
         );
         let subnet: Subnet = "10.83.0.0/16".parse().unwrap();
-        assert_eq!(subnet.taken(&routes, "kb2"), Some("kb1".into()));
-        assert_eq!(subnet.taken(&routes, "kb1"), None);
-        assert_eq!("10.84.0.0/16".parse::<Subnet>().unwrap().taken(&routes, "kb2"), None);
-        assert_eq!("10.0.0.0/8".parse::<Subnet>().unwrap().taken(&routes, "kb2"), Some("kb1".into()));
-        assert_eq!("10.83.7.0/24".parse::<Subnet>().unwrap().taken(&routes, "kb2"), Some("kb1".into()));
+        assert_eq!(subnet.taken(&routes, |name| name == "kb2"), Some("kb1".into()));
+        assert_eq!(subnet.taken(&routes, |name| name == "kb1"), None);
+        assert_eq!("10.84.0.0/16".parse::<Subnet>().unwrap().taken(&routes, |name| name == "kb2"), None);
+        assert_eq!(
+            "10.0.0.0/8".parse::<Subnet>().unwrap().taken(&routes, |name| name == "kb2"),
+            Some("kb1".into())
+        );
+        assert_eq!(
+            "10.83.7.0/24".parse::<Subnet>().unwrap().taken(&routes, |name| name == "kb2"),
+            Some("kb1".into())
+        );
     }
 }

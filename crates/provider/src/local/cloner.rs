@@ -1,0 +1,115 @@
+//! The server's side of its zygote: starts it, asks it, starts it again when it died.
+
+use super::order::Failure;
+use super::zygote::Request;
+use kiln_sys::{Context, message, process};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long an answer may take. It takes a fraction of a millisecond; a zygote that is slower is stopped or lost.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// A process that was cloned.
+#[derive(Debug)]
+pub(super) struct Cloned {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    pub users: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Connection {
+    socket: OwnedFd,
+    child: Child,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // It has nothing to lose, and whoever waits for it is in a hurry.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One zygote at a time.
+#[derive(Debug)]
+pub(super) struct Cloner {
+    program: PathBuf,
+    /// The folder of all instances.
+    folder: PathBuf,
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Cloner {
+    pub(super) fn new(program: PathBuf, folder: PathBuf) -> Self {
+        Self { program, folder, connection: Mutex::default() }
+    }
+
+    /// Has a shim cloned. If the zygote is dead another one does it.
+    pub(super) fn clone_shim(&self, request: Request, with: &[BorrowedFd<'_>]) -> Result<Cloned, Failure> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(living) = connection.as_ref() {
+            match living.ask(request, with) {
+                Ok(answer) => return answer,
+                Err(_) => *connection = None,
+            }
+        }
+        let new = connection.insert(self.start()?);
+        let answer = new.ask(request, with);
+        answer.unwrap_or_else(|failure| {
+            *connection = None;
+            Err(failure)
+        })
+    }
+
+    /// Ends the zygote; shims go on.
+    pub(super) fn end(&self) {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn start(&self) -> Result<Connection, Failure> {
+        let io = |step: &'static str| move |error: std::io::Error| Failure::io(step, &error);
+        let (socket, theirs) = message::pair().map_err(io("make a socket"))?;
+        let child = Command::new(&self.program)
+            .args(["internal", "zygote"])
+            .arg(&self.folder)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .current_dir("/")
+            .spawn()
+            .map_err(io("start the zygote"))?;
+        Ok(Connection { socket, child })
+    }
+}
+
+impl Connection {
+    /// The outer failure: it does not answer.
+    fn ask(&self, request: Request, with: &[BorrowedFd<'_>]) -> Result<Result<Cloned, Failure>, Failure> {
+        let lost = |detail: String| Failure::retry("ask the zygote", detail);
+        message::send(&self.socket, &[&request.encode()], with).map_err(|error| lost(error.to_string()))?;
+        let mut buffer = vec![0; 4096];
+        if !process::wait_readable(self.socket.as_fd(), Some(ANSWER_MAX))? {
+            return Err(lost("it does not answer".into()));
+        }
+        let (length, mut descriptors) =
+            message::receive(&self.socket, &mut buffer).context("receive from", "the zygote")?;
+        let bytes = &buffer[..length];
+        if bytes.is_empty() {
+            return Err(lost("it was killed".into()));
+        }
+        if let (Ok(pid), Some(pidfd), Some(users)) =
+            (bytes.try_into().map(i32::from_ne_bytes), descriptors.next(), descriptors.next())
+        {
+            return Ok(Ok(Cloned { pid, pidfd, users }));
+        }
+        match serde_json::from_slice::<Failure>(bytes) {
+            Ok(failure) => Ok(Err(failure)),
+            Err(error) => Err(lost(error.to_string())),
+        }
+    }
+}

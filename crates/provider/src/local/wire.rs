@@ -1,0 +1,170 @@
+//! What a server tells a shim when its instance is to begin: one datagram of plain fields, which the shim reads where it
+//! lies, without taking memory. With it come descriptors, in the order of [`Files`].
+
+use kiln_sys::exec::Words;
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// Bytes of the datagram; the kernel's default for one of its sockets is a little more.
+pub(crate) const START_BYTES_MAX: usize = 192 * 1024;
+
+/// A shim's first words: it is ready, the program runs, it could not be executed (`exit.json` says why), or it has
+/// ended. A failure comes as JSON, which begins with a brace.
+pub(crate) const READY: u8 = b'R';
+pub(crate) const STARTED: u8 = b'S';
+pub(crate) const NOT_EXECUTED: u8 = b'X';
+pub(crate) const ENDED: u8 = b'E';
+
+/// What is to run, and in what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Start<'a> {
+    pub argv: Words<'a>,
+    pub environment: Words<'a>,
+    /// Where a command without `/` is looked for.
+    pub search: &'a str,
+    pub writable: Words<'a>,
+    pub host_name: &'a str,
+    /// The content of /etc/hosts and /etc/resolv.conf.
+    pub hosts: &'a str,
+    pub resolver: &'a str,
+    /// The first line of the black box.
+    pub greeting: &'a str,
+    pub user: (u32, u32),
+    /// A mask of capability numbers.
+    pub capabilities: u64,
+    /// Whether calls that are not on the list are let through and told of.
+    pub asks: bool,
+    pub stop_signal: i32,
+    pub memory_bytes: u64,
+}
+
+/// The descriptors that come with it.
+#[derive(Debug)]
+pub(crate) struct Files {
+    pub root: OwnedFd,
+    pub out: [OwnedFd; 2],
+    pub exit: OwnedFd,
+    pub lock: OwnedFd,
+    pub oom: Option<OwnedFd>,
+}
+
+impl Files {
+    /// Takes them in their order.
+    pub(crate) fn take(mut from: impl Iterator<Item = OwnedFd>) -> Option<Self> {
+        let mut next = || from.next();
+        Some(Self { root: next()?, out: [next()?, next()?], exit: next()?, lock: next()?, oom: next() })
+    }
+}
+
+impl<'a> Start<'a> {
+    /// As a datagram.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![];
+        for bytes in [self.argv, self.environment, self.writable].map(Words::bytes) {
+            field(&mut out, bytes);
+        }
+        for text in [self.search, self.host_name, self.hosts, self.resolver, self.greeting] {
+            field(&mut out, text.as_bytes());
+        }
+        out.extend(self.user.0.to_ne_bytes());
+        out.extend(self.user.1.to_ne_bytes());
+        out.extend(self.capabilities.to_ne_bytes());
+        out.extend(u32::from(self.asks).to_ne_bytes());
+        out.extend(self.stop_signal.to_ne_bytes());
+        out.extend(self.memory_bytes.to_ne_bytes());
+        out
+    }
+
+    /// None: it is not one.
+    pub(crate) fn decode(bytes: &'a [u8]) -> Option<Self> {
+        let mut rest = Rest(bytes);
+        Some(Self {
+            argv: Words::new(rest.field()?)?,
+            environment: Words::new(rest.field()?)?,
+            writable: Words::new(rest.field()?)?,
+            search: rest.text()?,
+            host_name: rest.text()?,
+            hosts: rest.text()?,
+            resolver: rest.text()?,
+            greeting: rest.text()?,
+            user: (rest.word()?, rest.word()?),
+            capabilities: rest.long()?,
+            asks: rest.word()? != 0,
+            stop_signal: rest.word()? as i32,
+            memory_bytes: rest.long()?,
+        })
+    }
+}
+
+fn field(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend((bytes.len() as u32).to_ne_bytes());
+    out.extend(bytes);
+}
+
+struct Rest<'a>(&'a [u8]);
+
+impl<'a> Rest<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn word(&mut self) -> Option<u32> {
+        self.take(4)?.try_into().ok().map(u32::from_ne_bytes)
+    }
+
+    fn long(&mut self) -> Option<u64> {
+        self.take(8)?.try_into().ok().map(u64::from_ne_bytes)
+    }
+
+    fn field(&mut self) -> Option<&'a [u8]> {
+        let length = self.word()?;
+        self.take(length as usize)
+    }
+
+    fn text(&mut self) -> Option<&'a str> {
+        std::str::from_utf8(self.field()?).ok()
+    }
+}
+
+/// Strings as [`Words`]; fails on a NUL in one.
+pub(crate) fn words<'a>(list: impl IntoIterator<Item = &'a str>) -> io::Result<Vec<u8>> {
+    let mut out = vec![];
+    for word in list {
+        if word.contains('\0') {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        out.extend(word.as_bytes());
+        out.push(0);
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_encoded_is_decoded_and_nothing_shorter_is() {
+        let start = Start {
+            argv: Words::new(b"/bin/x\0-a\0").unwrap(),
+            environment: Words::new(b"A=b\0").unwrap(),
+            search: "/bin",
+            host_name: "web-1",
+            greeting: "starting",
+            user: (1000, 1001),
+            capabilities: 1 << 40,
+            asks: true,
+            stop_signal: 15,
+            memory_bytes: 1 << 33,
+            ..Start::default()
+        };
+        let bytes = start.encode();
+        assert_eq!(Start::decode(&bytes), Some(start));
+        for length in 0..bytes.len() {
+            assert_eq!(Start::decode(&bytes[..length]), None, "{length}");
+        }
+        assert!(words(["a", "b\0c"]).is_err());
+    }
+}
