@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-/// As the name of the program: the supervisor sleeps before its first step.
+/// As the name of the program: the zygote sleeps before its first step.
 const SLOW: &str = "slow";
 const SLOW_TIME: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,11 +25,11 @@ fn main() -> ExitCode {
     let args: Vec<std::ffi::OsString> = std::env::args_os().collect();
     let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
     match (word(1), word(2)) {
-        ("internal", "supervise") => {
+        ("internal", "zygote") => {
             if Path::new(word(0)).file_name().is_some_and(|name| name == SLOW) {
                 std::thread::sleep(SLOW_TIME);
             }
-            return local::supervise::main(args.into_iter().skip(3));
+            return local::zygote::main(args.into_iter().skip(3));
         }
         ("internal", "exec") => return local::exec::main(),
         ("owners", _) => loop {
@@ -71,8 +71,8 @@ async fn all(wanted: &str) {
         full_tmpfs inotify_is_its_own reopened_output
         stubborn_end
         noisy_daemon_of_a_check helper_killed
-        supervisor_killed_at_any_moment owner_killed server_killed_at_any_moment
-        late_supervisor_after_absent late_supervisor_after_sweep late_supervisor_after_the_end
+        helpers_killed_at_any_moment owner_killed server_killed_at_any_moment
+        late_zygote_after_absent late_zygote_after_sweep zygote_stopped zygote_killed
         past_the_routing_table interface_of_another leftovers_of_a_burial
     }
     local::sweep(host.state()).unwrap();
@@ -102,7 +102,11 @@ async fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 /// With a server: only the bridge and the parents of the groups.
 fn nothing_is_left(host: &Host) {
     let left = inventory(host.state());
-    assert_eq!(Inventory { cgroups: 0, links: left.links - 1, ..left }, Inventory::default(), "{left:?}");
+    assert_eq!(
+        Inventory { cgroups: 0, links: left.links - 1, spare: 0, ..left },
+        Inventory::default(),
+        "{left:?}"
+    );
 }
 
 /// The memory of an instance may be full of files when its program is killed: the rest of it must still be able to
@@ -216,12 +220,14 @@ async fn helper_killed(host: &Host) {
     provider.ensure(fence(), &spec).await.unwrap();
     until_ready(&provider, &spec.id, &check()).await;
     let before = inventory(host.state()).processes;
-    let kind = CheckKind::Command { argv: vec!["probe".into(), "sleep".into()] };
+    // Other tests on this host may run a program of the same name.
+    let unique = format!("{}", host.state().display());
+    let kind = CheckKind::Command { argv: vec!["probe".into(), "sleep".into(), unique.clone()] };
     let task = tokio::spawn({
         let (provider, id) = (provider.clone(), spec.id.clone());
         async move { provider.check(&id, &Check { kind, timeout: Millis(20_000) }).await }
     });
-    wait_for("the program runs", || !running(&["sleep"]).is_empty()).await;
+    wait_for("the program runs", || !running(&["sleep", &unique]).is_empty()).await;
     let own = std::process::id() as i32;
     let helper = running(&["internal", "exec"]).into_iter().find(|pid| parent_of(*pid) == own).unwrap();
     kiln_sys::process::signal_pid(helper, 9).unwrap();
@@ -230,50 +236,81 @@ async fn helper_killed(host: &Host) {
     provider.absent(fence(), &spec.id).await.unwrap();
 }
 
-/// Kills the supervisor at moments all over its life. Whatever comes of it, the instance can be removed.
-async fn supervisor_killed_at_any_moment(host: &Host) {
-    let provider = host.provider();
+/// The zygotes of a state folder, dead ones left out.
+fn zygotes(host: &Host) -> Vec<i32> {
+    let folder = host.state().canonicalize().unwrap().join("instances");
+    let all = running(&["internal", "zygote", folder.to_str().unwrap()]);
+    all.into_iter().filter(|pid| !is_shim(*pid)).collect()
+}
+
+fn is_shim(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "kiln-shim")
+}
+
+/// Kills the zygote and the shim at moments all over a start. Whatever comes of it, the instance can be removed, and
+/// others can be started.
+async fn helpers_killed_at_any_moment(host: &Host) {
     let mut ends = [0; 3];
-    for n in 0..120u64 {
+    for n in 0..90u64 {
+        let mut config = LocalConfig::new(host.state());
+        config.program = std::env::current_exe().unwrap();
+        // All of it happens on the spot, where it can be met.
+        config.spare = local::Spare { networks: 2, slots: 0 };
+        let provider = LocalProvider::open(config).unwrap();
         let spec = host.spec(1000 + n, &["probe", "sleep"]);
-        let folder = local::instance_folder(host.state(), &spec.id);
         let task = std::thread::spawn({
             let (provider, spec, runtime) =
                 (provider.clone(), spec.clone(), tokio::runtime::Handle::current());
             move || runtime.block_on(provider.ensure(fence(), &spec))
         });
-        let argument = folder.to_str().unwrap().to_owned();
-        let end = Instant::now() + Duration::from_millis(200);
-        let own = std::process::id() as i32;
-        let mut victim = None;
-        while victim.is_none() && Instant::now() < end {
-            victim =
-                running(&["internal", "supervise", &argument]).into_iter().find(|pid| parent_of(*pid) == own);
+        let begun = Instant::now();
+        let is_for_shim = n % 2 == 1;
+        let mut victims = vec![];
+        while victims.is_empty() && begun.elapsed() < Duration::from_millis(300) {
+            victims = match is_for_shim {
+                false => zygotes(host),
+                true => shims(host),
+            };
         }
         match n {
             // However slow this machine is now, some are killed when all is done.
-            115.. => wait_for("it ends", || task.is_finished()).await,
-            _ => std::thread::sleep(Duration::from_micros(n * 250)),
+            84.. => wait_for("it ends", || task.is_finished()).await,
+            _ => std::thread::sleep(Duration::from_micros(n * 60)),
         }
-        // It may have ended already.
-        if let Some(victim) = victim.filter(|pid| parent_of(*pid) == own) {
+        for victim in victims {
+            // It may have ended already.
             let _ = kiln_sys::process::signal_pid(victim, 9);
         }
         wait_for("ensure ends", || task.is_finished()).await;
         let ensured = task.join().unwrap();
         ends[match ensured {
             Ok(Seen { state: SeenState::Running, .. }) => 0,
-            Err(ProviderError::Retry { .. }) => 1,
+            Ok(Seen { state: SeenState::Exited(ExitReason::Unknown), .. }) => 1,
+            Err(ProviderError::Retry { .. }) => 2,
             other => panic!("{other:?}"),
         }] += 1;
-        tokio::time::timeout(PATIENCE, provider.absent(fence(), &spec.id))
-            .await
-            .expect("absent ends")
-            .unwrap();
+        let absent = tokio::time::timeout(PATIENCE, provider.absent(fence(), &spec.id)).await;
+        absent.expect("absent ends").unwrap();
+        let after = host.spec(1500 + n, &["probe", "true"]);
+        provider.ensure(fence(), &after).await.unwrap();
+        assert_eq!(ended(&provider, &after.id).await, ExitReason::Status { code: 0 });
+        provider.absent(fence(), &after.id).await.unwrap();
         nothing_is_left(host);
     }
-    println!("supervisor killed: {} started all the same, {} were given up", ends[0], ends[1]);
-    assert!(ends[0] > 0 && ends[1] > 0, "the moments are not all over its life");
+    println!(
+        "helpers killed: {} started all the same, {} ended, {} were given up",
+        ends[0], ends[1], ends[2]
+    );
+    assert!(ends[0] > 0 && ends[2] > 0, "the moments are not all over its life");
+}
+
+/// The shims of a state folder: those of instances, and those that wait for one.
+fn shims(host: &Host) -> Vec<i32> {
+    let folder = host.state().canonicalize().unwrap().join("instances");
+    running(&["internal", "zygote", folder.to_str().unwrap()])
+        .into_iter()
+        .filter(|pid| is_shim(*pid))
+        .collect()
 }
 
 /// The helper that makes a user namespace for an idmap never outlives who asked for it.
@@ -295,12 +332,18 @@ async fn server_killed_at_any_moment(host: &Host) {
         let spec = host.spec(2000 + n, &["probe", "sleep"]);
         let mut server = server_command(host, &spec, &std::env::current_exe().unwrap()).spawn().unwrap();
         let folder = local::instance_folder(host.state(), &spec.id);
-        wait_for("it is written down", || folder.exists()).await;
+        let instances = folder.parent().unwrap().to_owned();
+        let is_begun = || {
+            std::fs::read_dir(&instances).is_ok_and(|mut entries| {
+                entries.any(|e| e.is_ok_and(|e| e.file_name().to_string_lossy().starts_with(".spare-")))
+            })
+        };
+        wait_for("it begins", || is_begun() || folder.exists()).await;
         match n {
             // However slow this machine is now, some are killed when it runs and some when all is done.
             54.. => wait_for("it is gone", || folder.join("gone.json").exists()).await,
             48.. => wait_for("it runs", || folder.join("process.json").exists()).await,
-            _ => std::thread::sleep(Duration::from_micros(n * 2500)),
+            _ => std::thread::sleep(Duration::from_micros(n * 400)),
         }
         server.kill().unwrap();
         server.wait().unwrap();
@@ -358,58 +401,67 @@ fn server_command(host: &Host, spec: &InstanceSpec, program: &Path) -> Command {
     command
 }
 
-/// Has a server killed that just ordered a supervisor which has not done anything yet.
+/// Has a server killed that just asked a zygote which has not done anything yet.
 async fn order_and_die(host: &Host, spec: &InstanceSpec) {
     let slow = host.state().join(SLOW);
     let _ = std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &slow);
     let mut server = server_command(host, spec, &slow).spawn().unwrap();
-    wait_for("the supervisor exists", || !supervisors(host, spec).is_empty()).await;
-    // The order is sent right after that.
+    wait_for("the zygote exists", || !zygotes(host).is_empty()).await;
+    // It is asked right after that.
     tokio::time::sleep(SLOW_TIME / 4).await;
     server.kill().unwrap();
     server.wait().unwrap();
 }
 
-fn supervisors(host: &Host, spec: &InstanceSpec) -> Vec<i32> {
-    let folder = local::instance_folder(host.state(), &spec.id);
-    running(&["internal", "supervise", folder.to_str().unwrap()])
-}
-
-/// What was destroyed never runs again, also if a supervisor that an earlier server started comes late.
-async fn late_supervisor_after_absent(host: &Host) {
+/// What was destroyed never runs again, also if a zygote that an earlier server asked comes late; nothing of it stays.
+async fn late_zygote_after_absent(host: &Host) {
     let spec = host.spec(60, &["probe", "sleep"]);
     order_and_die(host, &spec).await;
+    let late = zygotes(host);
     let provider = host.provider();
     provider.absent(fence(), &spec.id).await.unwrap();
-    tokio::time::sleep(SLOW_TIME * 2).await;
-    assert_eq!(supervisors(host, &spec), [0; 0], "a destroyed instance runs");
+    wait_for("the late zygote ends", || !zygotes(host).iter().any(|pid| late.contains(pid))).await;
+    wait_for("what it cloned ends", || shims(host).iter().all(|shim| !late.contains(&parent_of(*shim))))
+        .await;
     nothing_is_left(host);
 }
 
-async fn late_supervisor_after_sweep(host: &Host) {
+async fn late_zygote_after_sweep(host: &Host) {
     let spec = host.spec(61, &["probe", "sleep"]);
     order_and_die(host, &spec).await;
     local::sweep(host.state()).unwrap();
-    tokio::time::sleep(SLOW_TIME * 2).await;
-    assert_eq!(supervisors(host, &spec), [0; 0], "a destroyed instance runs");
+    wait_for("the late zygote ends", || zygotes(host).is_empty()).await;
+    wait_for("what it cloned ends", || shims(host).is_empty()).await;
+    local::sweep(host.state()).unwrap();
     assert_eq!(inventory(host.state()), Inventory::default());
 }
 
-/// An instance that ended is never started again.
-async fn late_supervisor_after_the_end(host: &Host) {
-    let spec = host.spec(62, &["probe", "print", "3", "7"]);
-    order_and_die(host, &spec).await;
-    let provider = host.provider();
-    // The late one and this one's are at it together: either is fine, both are not.
-    while provider.ensure(fence(), &spec).await.is_err() {}
-    assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 7 });
-    let folder = local::instance_folder(host.state(), &spec.id);
-    let exit = std::fs::read(folder.join("exit.json")).unwrap();
-    tokio::time::sleep(SLOW_TIME * 2).await;
-    assert_eq!(supervisors(host, &spec), [0; 0]);
-    assert_eq!(std::fs::read(folder.join("exit.json")).unwrap(), exit);
-    assert_eq!(host.printed(&spec.id, Stream::Supervisor).len(), 2);
-    provider.absent(fence(), &spec.id).await.unwrap();
+/// A zygote that does not answer is replaced; instances know nothing of it.
+async fn zygote_stopped(host: &Host) {
+    zygote_lost(host, 62, libc::SIGSTOP).await;
+}
+
+async fn zygote_killed(host: &Host) {
+    zygote_lost(host, 64, libc::SIGKILL).await;
+}
+
+async fn zygote_lost(host: &Host, sequence: u64, signal: i32) {
+    let mut config = LocalConfig::new(host.state());
+    config.program = std::env::current_exe().unwrap();
+    config.spare = local::Spare { networks: 1, slots: 0 };
+    let provider = LocalProvider::open(config).unwrap();
+    let first = Subject::spec(&host, sequence, Behaviour::Serve);
+    provider.ensure(fence(), &first).await.unwrap();
+    until_ready(&provider, &first.id, &check()).await;
+    let old = zygotes(host);
+    kiln_sys::process::signal_pid(old[0], signal).unwrap();
+    let second = Subject::spec(&host, sequence + 1, Behaviour::Serve);
+    provider.ensure(fence(), &second).await.unwrap();
+    for spec in [&first, &second] {
+        until_ready(&provider, &spec.id, &check()).await;
+        provider.absent(fence(), &spec.id).await.unwrap();
+    }
+    wait_for("the old zygote is gone", || !zygotes(host).contains(&old[0])).await;
     nothing_is_left(host);
 }
 
@@ -429,28 +481,25 @@ async fn past_the_routing_table(host: &Host) {
     provider.absent(fence(), &spec.id).await.unwrap();
 }
 
-/// An interface of another state folder, whose name is the same by chance, is not touched.
+/// An interface of another state folder, whose name looks like ours by chance, is not touched.
 async fn interface_of_another(host: &Host) {
-    let provider = host.provider();
     let net = Netlink::open().unwrap();
-    let spec = host.spec(80, &["probe", "sleep"]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    let provider = host.provider();
+    provider.wait_until_ready();
     let links = net.links().unwrap();
-    let prefix = links.iter().find_map(|l| l.name.strip_suffix("80").filter(|p| p.len() == 5)).unwrap();
+    let own = links.iter().find(|link| link.name.starts_with("kb")).unwrap().index;
+    let port = links.iter().find(|link| link.master == Some(own)).unwrap();
     let bridge = net.bridge("another", [2, 0, 0, 0, 0, 1]).unwrap();
-    let name = format!("{prefix}81");
-    let own = kiln_sys::namespace::current_net().unwrap();
-    net.veth(&name, bridge, "peer", [2, 0, 0, 0, 0, 2], own).unwrap();
-    let other = host.spec(81, &["probe", "sleep"]);
-    let refused = provider.ensure(fence(), &other).await;
-    assert!(matches!(refused, Err(ProviderError::Retry { .. })), "{refused:?}");
-    provider.absent(fence(), &other.id).await.unwrap();
+    let name = format!("{}another", &port.name[..5]);
+    net.veth(&name, bridge, "peer", [2, 0, 0, 0, 0, 2], kiln_sys::namespace::current_net().unwrap()).unwrap();
+    drop(provider);
+    drop(host.provider());
+    local::sweep(host.state()).unwrap();
+    assert_eq!(inventory(host.state()), Inventory::default());
     let link = net.find(&name).unwrap();
     assert_eq!(link.master, Some(bridge));
     net.delete(link.index).unwrap();
     net.delete(bridge).unwrap();
-    provider.absent(fence(), &spec.id).await.unwrap();
-    nothing_is_left(host);
 }
 
 /// Files that a server left beside a tombstone when it was killed go with the next one.

@@ -13,6 +13,10 @@ use kiln_provider::{Provider, ProviderError};
 use std::process::ExitCode;
 use std::time::Instant;
 
+/// Ends a zygote or a shim that uses its heap.
+#[global_allocator]
+static ALLOCATOR: kiln_sys::seal::Strict = kiln_sys::seal::Strict;
+
 fn main() -> ExitCode {
     let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
     let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
@@ -40,6 +44,7 @@ async fn all() {
     nothing_is_left(&host).await;
     isolation(&host).await;
     limits(&host).await;
+    declared(&host).await;
     black_box(&host).await;
     checks(&host).await;
     refusals(&host).await;
@@ -51,6 +56,7 @@ async fn all() {
     down(&host).await;
     fallbacks().await;
     addresses_come_back().await;
+    shards().await;
 }
 
 fn fence() -> Fence {
@@ -112,6 +118,47 @@ async fn limits(host: &Host) {
     for sequence in [110, 111] {
         provider.absent(fence(), &host.spec(sequence, &[]).id).await.unwrap();
     }
+}
+
+/// A service has what it declares and no more, whoever its user is.
+async fn declared(host: &Host) {
+    let provider = host.provider();
+    let none = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|name| format!("{name}:{:016x}", 0));
+    let calls =
+        |answers: [&str; 3]| [135, 135, 165].iter().zip(answers).map(|(n, a)| format!("{n} {a}")).collect();
+    let mut sequence = 112;
+    let mut look = async |confinement: Confinement, user: &str| {
+        sequence += 1;
+        let mut spec = host.spec(sequence, &["probe", "unlisted"]);
+        (spec.confinement, spec.user) = (confinement, user.into());
+        provider.ensure(fence(), &spec).await.unwrap();
+        let state = until(&provider, &spec.id, |state| matches!(state, SeenState::Exited(_))).await;
+        assert_eq!(state, SeenState::Exited(ExitReason::Status { code: 0 }));
+        let (lines, words) =
+            (host.printed(&spec.id, Stream::Out), host.printed(&spec.id, Stream::Supervisor));
+        provider.absent(fence(), &spec.id).await.unwrap();
+        (lines, words)
+    };
+    for user in ["web", "0"] {
+        let (lines, words) = look(Confinement::default(), user).await;
+        let expected: Vec<String> = calls(["refused"; 3]);
+        assert_eq!((&lines[..5], &lines[5..]), (&none[..], &expected[..]), "{user}");
+        assert_eq!(words.len(), 2);
+    }
+    let declared = Confinement {
+        capabilities: [Capability::Chown, Capability::Setuid].into(),
+        seccomp: Seccomp::Log,
+        ..Confinement::default()
+    };
+    let told = "system call 135 (personality) is not on the list; let through";
+    for user in ["web", "0"] {
+        let (lines, words) = look(declared.clone(), user).await;
+        let some: Vec<String> = none.iter().map(|line| format!("{}81", &line[..line.len() - 2])).collect();
+        let expected: Vec<String> = calls(["let through", "let through", "refused"]);
+        assert_eq!((&lines[..5], &lines[5..]), (&some[..], &expected[..]), "{user}");
+        assert_eq!(words[1..], [told, "exited with status 0"]);
+    }
+    println!("declared: capabilities and calls");
 }
 
 async fn black_box(host: &Host) {
@@ -377,4 +424,53 @@ async fn fallbacks() {
     local::sweep(host.state()).unwrap();
     assert_eq!(inventory(host.state()), Inventory::default());
     println!("fallbacks: loop device, one layer, v1 groups only");
+    for backing in [ErofsBacking::Auto, ErofsBacking::Loop] {
+        let mut host = Host::new();
+        host.forced.paths = true;
+        host.forced.erofs = backing;
+        let provider = host.provider();
+        let spec = Subject::spec(&&host, 1, Behaviour::Serve);
+        provider.ensure(fence(), &spec).await.unwrap();
+        until_ready(&provider, &spec.id, &conformance::check()).await;
+        assert_eq!(
+            run(&host, &provider, 2, &["probe", "audit", "10.83.0.1:9"]).await,
+            ExitReason::Status { code: 0 }
+        );
+        assert!(
+            !host.printed(&host.spec(2, &[]).id, Stream::Out).iter().any(|line| line.starts_with("BROKEN"))
+        );
+        provider.absent(fence(), &spec.id).await.unwrap();
+        drop(provider);
+        local::sweep(host.state()).unwrap();
+        assert_eq!(inventory(host.state()), Inventory::default());
+        println!("fallbacks: {backing:?}, layers that are joined by their paths");
+    }
+}
+
+/// More instances than a bridge has ports are spread over several.
+async fn shards() {
+    let host = Host::new();
+    let provider = host.provider();
+    let first = Subject::spec(&&host, 1, Behaviour::Serve);
+    provider.ensure(fence(), &first).await.unwrap();
+    drop(provider);
+    // As if a thousand had been there before.
+    let path = local::instance_folder(host.state(), &first.id).join("spec.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    record["number"] = 1018.into();
+    std::fs::write(&path, record.to_string()).unwrap();
+    let provider = host.provider();
+    let mut blocks = std::collections::BTreeSet::new();
+    for sequence in 10..22 {
+        let spec = Subject::spec(&&host, sequence, Behaviour::Serve);
+        let address = provider.ensure(fence(), &spec).await.unwrap().address.unwrap();
+        until_ready(&provider, &spec.id, &conformance::check()).await;
+        blocks.insert(address.to_string().rsplit_once('.').unwrap().0.to_owned());
+    }
+    assert!(blocks.contains("10.83.3") && blocks.contains("10.83.4"), "{blocks:?}");
+    assert_eq!(inventory(host.state()).links, 2 + 13, "two bridges and thirteen instances");
+    drop(provider);
+    local::sweep(host.state()).unwrap();
+    assert_eq!(inventory(host.state()), Inventory::default());
+    println!("shards: two bridges, twelve instances answered");
 }

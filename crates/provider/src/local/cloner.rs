@@ -2,7 +2,7 @@
 
 use super::order::Failure;
 use super::zygote::Request;
-use kiln_sys::{Context, message, process};
+use kiln_sys::{message, process};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -97,7 +97,7 @@ impl Connection {
             return Err(lost("it does not answer".into()));
         }
         let (length, mut descriptors) =
-            message::receive(&self.socket, &mut buffer).context("receive from", "the zygote")?;
+            message::receive(&self.socket, &mut buffer).map_err(|error| lost(error.to_string()))?;
         let bytes = &buffer[..length];
         if bytes.is_empty() {
             return Err(lost("it was killed".into()));

@@ -146,7 +146,9 @@ impl Slot {
         let request = Request { number: network.number, has_birthplace: birthplace.is_some() };
         let Cloned { pid, pidfd, users } = host.cloner.clone_shim(request, &with)?;
         drop(theirs);
-        let started = process::start_time(pid)?;
+        // The one reason for not finding it is that it is dead.
+        let started = process::start_time(pid)
+            .map_err(|error| Failure::retry("find pid 1", error.source.to_string()))?;
         let process = Process { pid, started, boot: host.boot.clone() };
         let files = make_files(&folder, &process, &group);
         let files = files.map_err(|error| Failure::io("make the instance's folder", &error))?;
