@@ -425,7 +425,9 @@ impl Provider for LocalProvider {
 
     async fn absent(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
         let (inner, own) = (self.inner.clone(), id.clone());
-        blocking(id, move || inner.absent(fence, &own)).await
+        let gone = blocking(id, move || inner.absent(fence, &own)).await;
+        self.pool.look_after();
+        gone
     }
 
     async fn check(&self, id: &InstanceId, check: &Check) -> Evidence {

@@ -8,6 +8,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags,
 };
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -72,6 +73,27 @@ pub fn tmpfs(
         ("gid", Some(text::format(gid, format_args!("{}", owner.1)))),
     ];
     filesystem("tmpfs", &options, attributes)
+}
+
+/// Gives the empty tmpfs that is mounted at `path` with `attributes` another size and owner.
+pub fn adjust_tmpfs(
+    path: &str,
+    size_bytes: u64,
+    owner: (u32, u32),
+    attributes: Attributes,
+) -> Result<(), CallError> {
+    use rustix::mount::MountFlags;
+    let mut room = [0; 32];
+    // With its NUL: the kernel wants a string.
+    let size = text::format(&mut room, format_args!("size={size_bytes}\0"));
+    let size = CStr::from_bytes_with_nul(size.as_bytes()).unwrap_or(c"");
+    let mut flags = MountFlags::NOSUID;
+    flags.set(MountFlags::RDONLY, attributes.read_only);
+    flags.set(MountFlags::NOEXEC, attributes.no_exec);
+    flags.set(MountFlags::NODEV, !attributes.devices);
+    rustix::mount::mount_remount(path, flags, size).context("remount", path)?;
+    let (uid, gid) = (rustix::fs::Uid::from_raw(owner.0), rustix::fs::Gid::from_raw(owner.1));
+    rustix::fs::chown(path, Some(uid), Some(gid)).context("chown", path)
 }
 
 /// How an EROFS file is mounted.

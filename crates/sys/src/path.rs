@@ -25,11 +25,18 @@ pub fn read_in_root(root: impl AsFd, path: &str, max: u64) -> Result<Vec<u8>, Ca
     Ok(bytes)
 }
 
-/// Whether there is a directory at `path` below `root`, links followed.
-pub fn is_directory_in_root(root: impl AsFd, path: &str) -> bool {
+/// The directory at `path` below `root`, links followed, as a place to mount on. An error is no reason to take memory.
+pub fn directory_in_root(root: impl AsFd, path: &str) -> Result<OwnedFd, rustix::io::Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// The regular file at `path` below `root`, links followed, as a place to mount on; none if there is none.
+pub fn file_in_root(root: impl AsFd, path: &str) -> Option<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, path, flags, Mode::empty(), resolve).is_ok()
+    let file = openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
+    let kind = FileType::from_raw_mode(fstat(&file).ok()?.st_mode);
+    (kind == FileType::RegularFile).then_some(file)
 }
 
 /// The kind of what is at `path` below `root`, links followed.

@@ -75,6 +75,11 @@ impl Pool {
         Slot::make(host, network).inspect_err(|_| host.give_back(number))
     }
 
+    /// Something is on its way out.
+    pub(super) fn look_after(&self) {
+        self.shared.wake.notify_all();
+    }
+
     /// Waits until everything is ready; for measuring.
     pub(super) fn wait_until_full(&self) {
         let Shared { spare, wake, .. } = &*self.shared;
@@ -127,8 +132,9 @@ impl Shared {
                 continue;
             }
             if !stock.is_over {
+                let is_idle = made.is_none() && !self.host.see_off();
                 // Without anything to do until somebody takes one; after a failure, for a moment.
-                let pause = if made.is_none() { PAUSE * 3600 } else { PAUSE };
+                let pause = if is_idle { PAUSE * 3600 } else { PAUSE };
                 let waited = self.wake.wait_timeout(stock, pause);
                 stock = waited.unwrap_or_else(PoisonError::into_inner).0;
             }

@@ -7,7 +7,7 @@ use super::wire::Start;
 use kiln_sys::mount::{self, Attributes};
 use kiln_sys::sandbox::{self, Covers, PLACE};
 use kiln_sys::{CallError, path};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Where a shim keeps its /proc and /dev until it has a root, and then its files of /etc.
@@ -18,6 +18,8 @@ const ETC: &str = "/t";
 const DEV_TEMPLATE: &str = "/dev";
 const EMPTY: &str = "/e";
 const NULL: &str = "/dev/null";
+/// Bytes of what is in memory, until it is known.
+const MEMORY_BYTES: u64 = 1 << 20;
 /// Bytes of kiln's own files in /etc.
 const ETC_BYTES: u64 = 256 * 1024;
 
@@ -29,7 +31,8 @@ impl Templates {
     pub(super) fn enter(over: &str) -> Result<Self, CallError> {
         let covers = Covers::find();
         let dev = sandbox::dev()?;
-        let places = [PROC, DEV, ETC, DEV_TEMPLATE, EMPTY].map(|place| &place[1..]);
+        let [a, b, c] = MEMORY;
+        let places = [PROC, DEV, ETC, DEV_TEMPLATE, EMPTY, a, b, c].map(|place| &place[1..]);
         sandbox::enter_scratch(over, &places)?;
         mount::attach_at(&dev, DEV_TEMPLATE)?;
         let attributes = Attributes { read_only: true, no_exec: true, devices: false };
@@ -46,7 +49,13 @@ impl Templates {
             .or_else(|_| mount::filesystem("proc", &[("hidepid", Some("2"))], attributes))?;
         mount::attach_at(proc, PROC)?;
         self.0.apply(mount::directory(PROC.as_ref())?, EMPTY, NULL)?;
-        mount::attach_at(mount::copy_at(CWD, DEV_TEMPLATE)?, DEV)
+        mount::attach_at(mount::copy_at(CWD, DEV_TEMPLATE)?, DEV)?;
+        for (place, ready) in WRITABLE.iter().zip(MEMORY) {
+            let memory = mount::tmpfs(mode_of(place).0, MEMORY_BYTES, (0, 0), attributes_of(place))?;
+            mount::attach_at(memory, ready)?;
+        }
+        let attributes = Attributes { no_exec: true, ..Attributes::default() };
+        mount::attach_at(mount::tmpfs("755", ETC_BYTES, (0, 0), attributes)?, ETC)
     }
 }
 
@@ -86,20 +95,39 @@ fn missing(place: &str, error: &CallError) -> Failure {
 
 /// What is in memory in every instance.
 pub(super) const WRITABLE: [&str; 3] = ["/tmp", "/run", "/dev/shm"];
+/// Where a shim keeps these until it has a root.
+const MEMORY: [&str; 3] = ["/w0", "/w1", "/w2"];
 
-fn mount_writable(root: BorrowedFd<'_>, place: &str, start: &Start<'_>) -> Result<(), Failure> {
-    let (mode, no_exec) = match place {
+/// The mode of a place in memory, and whether programs cannot be executed there.
+fn mode_of(place: &str) -> (&'static str, bool) {
+    match place {
         "/dev/shm" => ("1777", true),
         "/tmp" => ("1777", false),
         _ => ("755", false),
-    };
-    let attributes = Attributes { no_exec, ..Attributes::default() };
-    let memory = mount::tmpfs(mode, start.memory_bytes, start.user, attributes)?;
-    // Below a tmpfs of ours it can be made.
-    if !path::is_directory_in_root(root, place) {
-        make_directory(root, place);
     }
-    Ok(mount::attach(memory, mount_point(root, place)?)?)
+}
+
+fn mount_writable(root: BorrowedFd<'_>, place: &str, start: &Start<'_>) -> Result<(), Failure> {
+    // Below a tmpfs of ours it can be made.
+    let here = match path::directory_in_root(root, place) {
+        Ok(here) => here,
+        Err(_) => {
+            make_directory(root, place);
+            mount_point(root, place)?
+        }
+    };
+    let ready = WRITABLE.iter().zip(MEMORY).find(|(name, _)| **name == place);
+    if let Some((_, ready)) = ready {
+        return Ok(mount::adjust_tmpfs(ready, start.memory_bytes, start.user, attributes_of(place))
+            .and_then(|()| mount::move_to(ready, here))?);
+    }
+    let (mode, _) = mode_of(place);
+    let memory = mount::tmpfs(mode, start.memory_bytes, start.user, attributes_of(place))?;
+    Ok(mount::attach(memory, here)?)
+}
+
+fn attributes_of(place: &str) -> Attributes {
+    Attributes { no_exec: mode_of(place).1, ..Attributes::default() }
 }
 
 /// Makes a directory and its parents, as far as the file system lets it.
@@ -109,41 +137,37 @@ fn make_directory(root: BorrowedFd<'_>, place: &str) -> bool {
         return false;
     }
     let parent = if parent.is_empty() { "/" } else { parent };
-    if !path::is_directory_in_root(root, parent) && !make_directory(root, parent) {
-        return false;
-    }
-    let directory = path::open_in_root(root, parent, OFlags::PATH | OFlags::DIRECTORY);
+    let open = || path::directory_in_root(root, parent);
+    let directory = open().or_else(|error| if make_directory(root, parent) { open() } else { Err(error) });
     directory.is_ok_and(|d| rustix::fs::mkdirat(d, name, Mode::from_raw_mode(0o755)).is_ok())
 }
 
 /// Lays kiln's own files over those that the image has.
 fn mount_etc(root: BorrowedFd<'_>, start: &Start<'_>) -> Result<(), Failure> {
-    let attributes = Attributes { no_exec: true, ..Attributes::default() };
-    mount::attach_at(mount::tmpfs("755", ETC_BYTES, (0, 0), attributes)?, ETC)?;
     let directory = mount::directory(ETC.as_ref())?;
     let files = [
         ("hosts", "/etc/hosts", [start.hosts, ""]),
         ("hostname", "/etc/hostname", [start.host_name, "\n"]),
         ("resolv.conf", "/etc/resolv.conf", [start.resolver, ""]),
     ];
-    let covers = files
-        .map(|(_, place, _)| path::kind_in_root(root, place).is_ok_and(|kind| kind == FileType::RegularFile));
-    for ((name, _, texts), _) in files.iter().zip(covers).filter(|(_, covers)| *covers) {
+    let covered = files.each_ref().map(|(_, place, _)| path::file_in_root(root, place));
+    for ((name, _, texts), _) in files.iter().zip(&covered).filter(|(_, covered)| covered.is_some()) {
         write(&directory, name, texts).map_err(|error| Failure::io("make /etc", &error.into()))?;
     }
     mount::make_read_only(&directory)?;
-    for ((name, place, _), _) in files.iter().zip(covers).filter(|(_, covers)| *covers) {
-        // From the attached one: older kernels copy no mount that is nowhere.
-        let file = mount::copy_at(&directory, name)?;
-        mount::attach(file, path::open_in_root(root, place, OFlags::PATH)?)?;
+    for ((name, ..), covered) in files.iter().zip(&covered) {
+        if let Some(covered) = covered {
+            // From the attached one: older kernels copy no mount that is nowhere.
+            mount::attach(mount::copy_at(&directory, name)?, covered)?;
+        }
     }
     Ok(())
 }
 
 fn write(directory: &OwnedFd, name: &str, texts: &[&str]) -> rustix::io::Result<()> {
     let mode = Mode::from_raw_mode(0o644);
+    // The zygote has no mask of modes.
     let file = rustix::fs::openat(directory, name, OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, mode)?;
-    rustix::fs::fchmod(&file, mode)?;
     for text in texts {
         let mut rest = text.as_bytes();
         while !rest.is_empty() {

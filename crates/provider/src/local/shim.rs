@@ -231,7 +231,7 @@ fn launch(
         oom,
     ];
     process::close_all_but(&keep)?;
-    privilege::drop_bounding_set()?;
+    privilege::drop_from_bounding_set(program::declarable() | 1 << privilege::CAP_KILL)?;
     privilege::keep_capabilities(1 << privilege::CAP_KILL)?;
     privilege::no_new_privileges()?;
     privilege::not_dumpable()?;

@@ -11,6 +11,7 @@ use super::subnet::Subnet;
 use super::wire::{NOT_EXECUTED, READY, START_BYTES_MAX, STARTED, Start};
 use super::zygote::Request;
 use kiln_sys::cgroup::{Group, Limits, Trees};
+use kiln_sys::netlink::Netlink;
 use kiln_sys::{message, process};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
@@ -20,10 +21,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a shim may take for what takes it a fraction of a millisecond.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// How long the kernel may take to remove the interface of a namespace that ended.
+const DEPARTURE_MAX: Duration = Duration::from_secs(1);
 /// How long a killed shim may take to be gone.
 const KILL_MAX: Duration = Duration::from_secs(5);
 
@@ -37,6 +40,8 @@ pub(super) struct Host {
     pub boot: String,
     pub cloner: Cloner,
     pub numbers: Mutex<Numbers>,
+    /// Interfaces on their way out, with their numbers and since when.
+    departing: Mutex<Vec<(Instant, String, u32)>>,
     tags: AtomicU64,
 }
 
@@ -58,7 +63,8 @@ impl Host {
         cloner: Cloner,
     ) -> Self {
         let tags = AtomicU64::new(kiln_sys::clock::boot_us());
-        Self { mark, subnet, trees, root, boot, cloner, numbers: Mutex::default(), tags }
+        let (numbers, departing) = Default::default();
+        Self { mark, subnet, trees, root, boot, cloner, numbers, departing, tags }
     }
 
     /// A name that no other object of this boot has. An earlier server began at an earlier time, and did not make an
@@ -67,18 +73,63 @@ impl Host {
         Tag::of(self.tags.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Takes a number that nobody has.
+    /// Takes a number that nobody has, also if the last one that had it is only just leaving.
     pub(super) fn take_number(&self) -> Result<u32, Failure> {
+        let end = Instant::now() + 2 * DEPARTURE_MAX;
+        loop {
+            if let Some(number) = self.free_number() {
+                return Ok(number);
+            }
+            if !self.see_off() || Instant::now() >= end {
+                let retry = || Failure::retry("allocate an address", format!("{} is full", self.subnet));
+                return self.free_number().ok_or_else(retry);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn free_number(&self) -> Option<u32> {
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let Numbers { in_use, previous } = &mut *numbers;
-        let full = || Failure::retry("allocate an address", format!("{} is full", self.subnet));
-        *previous = self.subnet.next(*previous, |number| in_use.contains(&number)).ok_or_else(full)?;
+        *previous = self.subnet.next(*previous, |number| in_use.contains(&number))?;
         in_use.insert(*previous);
-        Ok(*previous)
+        Some(*previous)
     }
 
     pub(super) fn give_back(&self, number: u32) {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner).in_use.remove(&number);
+    }
+
+    /// Takes note of an interface whose namespace has ended. Its number is given back when it is gone.
+    pub(super) fn depart(&self, link: String, number: u32) {
+        let mut departing = self.departing.lock().unwrap_or_else(PoisonError::into_inner);
+        departing.push((Instant::now(), link, number));
+    }
+
+    /// Looks after those that departed, and helps along what has been on its way for too long. Whether there are any.
+    pub(super) fn see_off(&self) -> bool {
+        let mut departing = self.departing.lock().unwrap_or_else(PoisonError::into_inner);
+        if departing.is_empty() {
+            return false;
+        }
+        let Ok(host) = Netlink::open() else { return true };
+        departing.retain(|(since, link, number)| {
+            let found = match host.find(link) {
+                Err(error) if error.errno() == libc::ENODEV => None,
+                Err(_) => return true,
+                Ok(found) => Some(found),
+            };
+            // What somebody keeps alive all the same is cut off.
+            let helped = found
+                .as_ref()
+                .is_some_and(|found| since.elapsed() >= DEPARTURE_MAX && host.delete(found.index).is_ok());
+            let is_gone = found.is_none() || helped;
+            if is_gone {
+                self.give_back(*number);
+            }
+            !is_gone
+        });
+        !departing.is_empty()
     }
 
     /// A network with a number of its own.

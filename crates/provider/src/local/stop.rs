@@ -148,16 +148,14 @@ impl Inner {
         let gone = (|| {
             let reason = untold(&hands.group(id));
             let _lock = hands.take(id, stop)?;
-            if stop.is_some() {
-                hands.unplug(id)?;
-            }
+            // The interface goes with its namespace, which the kernel removes a little later; the pool sees to that.
             hands.bury(id, fence, reason)
         })();
         gone.map_err(|failure| failure.of(id))?;
         let mut books = self.books();
         let entry = books.entries.remove(id);
         if let Some(entry) = entry {
-            self.host.give_back(entry.record.number);
+            self.host.depart(entry.record.link(&self.host.mark), entry.record.number);
         }
         books.gone.insert(id.clone(), fence);
         drop(books);

@@ -72,6 +72,7 @@ struct Zygote {
 impl Zygote {
     fn prepare(folder: &Path) -> Result<Self, CallError> {
         process::reset_signals();
+        rustix::process::umask(rustix::fs::Mode::empty());
         process::new_session()?;
         let socket = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3).context("dup", "the server's socket")?;
         process::set_standard(File::open("/dev/null").context("open", "/dev/null")?, 0)?;
