@@ -152,7 +152,7 @@ struct Entry {
     process: Option<(Process, Arc<OwnedFd>)>,
     /// Keeps the layers mounted for others that need the same.
     layers: Vec<Arc<Layer>>,
-    /// Where its shim tells that the program has ended; none if an earlier server started it.
+    /// Where its pid 1 tells that the program has ended, if it does.
     told: Option<Arc<OwnedFd>>,
 }
 
@@ -275,7 +275,8 @@ impl Inner {
                 let (state, process) = self.look(&id, Some(&record));
                 numbers.in_use.insert(record.number);
                 let record = Arc::new(record);
-                let entry = Entry { record, fence, state, process, layers: vec![], told: None };
+                let told = process.as_ref().and_then(|(process, _)| folder.knock(process)).map(Arc::new);
+                let entry = Entry { record, fence, state, process, layers: vec![], told };
                 books.entries.insert(id, entry);
             }
         }

@@ -3,11 +3,11 @@
 use rustix::io::{IoSlice, IoSliceMut};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Descriptors of one message; the kernel's limit is 253.
 pub const DESCRIPTORS_MAX: usize = 64;
@@ -39,6 +39,43 @@ impl Iterator for Descriptors {
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let kind = SocketType::SEQPACKET;
     Ok(rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+/// The address of the socket `name` in an open directory, however long the path of that is.
+fn address_in(directory: impl AsFd, name: &str) -> io::Result<SocketAddrUnix> {
+    let path = format!("/proc/self/fd/{}/{name}", directory.as_fd().as_raw_fd());
+    Ok(SocketAddrUnix::new(path)?)
+}
+
+fn seqpacket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+/// A socket with a name, on which somebody is going to [`listen`].
+pub fn bind_in(directory: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+    let socket = seqpacket()?;
+    rustix::net::bind(&socket, &address_in(directory, name)?)?;
+    Ok(socket)
+}
+
+/// Takes connections from here on. It is the caller whom those who connect see as their peer.
+pub fn listen(socket: impl AsFd) -> io::Result<()> {
+    const BACKLOG: i32 = 4;
+    Ok(rustix::net::listen(socket, BACKLOG)?)
+}
+
+/// The next connection, without waiting.
+pub fn accept(socket: impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::net::accept_with(socket, SocketFlags::CLOEXEC)?)
+}
+
+/// Connects to the socket `name` in an open directory, and says which process listens there.
+pub fn connect_in(directory: impl AsFd, name: &str) -> io::Result<(OwnedFd, i32)> {
+    let socket = seqpacket()?;
+    rustix::net::connect(&socket, &address_in(directory, name)?)?;
+    let peer = rustix::net::sockopt::socket_peercred(&socket)?;
+    Ok((socket, peer.pid.as_raw_nonzero().get()))
 }
 
 /// Sends one message of several parts.

@@ -5,6 +5,7 @@
 //! | `spec.json` | server, before anything exists | [`Record`]: the specification, address and id range. Never changes |
 //! | `fence.json` | server | the highest fence seen for this id |
 //! | `lock` | supervisor and pid 1 hold it (`flock`), a server while it clears or buries | somebody is at work or alive |
+//! | `door` | pid 1 listens on it | a socket: a restarted server connects, sees which process listens, and is told of the end |
 //! | `process.json` | supervisor, before the program starts | [`Process`]: pid 1 as the host sees it |
 //! | `out.0`, `out.1` | pid 1 | the black box, `kiln_model::frame` |
 //! | `exit.json` | pid 1 | [`Exit`]; empty while it runs |
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ pub(crate) const FENCE: &str = "fence.json";
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const PROCESS: &str = "process.json";
 pub(crate) const OUT: [&str; 2] = ["out.0", "out.1"];
+pub(crate) const DOOR: &str = "door";
 pub(crate) const EXIT: &str = "exit.json";
 pub(crate) const GONE: &str = "gone.json";
 
@@ -195,7 +197,7 @@ impl Folder {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
             other => return other,
         }
-        for name in [SPEC, LOCK, OUT[0], OUT[1], EXIT, PROCESS] {
+        for name in [SPEC, LOCK, OUT[0], OUT[1], EXIT, DOOR, PROCESS] {
             std::fs::rename(spare.join(name), self.path.join(name))?;
         }
         std::fs::remove_dir(spare)
@@ -209,6 +211,12 @@ impl Folder {
     /// Reads one of its files; none if it is missing, empty or damaged.
     pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         serde_json::from_slice(&std::fs::read(self.path.join(name)).ok()?).ok()
+    }
+
+    /// Connects to pid 1, which is to be the process that was recorded.
+    pub(crate) fn knock(&self, process: &Process) -> Option<OwnedFd> {
+        let (door, peer) = kiln_sys::message::connect_in(File::open(&self.path).ok()?, DOOR).ok()?;
+        (peer == process.pid).then_some(door)
     }
 
     /// Whether a supervisor or pid 1 holds the lock.
@@ -263,6 +271,6 @@ impl Folder {
     pub(crate) fn strip(&self) -> io::Result<()> {
         let halves = [SPEC, FENCE, PROCESS, EXIT, GONE].map(temporary);
         let halves = halves.iter().map(String::as_str);
-        [FENCE, LOCK, PROCESS].into_iter().chain(halves).try_for_each(|name| self.remove(name))
+        [FENCE, LOCK, DOOR, PROCESS].into_iter().chain(halves).try_for_each(|name| self.remove(name))
     }
 }

@@ -11,6 +11,7 @@ use kiln_sys::{cgroup, syscalls, text};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{self, PipeReader, Read};
+use std::os::fd::OwnedFd;
 
 /// How long the drain waits for a writer that outlived the kill of its whole namespace, which nothing should.
 const DRAIN_SECONDS: i64 = 2;
@@ -31,6 +32,9 @@ pub(super) struct Pump<'a> {
     signals: SignalFd,
     pipes: [Option<PipeReader>; 2],
     listener: Option<Listener>,
+    door: &'a OwnedFd,
+    /// The server that asked last, after the one that started it.
+    heir: Option<OwnedFd>,
     told: [bool; CALLS],
     chunk: &'a mut [u8],
     lines: &'a mut [Lines; 2],
@@ -43,6 +47,7 @@ struct Ready {
     signals: bool,
     pipes: [bool; 2],
     listener: bool,
+    door: bool,
     /// Nobody is left who could ask.
     is_unheard: bool,
 }
@@ -50,17 +55,18 @@ struct Ready {
 impl<'a> Pump<'a> {
     pub(super) fn new(
         launched: Launched,
+        door: &'a OwnedFd,
         chunk: &'a mut [u8],
         lines: &'a mut [Lines; 2],
         spool: &'a mut BlackBox,
     ) -> Self {
         let Launched { pid, signals, pipes, listener } = launched;
         let (pipes, told) = (pipes.map(Some), [false; CALLS]);
-        Self { pid, signals, pipes, listener, told, chunk, lines, spool }
+        Self { pid, signals, pipes, listener, door, heir: None, told, chunk, lines, spool }
     }
 
-    /// Until the program has ended and its last line is written.
-    pub(super) fn run(mut self, stop_signal: i32, oom: Option<&File>) -> ExitReason {
+    /// Until the program has ended and its last line is written. With how it ended comes the server that is to be told.
+    pub(super) fn run(mut self, stop_signal: i32, oom: Option<&File>) -> (ExitReason, Option<OwnedFd>) {
         let mut is_killed = false;
         let ended = loop {
             let ready = self.wait(None).unwrap_or_default();
@@ -85,7 +91,7 @@ impl<'a> Pump<'a> {
         };
         process::kill_namespace();
         self.drain();
-        outcome.into()
+        (outcome.into(), self.heir)
     }
 
     fn hand_on(&mut self, signal: i32, stop_signal: i32, is_killed: &mut bool) {
@@ -142,6 +148,7 @@ impl<'a> Pump<'a> {
             out.map_or_else(|| nothing.clone(), |out| PollFd::new(out, PollFlags::IN)),
             err.map_or_else(|| nothing.clone(), |err| PollFd::new(err, PollFlags::IN)),
             listener.map_or_else(|| nothing.clone(), |listener| PollFd::new(&listener.0, PollFlags::IN)),
+            PollFd::new(self.door, input),
         ];
         if rustix::io::retry_on_intr(|| poll(&mut fds, limit))? == 0 {
             return Err(io::ErrorKind::TimedOut.into());
@@ -151,6 +158,7 @@ impl<'a> Pump<'a> {
             signals: has(0),
             pipes: [out.is_some() && has(1), err.is_some() && has(2)],
             listener: listener.is_some() && has(3),
+            door: limit.is_none() && has(4),
             is_unheard: listener.is_some() && fds[3].revents().contains(PollFlags::HUP),
         })
     }
@@ -166,6 +174,10 @@ impl<'a> Pump<'a> {
         }
         if ready.listener {
             self.tell_of_a_call();
+        }
+        if ready.door {
+            // A new server takes the place of one that is dead.
+            self.heir = kiln_sys::message::accept(self.door).ok().or(self.heir.take());
         }
         if ready.is_unheard {
             self.listener = None;

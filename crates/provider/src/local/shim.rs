@@ -77,7 +77,7 @@ pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go
     let (Some(start), Some(files)) = (Start::decode(&message[..length]), Files::take(descriptors)) else {
         return fail(&socket, &Failure::permanent("begin", "the order is not complete"));
     };
-    let Files { root, out, exit, lock, oom } = files;
+    let Files { root, out, exit, lock, door, oom } = files;
     let (exit, oom) = (File::from(exit), oom.map(File::from));
     let mut spool = BlackBox::new(out.map(File::from), std::mem::take(batch));
     spool.note(start.greeting);
@@ -88,14 +88,14 @@ pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go
         }
         return fail(&socket, &failure);
     }
-    let kept = Kept { socket, exit, lock, oom };
+    let kept = Kept { socket, exit, lock, door, oom };
     let filter = if start.asks { asking } else { filter };
     match launch(&start, filter, room, signals, &kept, &spool) {
         Ok(launched) => {
             let _ = message::send(&kept.socket, &[&[STARTED]], &[]);
-            let pump = Pump::new(launched, chunk, lines, &mut spool);
-            let reason = pump.run(start.stop_signal, kept.oom.as_ref());
-            finish(&mut spool, &kept, &reason, ENDED)
+            let pump = Pump::new(launched, &kept.door, chunk, lines, &mut spool);
+            let (reason, heir) = pump.run(start.stop_signal, kept.oom.as_ref());
+            finish(&mut spool, &kept, heir.as_ref(), &reason, ENDED)
         }
         Err(Problem::Before(failure)) => {
             if failure.permanent {
@@ -105,7 +105,7 @@ pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go
             fail(&kept.socket, &failure)
         }
         Err(Problem::Executing(error)) => {
-            finish(&mut spool, &kept, &ExitReason::NotStarted { error }, NOT_EXECUTED)
+            finish(&mut spool, &kept, None, &ExitReason::NotStarted { error }, NOT_EXECUTED)
         }
     }
 }
@@ -151,6 +151,7 @@ struct Kept {
     exit: File,
     /// Held as long as anything of the instance lives.
     lock: OwnedFd,
+    door: OwnedFd,
     oom: Option<File>,
 }
 
@@ -228,6 +229,7 @@ fn launch(
         kept.socket.as_fd(),
         kept.exit.as_fd(),
         kept.lock.as_fd(),
+        kept.door.as_fd(),
         oom,
     ];
     process::close_all_but(&keep)?;
@@ -235,6 +237,7 @@ fn launch(
     privilege::keep_capabilities(1 << privilege::CAP_KILL)?;
     privilege::no_new_privileges()?;
     privilege::not_dumpable()?;
+    message::listen(&kept.door)?;
     let listener = release(start, &ours)?;
     Ok(Launched { pid: child.pid(), signals, pipes: [out_read, err_read], listener })
 }
@@ -299,10 +302,12 @@ fn become_program(
     let _ = message::send(talk, &[&[ERRNO], &errno.to_ne_bytes()], &[]);
 }
 
-/// Tells how it ended, and then makes everything durable.
-fn finish(spool: &mut BlackBox, kept: &Kept, reason: &ExitReason, word: u8) -> i32 {
+/// Tells how it ended, the server that started it and the `heir` that came later, and then makes everything durable.
+fn finish(spool: &mut BlackBox, kept: &Kept, heir: Option<&OwnedFd>, reason: &ExitReason, word: u8) -> i32 {
     end(spool, &kept.exit, reason);
-    let _ = message::send(&kept.socket, &[&[word]], &[]);
+    for server in [Some(&kept.socket), heir].into_iter().flatten() {
+        let _ = message::send(server, &[&[word]], &[]);
+    }
     // What cannot be made durable can still be read; there is nobody to tell.
     let _ = spool.sync();
     let _ = kept.exit.sync_all();

@@ -3,7 +3,7 @@
 //! the server unless it becomes an instance.
 
 use super::cloner::{Cloned, Cloner};
-use super::folder::{self, EXIT, Folder, LOCK, OUT, PROCESS, Process, Record, Root};
+use super::folder::{self, DOOR, EXIT, Folder, LOCK, OUT, PROCESS, Process, Record, Root};
 use super::mark::{Mark, Tag};
 use super::network::Network;
 use super::order::Failure;
@@ -150,6 +150,7 @@ struct Files {
     lock: File,
     out: [File; 2],
     exit: File,
+    door: OwnedFd,
     oom: Option<File>,
 }
 
@@ -244,8 +245,8 @@ impl Slot {
             );
             return Err(Failure::permanent("start the program", detail));
         }
-        let Files { lock, out: [a, b], exit, oom } = &self.files;
-        let mut with = vec![root.as_fd(), a.as_fd(), b.as_fd(), exit.as_fd(), lock.as_fd()];
+        let Files { lock, out: [a, b], exit, door, oom } = &self.files;
+        let mut with = vec![root.as_fd(), a.as_fd(), b.as_fd(), exit.as_fd(), lock.as_fd(), door.as_fd()];
         with.extend(oom.as_ref().map(AsFd::as_fd));
         message::send(&self.socket, &[&bytes], &with)
             .map_err(|error| Failure::io("start the program", &error))?;
@@ -295,7 +296,9 @@ fn make_files(folder: &Path, process: &Process, group: &Group) -> io::Result<Fil
     let lock = open(LOCK)?;
     // Kept by the shim, so that it is held as long as anything of the instance lives.
     flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-    folder::write_new(File::open(folder)?, PROCESS, process)?;
+    let home = File::open(folder)?;
+    folder::write_new(&home, PROCESS, process)?;
+    let door = message::bind_in(&home, DOOR)?;
     let oom = group.oom_file().map_err(|error| error.source)?;
-    Ok(Files { lock, out: [open(OUT[0])?, open(OUT[1])?], exit: open(EXIT)?, oom })
+    Ok(Files { lock, out: [open(OUT[0])?, open(OUT[1])?], exit: open(EXIT)?, door, oom })
 }

@@ -45,6 +45,8 @@ pub(crate) struct Files {
     pub out: [OwnedFd; 2],
     pub exit: OwnedFd,
     pub lock: OwnedFd,
+    /// Where later servers ask for it.
+    pub door: OwnedFd,
     pub oom: Option<OwnedFd>,
 }
 
@@ -52,7 +54,14 @@ impl Files {
     /// Takes them in their order.
     pub(crate) fn take(mut from: impl Iterator<Item = OwnedFd>) -> Option<Self> {
         let mut next = || from.next();
-        Some(Self { root: next()?, out: [next()?, next()?], exit: next()?, lock: next()?, oom: next() })
+        Some(Self {
+            root: next()?,
+            out: [next()?, next()?],
+            exit: next()?,
+            lock: next()?,
+            door: next()?,
+            oom: next(),
+        })
     }
 }
 
