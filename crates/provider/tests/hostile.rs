@@ -517,7 +517,7 @@ async fn leftovers_of_a_burial(host: &Host) {
     provider.absent(fence(), &spec.id).await.unwrap();
     drop(provider);
     let folder = local::instance_folder(host.state(), &spec.id);
-    for name in ["lock", "process.json", "fence.json", ".gone.json.new"] {
+    for name in ["lock", "door", "process.json", "fence.json", ".gone.json.new"] {
         std::fs::write(folder.join(name), "x").unwrap();
     }
     drop(host.provider());
