@@ -54,6 +54,7 @@ pub(crate) fn table(pools: Vec<(Pool, u32)>) -> RouteTable {
         pools.iter().enumerate().map(|(pool, (_, weight))| WeightedPool { pool, weight: *weight }).collect();
     RouteTable {
         routes: vec![TableRoute { host: None, path: "/".into(), pools: weighted }],
+        internal: vec![],
         pools: pools.into_iter().map(|(p, _)| p).collect(),
     }
 }
