@@ -12,6 +12,7 @@
 
 mod blackbox;
 mod check;
+mod etc;
 pub mod exec;
 mod folder;
 mod http;
@@ -19,6 +20,7 @@ mod inventory;
 mod layers;
 mod mark;
 mod order;
+mod policy;
 mod program;
 mod rootfs;
 mod shim;
@@ -38,14 +40,16 @@ use async_trait::async_trait;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use kiln_model::{Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Seen, SeenState};
 use kiln_sys::cgroup::{Choice, Trees};
-use kiln_sys::{CallError, netlink::Netlink, process};
+use kiln_sys::netlink::{Netlink, Route};
+use kiln_sys::{CallError, process};
 use layers::Layers;
 use mark::Mark;
 use order::Failure;
+use policy::Policy;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -157,6 +161,8 @@ struct Inner {
     boot: String,
     trees: Trees,
     layers: Layers,
+    /// In force from the end of `open`.
+    policy: OnceLock<Policy>,
     books: Mutex<Books>,
     changed: Notify,
     runtime: tokio::runtime::Handle,
@@ -180,6 +186,7 @@ impl LocalProvider {
             boot: kiln_sys::clock::boot_id().map_err(OpenError::Host)?,
             trees: Trees::detect(choice).map_err(OpenError::Host)?,
             layers: Layers::new(config.objects.clone(), config.forced.erofs),
+            policy: OnceLock::new(),
             books: Mutex::default(),
             changed: Notify::new(),
             runtime: tokio::runtime::Handle::current(),
@@ -197,6 +204,7 @@ impl LocalProvider {
         }
         this.adopt().map_err(failed)?;
         this.make_bridge().map_err(OpenError::Host)?;
+        this.make_policy().map_err(OpenError::Host)?;
         this.scavenge().map_err(OpenError::Host)?;
         // Not in the head of the loop: the guard would live as long as the loop, and `watch` takes the lock.
         let ids: Vec<_> = this.books().entries.keys().cloned().collect();
@@ -217,7 +225,21 @@ impl Inner {
         let host = Netlink::open()?;
         let bridge = host.bridge(&self.mark.bridge(), self.mark.hardware())?;
         host.address(bridge, self.config.subnet.gateway(), self.config.subnet.prefix())?;
-        host.up(bridge)
+        host.up(bridge)?;
+        // Of the bridge, not of loopback: it goes when the bridge goes.
+        let services = self.config.subnet.services();
+        host.route(Route::Own(services.first(), services.prefix()), bridge)
+    }
+
+    fn make_policy(&self) -> Result<(), CallError> {
+        let records: Vec<Arc<Record>> = self.books().entries.values().map(|e| e.record.clone()).collect();
+        let live = records.iter().map(AsRef::as_ref);
+        let _ = self.policy.set(Policy::open(&self.mark, self.config.subnet, live)?);
+        Ok(())
+    }
+
+    fn policy(&self) -> Result<&Policy, Failure> {
+        self.policy.get().ok_or_else(|| Failure::retry("find the packet filter", "the provider is not open"))
     }
 
     /// Reads all folders.

@@ -102,7 +102,11 @@ async fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 /// With a server: only the bridge and the parents of the groups.
 fn nothing_is_left(host: &Host) {
     let left = inventory(host.state());
-    assert_eq!(Inventory { cgroups: 0, links: left.links - 1, ..left }, Inventory::default(), "{left:?}");
+    assert_eq!(
+        Inventory { cgroups: 0, links: left.links - 1, tables: left.tables - 1, ..left },
+        Inventory::default(),
+        "{left:?}"
+    );
 }
 
 /// The memory of an instance may be full of files when its program is killed: the rest of it must still be able to

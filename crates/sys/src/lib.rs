@@ -9,7 +9,8 @@
 //! | [`sandbox`] | /dev, /proc and the scratch namespace that instances and builders share |
 //! | [`privilege`] | user, capabilities, `no_new_privs`, resource limits |
 //! | [`seccomp`] | the system call filter of instances |
-//! | [`netlink`] | bridges, veth pairs, addresses |
+//! | [`netlink`] | bridges, veth pairs, addresses, routes |
+//! | [`nftables`] | tables of the packet filter |
 //! | [`cgroup`] | limits, killing and counting, on v1, v2 and hybrid hosts |
 //! | [`path`] | opening a path below a root that is not trusted |
 //! | [`clock`] | boot id and clocks |
@@ -26,6 +27,7 @@ mod error;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
+pub mod nftables;
 pub mod path;
 pub mod privilege;
 pub mod process;

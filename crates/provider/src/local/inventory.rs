@@ -2,6 +2,7 @@
 
 use super::folder::{GONE, Root};
 use super::mark::Mark;
+use super::policy;
 use kiln_sys::cgroup::{Choice, Trees};
 use kiln_sys::netlink::Netlink;
 use std::path::Path;
@@ -15,6 +16,10 @@ pub struct Inventory {
     pub cgroups: usize,
     /// Interfaces, the bridge included, in this network namespace.
     pub links: usize,
+    /// Tables of the packet filter, at most one.
+    pub tables: usize,
+    /// What instances may reach: elements of its sets.
+    pub rules: usize,
     /// Addresses that are given to instances.
     pub addresses: usize,
     /// Mounts in this mount namespace whose place or source is in the state folder.
@@ -46,6 +51,7 @@ pub fn inventory(state: &Path) -> Inventory {
         };
         out.links = links.iter().filter(ours).count();
     }
+    (out.tables, out.rules) = policy::count(&mark).unwrap_or_default();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let inside = format!("{}/", state.display());
     out.mounts = mounts.lines().filter(|line| line.contains(&inside)).count();

@@ -2,6 +2,7 @@
 //! supervisor, as mounts that are attached nowhere yet, and the rest ([`Parts::assemble`]) by pid 1 in its own user
 //! and mount namespaces, where nothing that it does can reach the host.
 
+use super::etc::{self, Neighbours};
 use super::folder::Record;
 use super::order::Failure;
 use super::subnet::{IDS_EACH, ids_of};
@@ -29,7 +30,12 @@ fn io(step: &str) -> impl Fn(rustix::io::Errno) -> Failure {
 impl Parts {
     /// Makes them, and moves this process into a mount namespace without the host's file systems. `layers` are the
     /// image's, lowest first; `scratch` is any directory of the host.
-    pub(crate) fn make(record: &Record, layers: &[OwnedFd], scratch: &str) -> Result<Self, Failure> {
+    pub(crate) fn make(
+        record: &Record,
+        neighbours: &Neighbours,
+        layers: &[OwnedFd],
+        scratch: &str,
+    ) -> Result<Self, Failure> {
         let owners = namespace::user_namespace(ids_of(record.number), IDS_EACH)?;
         let mut mapped = vec![];
         for layer in layers {
@@ -37,7 +43,7 @@ impl Parts {
             mount::map_owners(&copy, &owners)?;
             mapped.push(copy);
         }
-        let (dev, etc) = (sandbox::dev()?, make_etc(record)?);
+        let (dev, etc) = (sandbox::dev()?, make_etc(record, neighbours)?);
         sandbox::enter_scratch(scratch, &[])?;
         let root = match mapped.len() {
             0 => return Err(Failure::permanent("mount the image", "it has no layers")),
@@ -69,12 +75,8 @@ impl Parts {
     }
 }
 
-fn make_etc(record: &Record) -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
-    let id = &record.spec.id;
-    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {id}\n", record.address);
-    // An instance has no route to a name server; do not let libraries wait for one.
-    let resolver = "# instances reach nothing but their host\noptions timeout:1 attempts:1\n".to_owned();
-    let files = [("hosts", hosts), ("hostname", format!("{id}\n")), ("resolv.conf", resolver)];
+fn make_etc(record: &Record, neighbours: &Neighbours) -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
+    let files = etc::files(record, neighbours);
     let attributes = Attributes { no_exec: true, ..Attributes::default() };
     let directory = mount::tmpfs("755", 64 * 1024, (0, 0), attributes)?;
     for (name, text) in &files {

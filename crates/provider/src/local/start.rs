@@ -94,9 +94,11 @@ impl Inner {
         let record = self.books().entries.get(id).map(|e| e.record.clone());
         let record = record.ok_or_else(|| Failure::retry("start", "it vanished"))?;
         let layers = self.layers.of(&record.spec.manifest)?;
+        let policy = self.policy()?;
+        policy.allow(&record)?;
         let order = Order {
             mark: self.mark.clone(),
-            prefix: self.config.subnet.prefix(),
+            neighbours: policy.neighbours(&record),
             cgroup_v1: self.config.forced.cgroup_v1,
         };
         let io = |step: &'static str| move |error: std::io::Error| Failure::io(step, &error);

@@ -4,7 +4,7 @@ use super::Inner;
 use super::folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use super::mark::Mark;
 use super::order::Failure;
-use super::shim;
+use super::{policy, shim};
 use crate::ProviderError;
 use kiln_model::{ExitReason, Fence, InstanceId, Stop, Wall};
 use kiln_sys::cgroup::{self, Choice, Group, Trees};
@@ -133,13 +133,15 @@ impl Inner {
             return Ok(());
         }
         self.raise(fence, id)?;
-        let stop = self.books().entries.get(id).map(|entry| entry.record.spec.stop);
+        let record = self.books().entries.get(id).map(|entry| entry.record.clone());
+        let stop = record.as_ref().map(|record| record.spec.stop);
         let hands = self.hands();
         let gone = (|| {
             let reason = untold(&hands.trees.group(&hands.mark.cgroup(), id.as_str()));
             let _lock = hands.take(id, stop)?;
-            if stop.is_some() {
+            if let Some(record) = &record {
                 hands.unplug(id)?;
+                self.policy()?.forget(record)?;
             }
             hands.bury(id, fence, reason)
         })();
@@ -245,10 +247,12 @@ fn clean_host(trees: &Trees, mark: &Mark) -> Result<(), SweepError> {
     trees.remove_parent(&mark.cgroup()).map_err(SweepError::Host)?;
     let host = Netlink::open().map_err(SweepError::Host)?;
     match host.index(&mark.bridge()) {
-        Ok(bridge) => host.delete(bridge).map_err(SweepError::Host),
-        Err(error) if error.errno() == libc::ENODEV => Ok(()),
-        Err(error) => Err(SweepError::Host(error)),
+        Ok(bridge) => host.delete(bridge).map_err(SweepError::Host)?,
+        Err(error) if error.errno() == libc::ENODEV => {}
+        Err(error) => return Err(SweepError::Host(error)),
     }
+    // Last: as long as there is a bridge somebody may be behind it.
+    policy::remove(mark).map_err(SweepError::Host)
 }
 
 fn remove(hands: &Hands<'_>, id: &InstanceId) -> Result<(), SweepError> {

@@ -16,7 +16,7 @@ use super::rootfs::Parts;
 use super::subnet::{IDS_EACH, ids_of};
 use super::{program, shim};
 use kiln_sys::cgroup::{self, Group, Trees};
-use kiln_sys::netlink::Netlink;
+use kiln_sys::netlink::{Netlink, Route};
 use kiln_sys::process::{self, Namespaces};
 use kiln_sys::{CallError, namespace};
 use rustix::fs::{FlockOperation, flock};
@@ -99,7 +99,7 @@ fn supervise(directory: &Path) -> Result<(), Failure> {
     files.oom = group.oom_file()?;
     let (doors, birthplace) = (group.doors(false)?, group.birthplace()?);
     make_network(&order, &record)?;
-    let parts = Parts::make(&record, &layers, &directory.to_string_lossy())?;
+    let parts = Parts::make(&record, &order.neighbours, &layers, &directory.to_string_lossy())?;
     drop(layers);
 
     let (go_read, go_write) = io::pipe().map_err(failed("make a pipe"))?;
@@ -182,8 +182,14 @@ fn make_network(order: &Order, record: &Record) -> Result<(), Failure> {
     sysctl("net/ipv4/ip_unprivileged_port_start", "0")?;
     // A host without IPv6 has no such file.
     let _ = sysctl(&format!("net/ipv6/conf/{INTERFACE}/disable_ipv6"), "1");
-    inside.address(link, record.address, order.prefix)?;
-    Ok(inside.up(link)?)
+    // Alone in its network: it speaks to nobody but the bridge, whatever the addresses of others are.
+    inside.address(link, record.address, 32)?;
+    inside.up(link)?;
+    if let Some(gateway) = order.neighbours.gateway {
+        inside.route(Route::Direct(gateway), link)?;
+        inside.route(Route::Default(gateway), link)?;
+    }
+    Ok(())
 }
 
 /// The hardware address that goes with an address, locally administered. It is the same whenever the address comes back:
