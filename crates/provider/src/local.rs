@@ -242,6 +242,17 @@ impl Inner {
         self.policy.get().ok_or_else(|| Failure::retry("find the packet filter", "the provider is not open"))
     }
 
+    /// Puts the policy in force again if somebody removed it.
+    fn keep_policy(&self) -> Result<(), Failure> {
+        let policy = self.policy()?;
+        if !policy.is_enforced()? {
+            eprintln!("kiln: warning: the packet filter table of instances was removed; making it anew");
+            let records: Vec<Arc<Record>> = self.books().entries.values().map(|e| e.record.clone()).collect();
+            policy.enforce(records.iter().map(AsRef::as_ref))?;
+        }
+        Ok(())
+    }
+
     /// Reads all folders.
     fn adopt(&self) -> std::io::Result<()> {
         let mut books = self.books();
@@ -395,6 +406,10 @@ async fn blocking<T: Send + 'static>(
 #[async_trait]
 impl Provider for LocalProvider {
     async fn list(&self) -> Result<Vec<Seen>, ProviderError> {
+        // What cannot be mended now is tried again with the next look, and a start does not go on without it.
+        if let Err(Failure { step, detail, .. }) = self.0.keep_policy() {
+            eprintln!("kiln: error: the packet filter of instances is not in force: {step}: {detail}");
+        }
         Ok(self.0.books().entries.iter().map(|(id, entry)| seen(id, entry)).collect())
     }
 

@@ -109,6 +109,8 @@ pub enum Verdict<'a> {
     Drop,
     /// It vanishes, and the sender is told that this is forbidden.
     Reject,
+    /// The same for TCP, as if nothing listened there: who connects knows it at once.
+    Reset,
     /// Another chain decides, for good.
     Goto(&'a str),
     /// Its source becomes an address of the interface that it leaves by.
@@ -251,12 +253,16 @@ impl Rule {
         self.ipv4().address(side, REGISTER).mask(&mask).compare(so, &first.octets())
     }
 
+    /// It is of a protocol.
+    pub fn of_protocol(self, protocol: Protocol) -> Self {
+        const META_PROTOCOL: u32 = 16;
+        self.load("meta", META_PROTOCOL).compare(true, &[protocol as u8])
+    }
+
     /// It goes to a port.
     pub fn to_port(self, protocol: Protocol, port: u16) -> Self {
-        const META_PROTOCOL: u32 = 16;
         const TRANSPORT_HEADER: u32 = 2;
-        self.load("meta", META_PROTOCOL)
-            .compare(true, &[protocol as u8])
+        self.of_protocol(protocol)
             .payload(TRANSPORT_HEADER, 2, 2, REGISTER)
             .compare(true, &port.to_be_bytes())
     }
@@ -284,6 +290,7 @@ impl Rule {
             Verdict::Goto(chain) => self.verdict(GOTO, Some(chain)),
             Verdict::Masquerade => self.expression("masq", |_| {}),
             // Of both families: "administratively prohibited".
+            Verdict::Reset => self.expression("reject", |m| number(m, 1, 1)),
             Verdict::Reject => self.expression("reject", |m| {
                 number(m, 1, 2);
                 m.attribute(2, &[3]);

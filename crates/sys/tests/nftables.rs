@@ -53,6 +53,7 @@ fn table() -> Batch {
     );
     batch.rule("judged", Rule::new().is_reply().of_connection(), Verdict::Accept);
     batch.rule("judged", Rule::new().pair_in("services").to_port(Protocol::Tcp, 80), Verdict::Accept);
+    batch.rule("judged", Rule::new().of_protocol(Protocol::Tcp), Verdict::Reset);
     batch.rule("judged", Rule::new(), Verdict::Reject);
     let known = Rule::new().address_in(Side::Source, "internet", true);
     batch.rule("forward", known.address_in(Side::Destination, "private", false), Verdict::Accept);
@@ -87,6 +88,7 @@ table inet kiln-test {
 	chain judged {
 		ct direction 1 ct state 0x2,0x4 accept
 		ip saddr . ip daddr @services tcp dport 80 accept
+		meta l4proto 6 reject with tcp reset
 		reject with icmpx 3
 	}
 

@@ -61,6 +61,7 @@ const NOT_PUBLIC: [(Ipv4Addr, u8); 14] = [
 /// The policy of one state folder, in force.
 #[derive(Debug)]
 pub(crate) struct Policy {
+    mark: Mark,
     table: String,
     subnet: Subnet,
     filter: Mutex<Nftables>,
@@ -81,19 +82,30 @@ impl Policy {
         subnet: Subnet,
         live: impl Iterator<Item = &'a Record>,
     ) -> Result<Self, CallError> {
-        let mut filter = Nftables::open()?;
-        let mut batch = rules(mark, subnet);
-        let elements: Vec<Element> = live.flat_map(|record| elements(subnet, record)).collect();
+        let filter = Mutex::new(Nftables::open()?);
+        let policy = Self { mark: mark.clone(), table: table(mark), subnet, filter };
+        policy.enforce(live)?;
+        // An interface of ours may forward; whether the one to the internet does is for the host's owner to say.
+        let own = format!("/proc/sys/net/ipv4/conf/{}/forwarding", mark.bridge());
+        kiln_sys::Context::context(std::fs::write(&own, "1"), "write", own)?;
+        Ok(policy)
+    }
+
+    /// Makes the table anew, with the elements of these instances.
+    pub(crate) fn enforce<'a>(&self, live: impl Iterator<Item = &'a Record>) -> Result<(), CallError> {
+        let mut batch = rules(&self.mark, self.subnet);
+        let elements: Vec<Element> = live.flat_map(|record| elements(self.subnet, record)).collect();
         for set in [SERVICES, INTERNET] {
             let own = elements.iter().filter(|(of, _)| *of == set);
             batch.add(set, &own.map(|(_, key)| &key[..]).collect::<Vec<_>>());
         }
         batch.add(RESOLVERS, &resolvers().iter().map(std::slice::from_ref).collect::<Vec<_>>());
-        filter.commit(batch)?;
-        // An interface of ours may forward; whether the one to the internet does is for the host's owner to say.
-        let own = format!("/proc/sys/net/ipv4/conf/{}/forwarding", mark.bridge());
-        kiln_sys::Context::context(std::fs::write(&own, "1"), "write", own)?;
-        Ok(Self { table: table(mark), subnet, filter: Mutex::new(filter) })
+        self.commit(batch)
+    }
+
+    /// Whether the table is there. Who empties the host's packet filter (`nft flush ruleset`) takes it along.
+    pub(crate) fn is_enforced(&self) -> Result<bool, CallError> {
+        self.filter.lock().unwrap_or_else(PoisonError::into_inner).has_table(&self.table)
     }
 
     /// Lets an instance reach what it may. To be called before its program starts; any number of times.
@@ -204,11 +216,13 @@ fn rules(mark: &Mark, subnet: Subnet) -> Batch {
             batch.rule(chain, asks, Verdict::Accept);
         }
     }
-    batch.rule(TO_HOST, Rule::new(), Verdict::Reject);
 
     let public = Rule::new().address_in(Side::Source, INTERNET, true);
     batch.rule(TO_OTHERS, public.address_in(Side::Destination, PRIVATE, false), Verdict::Accept);
-    batch.rule(TO_OTHERS, Rule::new(), Verdict::Reject);
+    for chain in [TO_HOST, TO_OTHERS] {
+        batch.rule(chain, Rule::new().of_protocol(Protocol::Tcp), Verdict::Reset);
+        batch.rule(chain, Rule::new(), Verdict::Reject);
+    }
 
     batch.rule(INPUT, Rule::new().came_by(ours, true), Verdict::Goto(TO_HOST));
     // The host answers for all service addresses, on all of its interfaces; the names are for instances only.

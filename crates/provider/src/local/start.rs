@@ -95,6 +95,7 @@ impl Inner {
         let record = record.ok_or_else(|| Failure::retry("start", "it vanished"))?;
         let layers = self.layers.of(&record.spec.manifest)?;
         let policy = self.policy()?;
+        self.keep_policy()?;
         policy.allow(&record)?;
         let order = Order {
             mark: self.mark.clone(),
