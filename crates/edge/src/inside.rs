@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// Connections that wait to be accepted, per listener.
@@ -40,6 +40,9 @@ pub(crate) struct PrepareError {
     source: io::Error,
 }
 
+/// Each with whose service address it listens at.
+type Listeners = Vec<(NetworkNumber, TcpListener)>;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Inside {
@@ -47,7 +50,7 @@ pub(crate) struct Inside {
     /// The environments that are listened for. A listener closes when its own is no longer among them.
     open: watch::Sender<BTreeSet<NetworkNumber>>,
     /// Listeners that their threads have not taken yet.
-    waiting: Box<[Mutex<Vec<(NetworkNumber, TcpListener)>>]>,
+    waiting: Box<[Mutex<Listeners>]>,
 }
 
 impl Inside {
@@ -110,7 +113,7 @@ impl Inside {
     }
 
     /// The new listeners of a thread.
-    pub(crate) fn take(&self, thread: usize) -> Vec<(NetworkNumber, TcpListener)> {
+    pub(crate) fn take(&self, thread: usize) -> Listeners {
         std::mem::take(&mut *self.waiting(thread))
     }
 
@@ -121,7 +124,7 @@ impl Inside {
         let _ = open.wait_for(|open| !open.contains(&network)).await;
     }
 
-    fn waiting(&self, thread: usize) -> std::sync::MutexGuard<'_, Vec<(NetworkNumber, TcpListener)>> {
+    fn waiting(&self, thread: usize) -> MutexGuard<'_, Listeners> {
         self.waiting[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

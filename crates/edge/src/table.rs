@@ -74,7 +74,7 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
         if !route.path.starts_with('/') {
             return Err(TableError::Text { what: "path", text: route.path.clone() });
         }
-        if !route.host.as_ref().is_none_or(is_host) {
+        if !route.host.as_ref().is_none_or(|host| is_host(host)) {
             return Err(TableError::Text { what: "host", text: host() });
         }
         if !seen.insert((&route.host, trim(&route.path))) {
@@ -102,7 +102,7 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
     Ok(())
 }
 
-fn is_host(host: &String) -> bool {
+fn is_host(host: &str) -> bool {
     !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase() && b != b'/')
 }
 
