@@ -171,6 +171,7 @@ impl Control {
             digest,
             listening: self.listening.clone(),
             internal: self.shared.inside.range(),
+            names: table.names() as u64,
             targets: targets.iter().map(|(t, in_table)| t.report(*in_table)).collect(),
             unrouted: registry.unrouted(),
         }

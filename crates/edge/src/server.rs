@@ -182,6 +182,7 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     if config.listen.is_empty() {
         return Err(EdgeError::NoAddress);
     }
+    raise_descriptors();
     // All sockets are bound before the first one is served.
     let mut per_thread: Vec<Vec<StdListener>> = (0..n_threads).map(|_| vec![]).collect();
     let mut listening = vec![];
@@ -221,6 +222,15 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     );
     drop(lock);
     result
+}
+
+/// As many descriptors as the process may have: connections take two each, and every thread has a listener for each
+/// environment. The default limit is for programs that use `select`.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // Cannot fail below the maximum; if it did, what is refused then is told where it happens.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 fn runtime(what: &'static str) -> Result<Runtime, EdgeError> {

@@ -173,6 +173,11 @@ pub(crate) enum Found<'a> {
 }
 
 impl Compiled {
+    /// How many names there are inside.
+    pub(crate) fn names(&self) -> usize {
+        self.inside.values().map(HashMap::len).sum()
+    }
+
     /// The pool for a request; `random` chooses among weighted ones.
     pub(crate) fn find(&self, entrance: Entrance, host: &str, path: &str, random: u64) -> Found<'_> {
         let (route, empty) = match entrance {

@@ -91,6 +91,9 @@ pub struct EdgeStatus {
     /// The range of service addresses that it serves; none if it serves none, as an older edge.
     #[serde(default)]
     pub internal: Option<String>,
+    /// How many names its table has.
+    #[serde(default)]
+    pub names: u64,
     /// Per instance, those in the table and those that still have requests in flight or counts.
     pub targets: Vec<TargetStatus>,
     /// Requests that no pool got (no route matched, the pool was empty), per environment where one is known.

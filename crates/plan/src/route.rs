@@ -1,6 +1,7 @@
 //! The route table that desired state asks for, as one whole value.
 
 use crate::draft::Draft;
+use kiln_model::edge::EdgeStatus;
 use kiln_model::network::internal_host;
 use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
 use kiln_model::{
@@ -97,11 +98,24 @@ fn targets(
     targets
 }
 
+/// Whether the edge serves names and its table has lost them: an edge that does not know names wrote it down, and this one
+/// read it. The generation is the right one, so the edge would refuse the same one with other content.
+fn lost_names(draft: &Draft<'_>) -> bool {
+    let (generation, table) = &draft.snapshot.route;
+    let lost = |edge: &EdgeStatus| {
+        edge.generation == *generation
+            && edge.internal.is_some()
+            && edge.names == 0
+            && !table.internal.is_empty()
+    };
+    draft.route_settled() && draft.observed.edge.as_ref().is_some_and(lost)
+}
+
 /// Proposes a new table if desired state asks for another, and wants it to be in use.
 pub(crate) fn propose(draft: &mut Draft<'_>) {
     let table = table(&draft.snapshot);
     let (generation, current) = draft.snapshot.route.clone();
-    if *current != table {
+    if *current != table || lost_names(draft) {
         draft.put(Mutation::PutRoute { generation: generation.next(), table: Box::new(table) });
     }
     let (generation, table) = draft.snapshot.route.clone();

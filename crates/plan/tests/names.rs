@@ -1,7 +1,8 @@
 //! Names inside: which number an environment gets, which names a table has, and what an instance is told of them.
 
+use kiln_model::edge::EdgeStatus;
 use kiln_model::*;
-use kiln_plan::{Command, Request, decide, lint, plan, route};
+use kiln_plan::{Command, Observed, Request, decide, lint, plan, route};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -191,4 +192,34 @@ fn a_name_that_leads_to_another_environment_is_a_broken_plan() {
     table.internal[0].network = NetworkNumber(2);
     snapshot.route = (Generation(1), Arc::new(table));
     assert_eq!(lint::lint(&snapshot, &nothing).len(), 1);
+}
+
+/// What an edge writes down that does not know names has none, and the next one reads it: same generation, no names.
+#[test]
+fn an_edge_that_lost_the_names_gets_them_in_a_new_generation() {
+    let mut snapshot = Snapshot::default();
+    deploy(&mut snapshot, "one");
+    serve(&mut snapshot, "one");
+    snapshot.apply(&Mutation::Rebase { boot_id: "boot".into(), now: Boot(0) });
+    snapshot
+        .apply(&Mutation::PutRoute { generation: Generation(1), table: Box::new(route::table(&snapshot)) });
+    snapshot.apply(&Mutation::RouteAcked { generation: Generation(1) });
+    let proposed = |internal: Option<&str>, names, snapshot: &Snapshot| {
+        let generation = snapshot.acked;
+        let edge =
+            EdgeStatus { generation, internal: internal.map(Into::into), names, ..EdgeStatus::default() };
+        let observed = Observed { edge: Some(edge), boot_id: "boot".into(), ..Observed::default() };
+        let plan = plan(snapshot, &observed);
+        assert_eq!(lint::lint(snapshot, &plan), [""; 0]);
+        plan.mutations.into_iter().find(|m| matches!(m, Mutation::PutRoute { .. }))
+    };
+    // One that does not serve names would lose them again.
+    assert_eq!(proposed(None, 0, &snapshot), None);
+    assert_eq!(proposed(Some("10.83.224.0/19"), 2, &snapshot), None);
+    let again = proposed(Some("10.83.224.0/19"), 0, &snapshot).expect("a new generation");
+    let expected = Mutation::PutRoute { generation: Generation(2), table: Box::new(route::table(&snapshot)) };
+    assert_eq!(again, expected);
+    // Once, not with every look until it is in use.
+    snapshot.apply(&again);
+    assert_eq!(proposed(Some("10.83.224.0/19"), 0, &snapshot), None);
 }

@@ -225,7 +225,7 @@ fn restart() {
     edge.start();
     assert_eq!(ask(one, "web.internal").text(), "a");
     let status: EdgeStatus = edge.status();
-    assert_eq!((status.generation.0, status.internal.as_deref()), (1, Some(RANGE)));
+    assert_eq!((status.generation.0, status.internal.as_deref(), status.names), (1, Some(RANGE), 1));
 }
 
 fn no_range() {
