@@ -9,6 +9,7 @@ mod crashes;
 mod debian;
 mod deploys;
 mod exchange;
+mod internal_names;
 mod lint;
 mod machines;
 mod operations;
@@ -47,6 +48,7 @@ fn main() {
         ("crash_points", crashes::points),
         ("crash_moments", crashes::moments),
         ("deploys_under_load", deploys::run),
+        ("internal_names", internal_names::run),
         ("trust", trust::run),
         ("mutant_is_seen", deploys::mutant),
         ("second_project", second_project::run),

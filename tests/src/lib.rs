@@ -197,28 +197,24 @@ impl Project {
     }
 }
 
-/// The example's API, compiled statically, once per change of its source.
+/// The example's API, compiled statically.
 pub fn compiled_api() -> PathBuf {
-    let binary = root().join("target/example-api");
-    let source = root().join("examples/shop/api/src/main.rs");
+    compiled(&root().join("examples/shop/api/src/main.rs"), "example-api")
+}
+
+/// A program of one file, compiled statically to `target/NAME`, once per change of its source.
+pub fn compiled(source: &Path, name: &str) -> PathBuf {
+    let binary = root().join("target").join(name);
     let modified = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    if modified(&binary) < modified(&source) {
+    if modified(&binary) < modified(source) {
         let mut rustc = Command::new("rustc");
-        rustc.args([
-            "-O",
-            "-C",
-            "target-feature=+crt-static",
-            "-C",
-            "panic=abort",
-            "-C",
-            "strip=symbols",
-            "-o",
-        ]);
+        rustc.args(["--edition", "2021", "-O", "-C", "target-feature=+crt-static"]);
+        rustc.args(["-C", "panic=abort", "-C", "strip=symbols", "-o"]);
         std::fs::create_dir_all(root().join("target")).expect("target/");
         // Moved into place, so that another suite never copies half of it.
         let part = binary.with_extension(std::process::id().to_string());
-        run(rustc.arg(&part).arg(&source)).expect(0);
-        std::fs::rename(&part, &binary).expect("target/example-api");
+        run(rustc.arg(&part).arg(source)).expect(0);
+        std::fs::rename(&part, &binary).unwrap_or_else(|e| panic!("target/{name}: {e}"));
     }
     binary
 }
@@ -379,6 +375,8 @@ pub struct Inventory {
     pub mounts: Vec<String>,
     /// Network interfaces of the folder in this namespace.
     pub links: Vec<String>,
+    /// Tables of the packet filter and routes of the folder in this namespace.
+    pub rules: Vec<String>,
     /// Control groups of the folder, in every hierarchy.
     pub cgroups: Vec<String>,
     /// Folders of instances that were not destroyed.
@@ -421,6 +419,10 @@ impl Inventory {
         let links = links.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
         let own = |name: &&str| *name == format!("kb{mark}") || name.starts_with(&format!("k{}", &mark[..4]));
         inventory.links = links.filter(own).map(str::to_owned).collect();
+        let tables = run(Command::new("nft").args(["list", "tables"])).expect(0).stdout;
+        let routes = run(Command::new("ip").args(["route", "show", "table", "all"])).expect(0).stdout;
+        let own = |line: &&str| line.contains(&mark);
+        inventory.rules = tables.lines().chain(routes.lines()).filter(own).map(str::to_owned).collect();
         inventory.cgroups = cgroup_folders(&mark);
         let instances = state.join("instances");
         for id in names(&instances.display().to_string()) {

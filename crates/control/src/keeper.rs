@@ -2,6 +2,8 @@
 
 use kiln_edge::client::Router;
 use kiln_edge::{EdgeClient, SpawnError, control_socket, spawn_edge};
+use kiln_model::ServiceRange;
+use kiln_model::edge::EdgeStatus;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +25,8 @@ pub struct KeeperConfig {
     pub dir: PathBuf,
     /// The addresses for traffic.
     pub listen: Vec<SocketAddr>,
+    /// The service addresses of environments.
+    pub internal: ServiceRange,
 }
 
 /// Looks after one edge.
@@ -38,19 +42,26 @@ impl Keeper {
         let client = EdgeClient::new(control_socket(&config.dir));
         let mut keeper = Self { config, client, child: None };
         match keeper.client.status().await {
-            Ok(status) => keeper.compare(&status.listening),
+            Ok(status) => keeper.compare(&status),
             Err(_) => keeper.child = Some(keeper.spawn().await?),
         }
         Ok(keeper)
     }
 
     async fn spawn(&self) -> Result<std::process::Child, SpawnError> {
-        spawn_edge(&self.config.program, &self.config.dir, &self.config.listen).await
+        let KeeperConfig { program, dir, listen, internal } = &self.config;
+        spawn_edge(program, dir, listen, Some(*internal)).await
     }
 
-    fn compare(&self, listening: &[String]) {
+    fn compare(&self, status: &EdgeStatus) {
+        let internal = self.config.internal.to_string();
+        if status.internal.as_ref() != Some(&internal) {
+            eprintln!(
+                "kiln: warning: the running edge does not serve the names of services (`--internal {internal}`); it does once it is started anew: stop it with SIGTERM"
+            );
+        }
         let missing =
-            self.config.listen.iter().filter(|a| a.port() != 0 && !listening.contains(&a.to_string()));
+            self.config.listen.iter().filter(|a| a.port() != 0 && !status.listening.contains(&a.to_string()));
         for address in missing {
             eprintln!(
                 "kiln: warning: the running edge does not listen on {address}; it keeps its addresses until it is stopped"

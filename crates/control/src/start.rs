@@ -111,7 +111,12 @@ impl Control {
         };
         let provider = Arc::new(LocalProvider::open(local)?);
         let dir = state.join("edge");
-        let keeper = KeeperConfig { program: config.program, dir: dir.clone(), listen: config.edge.clone() };
+        let keeper = KeeperConfig {
+            program: config.program,
+            dir: dir.clone(),
+            listen: config.edge.clone(),
+            internal: config.subnet.services(),
+        };
         let keeper = Keeper::start(keeper).await?;
         // Only now: whoever could not start has not taken the lease from anybody.
         let server = store.take_lease(&format!("pid {}", std::process::id()))?;

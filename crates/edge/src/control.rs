@@ -49,6 +49,10 @@ impl Control {
                 Ok(None) => continue,
                 Ok(Some(kept)) => match table::validate(&kept.table) {
                     Ok(()) => {
+                        if let Err(e) = self.shared.inside.prepare(&kept.table) {
+                            let fields = json!({ "problem": chain(&e) });
+                            self.shared.log.event("error", "names inside do not work", fields);
+                        }
                         let digest = kept.table.digest();
                         current.kept = Some((kept.fence, kept.generation, digest));
                         self.switch(&mut current, kept.generation, digest, &kept.table);
@@ -114,6 +118,12 @@ impl Control {
         }
         let same = current.kept.is_some_and(|(_, g, d)| (g, d) == (generation, digest));
         if current.kept != Some((fence, generation, digest)) {
+            // First: once it is durable there is no way back, and a name must not lead to somebody else's listener.
+            if let Err(e) = self.shared.inside.prepare(&table) {
+                let detail = chain(&e);
+                self.shared.log.event("error", "table not usable yet", json!({ "problem": detail }));
+                return Answer::Failed { detail };
+            }
             let kept = Kept { fence, generation, table };
             if let Err(e) = persist::save(&self.dir, &kept) {
                 self.shared.log.event("error", "table not stored", json!({ "problem": e.to_string() }));
@@ -137,6 +147,7 @@ impl Control {
         let compiled = self.shared.registry().compile(generation, Some(digest), table);
         current.watchers.update(&self.shared, &compiled);
         current.switch = self.shared.switch(compiled);
+        self.shared.inside.keep_only(table);
     }
 
     async fn acknowledged(&self, current: &mut Current) -> bool {
@@ -159,6 +170,8 @@ impl Control {
             generation,
             digest,
             listening: self.listening.clone(),
+            internal: self.shared.inside.range(),
+            names: table.names() as u64,
             targets: targets.iter().map(|(t, in_table)| t.report(*in_table)).collect(),
             unrouted: registry.unrouted(),
         }

@@ -6,6 +6,7 @@
 //! ```text
 //! client → tap (raw framing) → hyper → gate → table → choose → pool → instance
 //!                                └── flight: counted once, when the answer ended
+//! service address:80 → inside: the same, by the names of one environment
 //! control.sock → control: fence, persist, switch, wait for the threads; health: one task per target
 //! ```
 //!
@@ -20,6 +21,7 @@ mod control;
 mod flight;
 mod gate;
 mod health;
+mod inside;
 pub mod limits;
 mod log;
 mod persist;

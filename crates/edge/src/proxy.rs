@@ -4,6 +4,7 @@ use crate::access::Record;
 use crate::choose;
 use crate::flight::{AnswerBody, Flight};
 use crate::gate;
+use crate::inside::Entrance;
 use crate::limits::{IDLE_MAX, IDLE_MAX_UNSAFE, RETRIES_MAX};
 use crate::pool::{self, Sender};
 use crate::shared::{Open, Phase, Shared};
@@ -33,6 +34,7 @@ pub(crate) struct Client {
     pub(crate) shared: Arc<Shared>,
     pub(crate) thread: usize,
     pub(crate) peer: IpAddr,
+    pub(crate) entrance: Entrance,
     pub(crate) notes: Arc<Notes>,
 }
 
@@ -104,7 +106,7 @@ impl Client {
         choose::earn();
         let bodyless = request.body().is_end_stream();
         let table = self.shared.table.load_full();
-        let pool = match table.find(&host, request.uri().path(), choose::random()) {
+        let pool = match table.find(self.entrance, &host, request.uri().path(), choose::random()) {
             Found::Pool(pool) => pool,
             Found::Nobody(Some(pool)) => {
                 flight.lost = pool.lost.clone();
@@ -116,7 +118,11 @@ impl Client {
                 return unread_answer(flight, failure, bodyless);
             }
             Found::NoRoute => {
-                let reason = "no route matches the host and path".to_owned();
+                let reason = match self.entrance {
+                    Entrance::Outside => "no route matches the host and path",
+                    Entrance::Inside(_) => "no service of this environment has this name and a port",
+                };
+                let reason = reason.to_owned();
                 let failure = Failure { status: StatusCode::NOT_FOUND, code: "no-route", reason };
                 return unread_answer(flight, failure, bodyless);
             }

@@ -6,7 +6,7 @@ use crate::server::{StartFailure, control_socket, failure_path};
 use crate::wire::{self, Answer, Ask};
 use async_trait::async_trait;
 use kiln_model::edge::EdgeStatus;
-use kiln_model::{Fence, Generation, RouteTable};
+use kiln_model::{Fence, Generation, RouteTable, ServiceRange};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -120,9 +120,14 @@ pub enum SpawnError {
     Silent,
 }
 
-/// Starts `PROGRAM edge --dir DIR --listen ADDR…` with no terminal, in a session of its own, and waits until it
+/// Starts `PROGRAM edge --dir DIR --listen ADDR… [--internal RANGE]` with no terminal, in a session of its own, and waits until it
 /// answers. The caller may drop the child: the edge lives on.
-pub async fn spawn_edge(program: &Path, dir: &Path, listen: &[SocketAddr]) -> Result<Child, SpawnError> {
+pub async fn spawn_edge(
+    program: &Path,
+    dir: &Path,
+    listen: &[SocketAddr],
+    internal: Option<ServiceRange>,
+) -> Result<Child, SpawnError> {
     if listen.is_empty() {
         return Err(SpawnError::NoAddress { dir: dir.to_owned() });
     }
@@ -134,6 +139,9 @@ pub async fn spawn_edge(program: &Path, dir: &Path, listen: &[SocketAddr]) -> Re
     command.arg("edge").arg("--dir").arg(dir);
     for address in listen {
         command.arg("--listen").arg(address.to_string());
+    }
+    if let Some(range) = internal {
+        command.arg("--internal").arg(range.to_string());
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(panics).current_dir("/");
     let started = command.spawn();

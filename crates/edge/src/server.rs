@@ -12,6 +12,7 @@ use crate::target::Outcome;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use kiln_model::{NetworkNumber, ServiceRange};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -41,6 +42,8 @@ pub struct EdgeConfig {
     pub dir: PathBuf,
     /// Where it takes traffic. Port 0 lets the kernel choose; `status` tells.
     pub listen: Vec<SocketAddr>,
+    /// Where instances find the services of their environment by name; none serves no names.
+    pub internal: Option<ServiceRange>,
     /// Data-path threads; none means one per core.
     pub threads: Option<usize>,
     /// Whether it writes `access.log`.
@@ -57,6 +60,7 @@ impl EdgeConfig {
         Self {
             dir: dir.into(),
             listen,
+            internal: None,
             threads: None,
             access_log: false,
             answer_timeout: ANSWER_TIMEOUT,
@@ -178,6 +182,7 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     if config.listen.is_empty() {
         return Err(EdgeError::NoAddress);
     }
+    raise_descriptors();
     // All sockets are bound before the first one is served.
     let mut per_thread: Vec<Vec<StdListener>> = (0..n_threads).map(|_| vec![]).collect();
     let mut listening = vec![];
@@ -193,7 +198,8 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     let access = config.access_log.then(|| Arc::new(Log::new(dir, "access.log", ACCESS_LOG_BYTES_MAX)));
     let log = Log::new(dir, "edge.log", LOG_BYTES_MAX);
     let timeouts = (config.answer_timeout, config.stall_timeout);
-    let shared = Arc::new(Shared::new(n_threads, log, access, timeouts.0, timeouts.1));
+    let shared = Shared::new(n_threads, config.internal, log, access, timeouts.0, timeouts.1);
+    let shared = Arc::new(shared);
     let process = format!("{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
     let control = Arc::new(Control::new(dir.clone(), process, listening.clone(), shared.clone()));
     let runtime = runtime("the control thread's runtime")?;
@@ -216,6 +222,15 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     );
     drop(lock);
     result
+}
+
+/// As many descriptors as the process may have: connections take two each, and every thread has a listener for each
+/// environment. The default limit is for programs that use `select`.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // Cannot fail below the maximum; if it did, what is refused then is told where it happens.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 fn runtime(what: &'static str) -> Result<Runtime, EdgeError> {
@@ -291,16 +306,8 @@ struct Worker {
 impl Worker {
     async fn run(self, listeners: Vec<StdListener>) {
         for listener in listeners {
-            match TcpListener::from_std(listener) {
-                Ok(listener) => drop(tokio::spawn(accept(self.shared.clone(), self.thread, listener))),
-                Err(e) => {
-                    self.shared.log.event(
-                        "error",
-                        "a listener cannot be used",
-                        json!({ "problem": e.to_string() }),
-                    );
-                    return;
-                }
+            if !self.open(None, listener) {
+                return;
             }
         }
         let mut switches = self.shared.switch.subscribe();
@@ -314,6 +321,11 @@ impl Worker {
                     }
                     // Between two polls: no request of this thread is in the act of loading a table.
                     let number = *switches.borrow_and_update();
+                    for (network, listener) in self.shared.inside.take(self.thread) {
+                        if !self.open(Some(network), listener) {
+                            return;
+                        }
+                    }
                     pool::keep_only(&self.shared.table.load().ids);
                     self.shared.saw(self.thread, number);
                 }
@@ -328,14 +340,38 @@ impl Worker {
     }
 }
 
-async fn accept(shared: Arc<Shared>, thread: usize, listener: TcpListener) {
+impl Worker {
+    /// Begins to accept; false if that cannot be.
+    fn open(&self, network: Option<NetworkNumber>, listener: StdListener) -> bool {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => drop(tokio::spawn(accept(self.shared.clone(), self.thread, network, listener))),
+            Err(e) => {
+                let fields = json!({ "problem": e.to_string() });
+                self.shared.log.event("error", "a listener cannot be used", fields);
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Accepts until the edge stops, or until its environment, if it is one's, left the table.
+async fn accept(shared: Arc<Shared>, thread: usize, network: Option<NetworkNumber>, listener: TcpListener) {
     // A listener counts as a connection: nobody may believe that all are gone while one can still come.
     let _open = Open::new(&shared);
     let mut phase = shared.phase.subscribe();
+    let left = async {
+        match network {
+            Some(network) => shared.inside.left(network).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(left);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = phase.wait_for(|p| *p != Phase::Open) => break,
+            () = &mut left => break,
         };
         match accepted {
             Ok((stream, peer)) => serve_client(&shared, thread, stream, peer),
@@ -360,7 +396,8 @@ async fn accept(shared: Arc<Shared>, thread: usize, listener: TcpListener) {
 fn serve_client(shared: &Arc<Shared>, thread: usize, stream: TcpStream, peer: SocketAddr) {
     let _ = stream.set_nodelay(true);
     let notes = Arc::new(Notes::default());
-    let client = Client { shared: shared.clone(), thread, peer: peer.ip(), notes: notes.clone() };
+    let entrance = shared.inside.entrance(|| stream.local_addr().ok().map(|local| local.ip()));
+    let client = Client { shared: shared.clone(), thread, peer: peer.ip(), entrance, notes: notes.clone() };
     let open = Open::new(shared);
     let shared = shared.clone();
     tokio::spawn(async move {

@@ -1,8 +1,10 @@
 //! What all threads of the edge share.
 
+use crate::inside::Inside;
 use crate::log::Log;
 use crate::table::{Compiled, Registry};
 use arc_swap::ArcSwap;
+use kiln_model::ServiceRange;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,6 +30,8 @@ pub(crate) struct Shared {
     registry: Mutex<Registry>,
     /// Counts requests that no environment is known for.
     pub(crate) unrouted: Arc<crate::target::Cells>,
+    /// Listeners for instances.
+    pub(crate) inside: Inside,
     pub(crate) log: Log,
     pub(crate) access: Option<Arc<Log>>,
     pub(crate) answer_timeout: Duration,
@@ -44,6 +48,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(
         n_threads: usize,
+        internal: Option<ServiceRange>,
         log: Log,
         access: Option<Arc<Log>>,
         answer_timeout: Duration,
@@ -54,6 +59,7 @@ impl Shared {
             table: ArcSwap::from_pointee(Compiled::default()),
             unrouted: registry.unrouted.clone(),
             registry: Mutex::new(registry),
+            inside: Inside::new(internal, n_threads),
             log,
             access,
             answer_timeout,

@@ -1,10 +1,11 @@
 //! The routing structure that the data path reads: compiled once from a [`RouteTable`], immutable, swapped whole.
 
+use crate::inside::Entrance;
 use crate::limits::{TABLE_POOLS_MAX, TABLE_ROUTES_MAX, TABLE_TARGETS_MAX};
 use crate::target::{Cells, TargetKey, TargetState};
 use kiln_model::edge::Tally;
-use kiln_model::route::Pool;
-use kiln_model::{CommitId, Digest, EnvRef, Generation, Health, RouteTable, ServiceName};
+use kiln_model::route::{Pool, WeightedPool};
+use kiln_model::{CommitId, Digest, EnvRef, Generation, Health, NetworkNumber, RouteTable, ServiceName};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -64,7 +65,7 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
         true => Err(TableError::TooLarge { what, found, limit }),
         false => Ok(()),
     };
-    limit("routes", table.routes.len(), TABLE_ROUTES_MAX)?;
+    limit("routes", table.routes.len() + table.internal.len(), TABLE_ROUTES_MAX)?;
     limit("pools", table.pools.len(), TABLE_POOLS_MAX)?;
     limit("targets", table.pools.iter().map(|p| p.targets.len()).sum(), TABLE_TARGETS_MAX)?;
     let mut seen = HashSet::new();
@@ -73,19 +74,24 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
         if !route.path.starts_with('/') {
             return Err(TableError::Text { what: "path", text: route.path.clone() });
         }
-        let legal = |h: &String| {
-            !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase() && b != b'/')
-        };
-        if !route.host.as_ref().is_none_or(legal) {
+        if !route.host.as_ref().is_none_or(|host| is_host(host)) {
             return Err(TableError::Text { what: "host", text: host() });
         }
         if !seen.insert((&route.host, trim(&route.path))) {
             return Err(TableError::Duplicate { host: host(), path: route.path.clone() });
         }
-        if let Some(wrong) = route.pools.iter().find(|p| p.pool >= table.pools.len()) {
-            let (path, n_pools) = (route.path.clone(), table.pools.len());
-            return Err(TableError::Dangling { host: host(), path, pool: wrong.pool, n_pools });
+        dangling(table, &route.pools, host, &route.path)?;
+    }
+    let mut seen = HashSet::new();
+    for route in &table.internal {
+        if !is_host(&route.host) {
+            return Err(TableError::Text { what: "host", text: route.host.clone() });
         }
+        if !seen.insert((route.network, &route.host)) {
+            let host = format!("{} of network {}", route.host, route.network);
+            return Err(TableError::Duplicate { host, path: "/".to_owned() });
+        }
+        dangling(table, &route.pools, || route.host.clone(), "/")?;
     }
     for pool in &table.pools {
         let mut seen = HashSet::new();
@@ -94,6 +100,25 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
         }
     }
     Ok(())
+}
+
+fn is_host(host: &str) -> bool {
+    !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase() && b != b'/')
+}
+
+fn dangling(
+    table: &RouteTable,
+    pools: &[WeightedPool],
+    host: impl Fn() -> String,
+    path: &str,
+) -> Result<(), TableError> {
+    let n_pools = table.pools.len();
+    match pools.iter().find(|p| p.pool >= n_pools) {
+        Some(wrong) => {
+            Err(TableError::Dangling { host: host(), path: path.to_owned(), pool: wrong.pool, n_pools })
+        }
+        None => Ok(()),
+    }
 }
 
 fn trim(path: &str) -> &str {
@@ -129,6 +154,8 @@ pub(crate) struct Compiled {
     pub(crate) pools: Vec<Upstream>,
     by_host: HashMap<String, Vec<Route>>,
     any_host: Vec<Route>,
+    /// The names inside, by environment.
+    inside: HashMap<NetworkNumber, HashMap<String, Route>>,
     /// Identities of the targets, for the pools of connections.
     pub(crate) ids: HashSet<u64>,
 }
@@ -146,11 +173,25 @@ pub(crate) enum Found<'a> {
 }
 
 impl Compiled {
+    /// How many names there are inside.
+    pub(crate) fn names(&self) -> usize {
+        self.inside.values().map(HashMap::len).sum()
+    }
+
     /// The pool for a request; `random` chooses among weighted ones.
-    pub(crate) fn find(&self, host: &str, path: &str, random: u64) -> Found<'_> {
-        let exact = self.by_host.get(host).and_then(|routes| longest(routes, path));
-        let Some(route) = exact.or_else(|| longest(&self.any_host, path)) else {
-            let empty = self.by_host.is_empty() && self.any_host.is_empty();
+    pub(crate) fn find(&self, entrance: Entrance, host: &str, path: &str, random: u64) -> Found<'_> {
+        let (route, empty) = match entrance {
+            Entrance::Outside => {
+                let exact = self.by_host.get(host).and_then(|routes| longest(routes, path));
+                let empty = self.by_host.is_empty() && self.any_host.is_empty();
+                (exact.or_else(|| longest(&self.any_host, path)), empty)
+            }
+            Entrance::Inside(network) => {
+                let named = self.inside.get(&network).and_then(|names| names.get(host));
+                (named, self.inside.is_empty())
+            }
+        };
+        let Some(route) = route else {
             return if empty { Found::Nothing } else { Found::NoRoute };
         };
         let Some((total, _)) = route.pools.last() else {
@@ -166,6 +207,18 @@ fn longest<'a>(routes: &'a [Route], path: &str) -> Option<&'a Route> {
         path.strip_prefix(r.path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             || (r.path.is_empty())
     })
+}
+
+fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool]) -> Route {
+    let weighted = || shares.iter().filter(|p| p.weight > 0);
+    let any_full = weighted().any(|p| !pools[p.pool].targets.is_empty());
+    let mut sum = 0;
+    let cumulative = weighted().filter(|p| !any_full || !pools[p.pool].targets.is_empty()).map(|p| {
+        sum += u64::from(p.weight);
+        (sum, p.pool)
+    });
+    let (cumulative, first) = (cumulative.collect(), shares.first().map(|p| p.pool));
+    Route { path: trim(path).to_owned(), pools: cumulative, first }
 }
 
 /// Everything that outlives a table: targets that were ever used, and counts of those that are gone.
@@ -202,15 +255,7 @@ impl Registry {
         let pools: Vec<Upstream> = table.pools.iter().map(|pool| self.upstream(pool)).collect();
         let mut compiled = Compiled { generation, digest, ..Compiled::default() };
         for route in &table.routes {
-            let weighted = || route.pools.iter().filter(|p| p.weight > 0);
-            let any_full = weighted().any(|p| !pools[p.pool].targets.is_empty());
-            let mut sum = 0;
-            let cumulative = weighted().filter(|p| !any_full || !pools[p.pool].targets.is_empty()).map(|p| {
-                sum += u64::from(p.weight);
-                (sum, p.pool)
-            });
-            let (cumulative, first) = (cumulative.collect(), route.pools.first().map(|p| p.pool));
-            let ready = Route { path: trim(&route.path).to_owned(), pools: cumulative, first };
+            let ready = ready(&pools, &route.path, &route.pools);
             match &route.host {
                 Some(host) => compiled.by_host.entry(host.clone()).or_default().push(ready),
                 None => compiled.any_host.push(ready),
@@ -218,6 +263,10 @@ impl Registry {
         }
         for routes in compiled.by_host.values_mut().chain([&mut compiled.any_host]) {
             routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
+        }
+        for route in &table.internal {
+            let ready = ready(&pools, "/", &route.pools);
+            compiled.inside.entry(route.network).or_default().insert(route.host.clone(), ready);
         }
         compiled.ids = pools.iter().flat_map(|p| &p.targets).map(|t| t.id).collect();
         compiled.pools = pools;

@@ -9,6 +9,8 @@ mod cases;
 mod client;
 #[path = "edge/faults.rs"]
 mod faults;
+#[path = "edge/inside.rs"]
+mod inside;
 #[path = "edge/protocol.rs"]
 mod protocol;
 #[path = "edge/stage.rs"]
@@ -30,7 +32,7 @@ fn main() -> ExitCode {
         return trivial_backend(&args[1]);
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let cases: Vec<Case> = [cases::CASES, faults::CASES, protocol::CASES].concat();
+    let cases: Vec<Case> = [cases::CASES, faults::CASES, inside::CASES, protocol::CASES].concat();
     if args.iter().any(|a| a == "--list") {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
@@ -58,6 +60,7 @@ fn edge(args: &[String]) -> ExitCode {
     let listen = values("--listen").iter().map(|a| a.parse().expect("an address")).collect();
     let mut config = EdgeConfig::new(values("--dir")[0], listen);
     config.threads = Some(2);
+    config.internal = values("--internal").first().map(|range| range.parse().expect("a range"));
     config.access_log = args.iter().any(|a| a == "--access-log");
     for (name, timeout) in [
         ("TEST_ANSWER_TIMEOUT_MS", &mut config.answer_timeout),

@@ -31,6 +31,7 @@ impl Roles for Engines {
     fn edge(&self, arguments: &EdgeArgs) -> Result<(), Failure> {
         let mut config = EdgeConfig::new(&arguments.dir, arguments.listen.clone());
         config.access_log = arguments.access_log;
+        config.internal = arguments.internal;
         kiln_edge::run(config).map_err(|error| Failure::new(Code::AddressInUse, chain(&error)))
     }
 

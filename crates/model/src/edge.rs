@@ -88,6 +88,12 @@ pub struct EdgeStatus {
     pub digest: Option<Digest>,
     /// Addresses that take traffic, `IP:PORT`.
     pub listening: Vec<String>,
+    /// The range of service addresses that it serves; none if it serves none, as an older edge.
+    #[serde(default)]
+    pub internal: Option<String>,
+    /// How many names its table has.
+    #[serde(default)]
+    pub names: u64,
     /// Per instance, those in the table and those that still have requests in flight or counts.
     pub targets: Vec<TargetStatus>,
     /// Requests that no pool got (no route matched, the pool was empty), per environment where one is known.

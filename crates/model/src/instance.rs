@@ -13,6 +13,7 @@ use crate::confinement::Confinement;
 use crate::digest::{CommitId, Digest};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, ServiceName};
 use crate::image::ImageManifest;
+use crate::network::NetworkNumber;
 use crate::service::{Resources, Stop};
 use crate::time::{Boot, Wall};
 use serde::{Deserialize, Serialize};
@@ -113,6 +114,9 @@ pub struct Instance {
     pub slot: u32,
     /// What it runs.
     pub image: Digest,
+    /// The number of its environment when it was recorded.
+    #[serde(default)]
+    pub network: NetworkNumber,
     /// Where it is.
     pub state: InstanceState,
     /// Since when.
@@ -157,6 +161,12 @@ pub struct InstanceSpec {
     /// How it is kept apart.
     #[serde(default)]
     pub confinement: Confinement,
+    /// The number of its environment; 0 if it is to find nobody by name.
+    #[serde(default)]
+    pub network: NetworkNumber,
+    /// The services that it finds by name, sorted: those of its release that have a port.
+    #[serde(default)]
+    pub peers: Vec<ServiceName>,
     /// The port that it will listen on.
     pub port: Option<u16>,
     /// How it is asked to end.

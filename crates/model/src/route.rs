@@ -2,6 +2,7 @@
 
 use crate::digest::{CommitId, Digest};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, ServiceName, number};
+use crate::network::NetworkNumber;
 use crate::service::Health;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -27,6 +28,10 @@ pub struct RouteRule {
 pub struct RouteTable {
     /// Routes; the most specific one wins: exact host before any host, then the longest path.
     pub routes: Vec<TableRoute>,
+    /// Routes inside environments. A list of its own: an edge that does not know it must not take one for a route that the
+    /// world may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub internal: Vec<InternalRoute>,
     /// Where they lead.
     pub pools: Vec<Pool>,
 }
@@ -46,6 +51,17 @@ pub struct TableRoute {
     /// See [`RouteRule::path`].
     pub path: String,
     /// Pools with weights; the weights of one route are relative to each other. Several are a canary.
+    pub pools: Vec<WeightedPool>,
+}
+
+/// A route for requests that arrive at the service address of one environment, and for no others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InternalRoute {
+    /// Whose service address.
+    pub network: NetworkNumber,
+    /// The name inside, see [`crate::network::internal_host`]. Every path of it.
+    pub host: String,
+    /// See [`TableRoute::pools`].
     pub pools: Vec<WeightedPool>,
 }
 
@@ -86,4 +102,15 @@ pub struct Target {
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_without_names_is_written_as_an_older_kiln_wrote_it() {
+        // Its digest and the checksum of the edge's file depend on it.
+        assert_eq!(serde_json::to_string(&RouteTable::default()).unwrap(), r#"{"routes":[],"pools":[]}"#);
+    }
 }

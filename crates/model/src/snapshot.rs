@@ -6,13 +6,14 @@ use crate::fence::{Incarnation, OpId, Revision};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
 use crate::instance::Instance;
 use crate::mutation::Mutation;
+use crate::network::NetworkNumber;
 use crate::op::{Op, OpKey};
 use crate::release::Release;
 use crate::rollout::Rollout;
 use crate::route::{Generation, RouteTable};
 use crate::time::Boot;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// An environment of a project.
@@ -38,6 +39,9 @@ pub struct Environment {
     pub kept_deaths: BTreeMap<ServiceName, (u32, Boot)>,
     /// `kiln destroy` was asked for: nothing of it may run.
     pub destroyed: bool,
+    /// Which service address it has.
+    #[serde(default)]
+    pub network: NetworkNumber,
 }
 
 impl Environment {
@@ -53,6 +57,7 @@ impl Environment {
             deaths: BTreeMap::new(),
             kept_deaths: BTreeMap::new(),
             destroyed: false,
+            network: NetworkNumber::default(),
         }
     }
 
@@ -174,6 +179,24 @@ impl Snapshot {
     /// The release of that number, if it exists.
     pub fn release(&self, env: &EnvRef, number: ReleaseNumber) -> Option<&Arc<Release>> {
         self.releases.get(&(env.clone(), number))
+    }
+
+    /// The number that an environment has, or gets if it has none or another took its own while it was destroyed: the
+    /// smallest that nobody has. One that is destroyed gives its own back when nothing of it is left.
+    pub fn network_for(&self, env: &EnvRef) -> NetworkNumber {
+        let others =
+            self.environments.values().filter(|other| &other.env != env && self.holds_network(other));
+        let taken: BTreeSet<NetworkNumber> = others.map(|other| other.network).collect();
+        let own = self.environments.get(env).map(|e| e.network).unwrap_or_default();
+        if own.is_given() && !taken.contains(&own) {
+            return own;
+        }
+        (1..).map(NetworkNumber).find(|number| !taken.contains(number)).unwrap_or_default()
+    }
+
+    fn holds_network(&self, environment: &Environment) -> bool {
+        let routed = || self.route.1.internal.iter().any(|route| route.network == environment.network);
+        !environment.destroyed || self.instances_of(&environment.env).next().is_some() || routed()
     }
 
     /// Releases of one environment, oldest first.

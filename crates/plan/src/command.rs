@@ -246,6 +246,7 @@ fn deploy(
     let number = environment.next_release;
     environment.next_release = number.next();
     environment.destroyed = false;
+    environment.network = snapshot.network_for(env);
     let release = Release {
         env: env.clone(),
         number,
@@ -313,6 +314,7 @@ fn rollback(
     free_routes(snapshot, env, &release.spec)?;
     let mut environment = environment.clone();
     environment.destroyed = false;
+    environment.network = snapshot.network_for(env);
     Ok(start(snapshot, request, &environment, RolloutKind::Rollback, number))
 }
 

@@ -250,6 +250,9 @@ pub fn spec(instance: &Instance, release: &Release, manifest: ImageManifest) -> 
     if let Some(port) = service.port {
         set("PORT", port.to_string());
     }
+    let peers = release.spec.services.iter().filter(|(_, peer)| peer.port.is_some()).map(|(name, _)| name);
+    // Without a number there is no address that a name could mean.
+    let peers = peers.filter(|_| instance.network.is_given());
     Some(InstanceSpec {
         id: instance.id.clone(),
         env: instance.env.clone(),
@@ -264,6 +267,8 @@ pub fn spec(instance: &Instance, release: &Release, manifest: ImageManifest) -> 
         writable: service.writable.clone(),
         resources: service.resources,
         confinement: service.confinement.clone(),
+        network: instance.network,
+        peers: peers.cloned().collect(),
         port: service.port,
         stop: service.stop,
     })

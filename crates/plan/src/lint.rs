@@ -13,6 +13,7 @@ pub fn lint(before: &Snapshot, plan: &Plan) -> Vec<String> {
     broken.extend(unvalidated_in_route(&after));
     broken.extend(two_releases_of_a_service(&after));
     broken.extend(two_owners_of_a_slot(&after));
+    broken.extend(internal_route_of_another(&after));
     broken.extend(destroyed_while_routed(&after, plan));
     broken.extend(effect_without_intent(&after, plan));
     broken
@@ -44,6 +45,18 @@ fn two_releases_of_a_service(after: &Snapshot) -> Vec<String> {
     }
     let bad = releases.into_iter().filter(|(_, releases)| releases.len() > 1);
     bad.map(|((env, service), _)| format!("`{service}` of `{env}` is routed to two releases")).collect()
+}
+
+/// A name inside leads to the environment whose address it is, and to no other.
+fn internal_route_of_another(after: &Snapshot) -> Vec<String> {
+    let table = &after.route.1;
+    let owner = |index: usize| table.pools.get(index).and_then(|pool| after.environments.get(&pool.env));
+    let bad = table.internal.iter().filter(|route| {
+        let own = |index| owner(index).is_some_and(|env| env.network == route.network);
+        !route.network.is_given() || !route.pools.iter().all(|p| own(p.pool))
+    });
+    bad.map(|route| format!("`{}` of network {} leads to another environment", route.host, route.network))
+        .collect()
 }
 
 fn two_owners_of_a_slot(after: &Snapshot) -> Vec<String> {

@@ -353,6 +353,7 @@ fn create(
         }
     }
     let id = InstanceId::new(&service.name, draft.snapshot.next_instance.max(1));
+    let network = draft.environment(&release.env).map(|e| e.network).unwrap_or_default();
     draft.put(Mutation::PutInstance(Box::new(Instance {
         id: id.clone(),
         env: release.env.clone(),
@@ -360,6 +361,7 @@ fn create(
         service: service.name.clone(),
         slot,
         image,
+        network,
         state: InstanceState::Intent,
         since: draft.now(),
         created: draft.observed.wall,

@@ -1,7 +1,9 @@
 //! The route table that desired state asks for, as one whole value.
 
 use crate::draft::Draft;
-use kiln_model::route::{Pool, TableRoute, WeightedPool};
+use kiln_model::edge::EdgeStatus;
+use kiln_model::network::internal_host;
+use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
 use kiln_model::{
     Environment, InstanceState, Mutation, OpKey, Release, RouteTable, ServiceName, ServiceSpec, Snapshot,
     Target,
@@ -12,7 +14,8 @@ pub fn replicas(environment: &Environment, service: &ServiceSpec) -> u32 {
     environment.scale.get(&service.name).copied().unwrap_or(service.instances)
 }
 
-/// The table for all environments: every route of the serving release of each, to its validated instances.
+/// The table for all environments: every route of the serving release of each, to its validated instances, and the name
+/// inside of each of its services that has a port.
 pub fn table(snapshot: &Snapshot) -> RouteTable {
     let mut table = RouteTable::default();
     for environment in snapshot.environments.values().filter(|e| !e.destroyed) {
@@ -26,6 +29,19 @@ pub fn table(snapshot: &Snapshot) -> RouteTable {
             table.routes.push(TableRoute {
                 host: rule.host.clone(),
                 path: rule.path.clone(),
+                pools: vec![WeightedPool { pool: index, weight: 1 }],
+            });
+        }
+        // One that an older kiln made has no service address until its next rollout.
+        let named =
+            release.spec.services.values().filter(|s| s.port.is_some() && environment.network.is_given());
+        for service in named {
+            let Some(index) = pool(&mut table, snapshot, environment, release, &service.name) else {
+                continue;
+            };
+            table.internal.push(InternalRoute {
+                network: environment.network,
+                host: internal_host(&service.name),
                 pools: vec![WeightedPool { pool: index, weight: 1 }],
             });
         }
@@ -82,11 +98,24 @@ fn targets(
     targets
 }
 
+/// Whether the edge serves names and its table has lost them: an edge that does not know names wrote it down, and this one
+/// read it. The generation is the right one, so the edge would refuse the same one with other content.
+fn lost_names(draft: &Draft<'_>) -> bool {
+    let (generation, table) = &draft.snapshot.route;
+    let lost = |edge: &EdgeStatus| {
+        edge.generation == *generation
+            && edge.internal.is_some()
+            && edge.names == 0
+            && !table.internal.is_empty()
+    };
+    draft.route_settled() && draft.observed.edge.as_ref().is_some_and(lost)
+}
+
 /// Proposes a new table if desired state asks for another, and wants it to be in use.
 pub(crate) fn propose(draft: &mut Draft<'_>) {
     let table = table(&draft.snapshot);
     let (generation, current) = draft.snapshot.route.clone();
-    if *current != table {
+    if *current != table || lost_names(draft) {
         draft.put(Mutation::PutRoute { generation: generation.next(), table: Box::new(table) });
     }
     let (generation, table) = draft.snapshot.route.clone();

@@ -4,8 +4,8 @@
 use crate::{Provider, ProviderError};
 use kiln_model::{
     Check, CheckKind, Confinement, Digest, EnvName, EnvRef, Epoch, ExitReason, Fence, ImageConfig,
-    ImageManifest, Incarnation, InstanceId, InstanceSpec, Millis, OpId, ProjectName, ReleaseNumber,
-    Resources, Revision, Seen, SeenState, ServiceName, Stop,
+    ImageManifest, Incarnation, InstanceId, InstanceSpec, Millis, NetworkNumber, OpId, ProjectName,
+    ReleaseNumber, Resources, Revision, Seen, SeenState, ServiceName, Stop,
 };
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,8 @@ pub fn spec(sequence: u64) -> InstanceSpec {
         environment: [].into(),
         writable: vec![],
         resources: Resources { cpu_milli: 1000, memory_bytes: 64 << 20, pids: 64 },
+        network: NetworkNumber::default(),
+        peers: vec![],
         confinement: Confinement::default(),
         port: Some(8080),
         stop: Stop { signal: 15, timeout: Millis(300) },

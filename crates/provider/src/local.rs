@@ -13,6 +13,7 @@
 mod blackbox;
 mod check;
 mod cloner;
+mod etc;
 pub mod exec;
 mod folder;
 mod http;
@@ -21,6 +22,7 @@ mod layers;
 mod mark;
 mod network;
 mod order;
+mod policy;
 mod pool;
 mod program;
 mod pump;
@@ -47,17 +49,19 @@ use cloner::Cloner;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use kiln_model::{Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Seen, SeenState};
 use kiln_sys::cgroup::{Choice, Trees};
-use kiln_sys::{CallError, netlink::Netlink, process};
+use kiln_sys::netlink::{Netlink, Route};
+use kiln_sys::{CallError, process};
 use layers::Layers;
 use mark::Mark;
 use order::Failure;
+use policy::Policy;
 use pool::Pool;
 use root::{Layer, Roots};
 use slot::Host;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -172,6 +176,8 @@ struct Inner {
     host: Arc<Host>,
     roots: Arc<Roots>,
     layers: Layers,
+    /// In force from the end of `open`.
+    policy: OnceLock<Policy>,
     books: Mutex<Books>,
     changed: Notify,
     runtime: tokio::runtime::Handle,
@@ -210,6 +216,7 @@ impl LocalProvider {
             layers: Layers::new(config.objects.clone(), config.forced.erofs, roots.clone()),
             host: host.clone(),
             roots,
+            policy: OnceLock::new(),
             books: Mutex::default(),
             changed: Notify::new(),
             runtime: tokio::runtime::Handle::current(),
@@ -218,6 +225,7 @@ impl LocalProvider {
         let failed = |source| OpenError::State { path: host.root.0.display().to_string(), source };
         inner.adopt().map_err(failed)?;
         inner.make_bridge().map_err(OpenError::Host)?;
+        inner.make_policy().map_err(OpenError::Host)?;
         inner.scavenge().map_err(OpenError::Host)?;
         for folder in host.root.spare().map_err(failed)? {
             std::fs::remove_dir_all(folder).map_err(failed)?;
@@ -247,7 +255,37 @@ impl Inner {
     fn make_bridge(&self) -> Result<(), CallError> {
         let Host { mark, subnet, trees, .. } = &*self.host;
         trees.create_parent(&mark.cgroup())?;
-        network::bridge(&Netlink::open()?, mark, *subnet, 0).map(|_| ())
+        let host = Netlink::open()?;
+        let bridge = network::bridge(&host, mark, *subnet, 0)?;
+        // Of the bridge, not of loopback: it goes when the bridge goes.
+        let services = subnet.services();
+        host.route(Route::Own(services.first(), services.prefix()), bridge)
+    }
+
+    fn records(&self) -> Vec<Arc<Record>> {
+        self.books().entries.values().map(|entry| entry.record.clone()).collect()
+    }
+
+    fn make_policy(&self) -> Result<(), CallError> {
+        let records = self.records();
+        let live = records.iter().map(AsRef::as_ref);
+        let _ = self.policy.set(Policy::open(&self.host.mark, self.host.subnet, live)?);
+        Ok(())
+    }
+
+    fn policy(&self) -> Result<&Policy, Failure> {
+        self.policy.get().ok_or_else(|| Failure::retry("find the packet filter", "the provider is not open"))
+    }
+
+    /// Puts the policy in force again if somebody removed it.
+    fn keep_policy(&self) -> Result<(), Failure> {
+        let policy = self.policy()?;
+        if !policy.is_enforced()? {
+            eprintln!("kiln: warning: the packet filter table of instances was removed; making it anew");
+            let records = self.records();
+            policy.enforce(records.iter().map(AsRef::as_ref))?;
+        }
+        Ok(())
     }
 
     /// Reads all folders.
@@ -416,6 +454,10 @@ async fn blocking<T: Send + 'static>(
 #[async_trait]
 impl Provider for LocalProvider {
     async fn list(&self) -> Result<Vec<Seen>, ProviderError> {
+        // What cannot be mended now is tried again with the next look, and a start does not go on without it.
+        if let Err(Failure { step, detail, .. }) = self.inner.keep_policy() {
+            eprintln!("kiln: error: the packet filter of instances is not in force: {step}: {detail}");
+        }
         Ok(self.inner.books().entries.iter().map(|(id, entry)| seen(id, entry)).collect())
     }
 

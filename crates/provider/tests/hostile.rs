@@ -107,7 +107,8 @@ fn nothing_is_left(host: &Host) {
         // A parent in the v2 tree, and in those of memory, cpu and pids.
         let is_clean = left.cgroups <= 4;
         if is_clean
-            && (Inventory { cgroups: 0, links: left.links - 1, spare: 0, ..left }) == Inventory::default()
+            && (Inventory { cgroups: 0, links: left.links - 1, tables: left.tables - 1, spare: 0, ..left })
+                == Inventory::default()
         {
             return;
         }

@@ -57,6 +57,7 @@ fn instance_rule(
         Some(before) => {
             let same = before.image == instance.image
                 && before.release == instance.release
+                && before.network == instance.network
                 && before.slot == instance.slot;
             if !same || before.env != instance.env || before.service != instance.service {
                 return Err(format!("`{id}` is immutable"));

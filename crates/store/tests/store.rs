@@ -17,6 +17,7 @@ fn instance(sequence: u64, state: InstanceState) -> Mutation {
         service,
         slot: 0,
         image: Digest::of(b"image"),
+        network: NetworkNumber(1),
         state,
         since: Boot(1),
         created: Wall(1),

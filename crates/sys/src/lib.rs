@@ -12,7 +12,8 @@
 //! | [`seccomp`] | the system call filter of instances |
 //! | [`syscalls`] | the names of system calls |
 //! | [`text`] | formatting without the heap |
-//! | [`netlink`] | bridges, veth pairs, addresses |
+//! | [`netlink`] | bridges, veth pairs, addresses, routes |
+//! | [`nftables`] | tables of the packet filter |
 //! | [`cgroup`] | limits, killing and counting, on v1, v2 and hybrid hosts |
 //! | [`path`] | opening a path below a root that is not trusted |
 //! | [`clock`] | boot id and clocks |
@@ -33,6 +34,7 @@ pub mod message;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
+pub mod nftables;
 pub mod path;
 pub mod privilege;
 pub mod process;

@@ -8,7 +8,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-const HEADER: usize = 16;
+pub(crate) const HEADER: usize = 16;
 const BUFFER_BYTES: usize = 64 * 1024;
 
 const IFLA_ADDRESS: u16 = 1;
@@ -39,14 +39,36 @@ pub struct Link {
     pub master: Option<u32>,
 }
 
-struct Message(Vec<u8>);
+/// A route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// To wherever no other route leads, by a neighbour.
+    Default(Ipv4Addr),
+    /// To one neighbour.
+    Direct(Ipv4Addr),
+    /// To a whole network that is this host's own: it may be listened on as if each address were given to an interface.
+    /// Goes with the interface.
+    Own(Ipv4Addr, u8),
+}
+
+/// A request in the making: header, then a family's own header, then attributes.
+#[derive(Debug)]
+pub(crate) struct Message(pub(crate) Vec<u8>);
 
 impl Message {
-    fn new(kind: u16, flags: u16) -> Self {
+    pub(crate) fn new(kind: u16, flags: u16) -> Self {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&(flags | libc::NLM_F_REQUEST as u16).to_ne_bytes());
         Self(bytes)
+    }
+
+    /// Gives it its length, its number and more flags: it is complete.
+    pub(crate) fn seal(&mut self, sequence: u32, flags: u16) {
+        let (length, flags) = (self.0.len() as u32, half(&self.0, 6) | flags);
+        self.0[0..4].copy_from_slice(&length.to_ne_bytes());
+        self.0[6..8].copy_from_slice(&flags.to_ne_bytes());
+        self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
     }
 
     fn link(mut self, index: u32, flags: u32) -> Self {
@@ -61,7 +83,7 @@ impl Message {
         self.0.extend(flags.to_ne_bytes());
     }
 
-    fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+    pub(crate) fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         self.0.extend(((4 + value.len()) as u16).to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);
@@ -69,11 +91,11 @@ impl Message {
         self
     }
 
-    fn text(&mut self, kind: u16, value: &str) -> &mut Self {
+    pub(crate) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
         self.attribute(kind, &[value.as_bytes(), b"\0"].concat())
     }
 
-    fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let start = self.0.len();
         self.0.extend([0, 0]);
         self.0.extend(kind.to_ne_bytes());
@@ -84,16 +106,16 @@ impl Message {
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn word(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
-fn half(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn half(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_ne_bytes)
 }
 
 /// Splits a buffer into records of (length, payload) with 4-byte alignment; `header` bytes belong to the record.
-fn records(mut bytes: &[u8], header: usize, length: fn(&[u8]) -> usize) -> Vec<&[u8]> {
+pub(crate) fn records(mut bytes: &[u8], header: usize, length: fn(&[u8]) -> usize) -> Vec<&[u8]> {
     let mut out = vec![];
     while bytes.len() >= header {
         let n = length(bytes);
@@ -122,10 +144,7 @@ impl Netlink {
 
     /// Sends one request and returns the payloads of all answers up to the acknowledgement.
     fn request(&self, mut message: Message, flags: u16) -> io::Result<Vec<Vec<u8>>> {
-        let flags = half(&message.0, 6) | flags;
-        message.0[6..8].copy_from_slice(&flags.to_ne_bytes());
-        let length = message.0.len() as u32;
-        message.0[0..4].copy_from_slice(&length.to_ne_bytes());
+        message.seal(0, flags);
         rustix::net::send(&self.0, &message.0, SendFlags::empty())?;
         let mut answers = vec![];
         let mut buffer = vec![0; BUFFER_BYTES];
@@ -250,6 +269,31 @@ impl Netlink {
             Err(error) if error.errno() != libc::EEXIST => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Adds a route, or replaces the one to the same place. `link` is the interface.
+    pub fn route(&self, route: Route, link: u32) -> Result<(), CallError> {
+        const TABLE_LOCAL: u8 = 255;
+        const TABLE_MAIN: u8 = 254;
+        const SCOPE_HOST: u8 = 254;
+        const SCOPE_LINK: u8 = 253;
+        // To, bits of it, by which gateway, in which table, of which scope, local or not.
+        let (to, prefix, via, table, scope, kind) = match route {
+            Route::Default(via) => (Ipv4Addr::UNSPECIFIED, 0, Some(via), TABLE_MAIN, 0, libc::RTN_UNICAST),
+            Route::Direct(to) => (to, 32, None, TABLE_MAIN, SCOPE_LINK, libc::RTN_UNICAST),
+            Route::Own(to, prefix) => (to, prefix, None, TABLE_LOCAL, SCOPE_HOST, libc::RTN_LOCAL),
+        };
+        let mut message = Message::new(libc::RTM_NEWROUTE, (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16);
+        message.0.extend([libc::AF_INET as u8, prefix, 0, 0, table, libc::RTPROT_STATIC, scope, kind]);
+        message.0.extend([0; 4]);
+        message.attribute(libc::RTA_OIF, &link.to_ne_bytes());
+        if prefix > 0 {
+            message.attribute(libc::RTA_DST, &to.octets());
+        }
+        if let Some(via) = via {
+            message.attribute(libc::RTA_GATEWAY, &via.octets());
+        }
+        self.change(message, "add route", &format!("{route:?}"))
     }
 
     /// Switches an interface on.

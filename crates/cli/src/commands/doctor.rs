@@ -8,6 +8,7 @@ use kiln_api::Code;
 use kiln_sys::cgroup::{Choice, Trees};
 use kiln_sys::namespace;
 use kiln_sys::netlink::Netlink;
+use kiln_sys::nftables::{Batch, Hook, Nftables, Protocol, Rule, Side, Verdict};
 use serde::Serialize;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -136,6 +137,8 @@ fn examine() -> Vec<Finding> {
     findings.push(builds(Path::new("/dev/loop-control").exists(), &known, &modules));
     findings.push(user_namespaces(root, &read("/proc/sys/user/max_user_namespaces")));
     findings.push(network(root));
+    findings.push(packet_filter(root));
+    findings.push(forwarding(&read("/proc/sys/net/ipv4/ip_forward")));
     findings.push(git());
     findings
 }
@@ -297,6 +300,50 @@ fn network(root: bool) -> Finding {
     }
 }
 
+/// Makes a table with one of each kind of rule that the policy of instances is made of, in a namespace of its own.
+fn packet_filter(root: bool) -> Finding {
+    const NAME: &str = "packet filter";
+    const TABLE: &str = "kiln-doctor";
+    if !root {
+        return Finding::bad(NAME, Level::Warning, "not tried: needs root", "run it with `sudo`");
+    }
+    let attempt = || -> Result<(), kiln_sys::CallError> {
+        namespace::enter_private_net()?;
+        let mut batch = Batch::about(TABLE);
+        batch.replace_table();
+        batch.set_of_pairs("pairs");
+        batch.set_of_networks("networks", &[([10, 0, 0, 0].into(), 8)]);
+        batch.chain("input", Some(Hook::Input));
+        batch.chain("leave", Some(Hook::SourceTranslation));
+        batch.rule("input", Rule::new().is_reply().of_connection(), Verdict::Accept);
+        batch.rule("input", Rule::new().pair_in("pairs").to_port(Protocol::Tcp, 80), Verdict::Accept);
+        batch.rule("input", Rule::new().of_protocol(Protocol::Tcp), Verdict::Reset);
+        batch.rule("input", Rule::new(), Verdict::Reject);
+        let public = Rule::new().address_in(Side::Destination, "networks", false);
+        batch.rule("leave", public, Verdict::Masquerade);
+        Nftables::open()?.commit(batch)
+    };
+    let tried = std::thread::scope(|scope| scope.spawn(attempt).join());
+    let fix = "`modprobe -a nf_tables nf_conntrack nft_ct nft_reject_inet nft_masq`, or use a kernel that has them: \
+               `apt-get install linux-image-amd64`";
+    match tried {
+        Ok(Ok(())) => Finding::ok(NAME, "a table of nftables was made"),
+        Ok(Err(error)) => Finding::bad(NAME, Level::Missing, kiln_api::error::chain(&error), fix),
+        Err(_) => Finding::bad(NAME, Level::Missing, "the attempt failed", fix),
+    }
+}
+
+/// Only services that may reach the internet need it.
+fn forwarding(value: &str) -> Finding {
+    const NAME: &str = "forwarding";
+    if value.trim() == "1" {
+        return Finding::ok(NAME, "on: services may have `egress = [\"internet\"]`");
+    }
+    let fix = "`sysctl -w net.ipv4.ip_forward=1`, and that line in `/etc/sysctl.d/`; only services with \
+               `egress = [\"internet\"]` need it";
+    Finding::bad(NAME, Level::Warning, "off: no service can have `egress = [\"internet\"]`", fix)
+}
+
 fn git() -> Finding {
     let mut command = Command::new("git");
     let answer = command.arg("--version").stdin(Stdio::null()).output();
@@ -355,6 +402,8 @@ mod tests {
         assert_eq!(user_namespaces(true, "0\n").level, Level::Missing);
         assert_eq!(user_namespaces(true, "").level, Level::Missing);
         assert_eq!(network(false).level, Level::Warning);
+        assert_eq!(packet_filter(false).level, Level::Warning);
+        assert_eq!([forwarding("1\n").level, forwarding("0\n").level], [Level::Ok, Level::Warning]);
         let view = DoctorView { able: false, findings: vec![loops(false)] };
         assert!(text(&view).contains("to mend loop devices: `modprobe loop`"), "{}", text(&view));
     }

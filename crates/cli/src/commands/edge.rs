@@ -3,6 +3,7 @@
 use super::serve::traffic_address;
 use crate::{Context, Failure};
 use clap::Args;
+use kiln_model::ServiceRange;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -12,7 +13,7 @@ use std::path::PathBuf;
     after_help = "`kiln serve` starts one by itself if none answers in its state folder; this is for a service manager.
 
 Examples:
-  kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80"
+  kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80 --internal 10.83.224.0/19"
 )]
 pub struct EdgeArgs {
     /// The folder of its socket, its table and its log: `edge` in the state folder of the server
@@ -22,6 +23,10 @@ pub struct EdgeArgs {
     /// An address that takes traffic; may be given several times
     #[arg(long, value_name = "ADDR", required = true, value_parser = traffic_address)]
     pub listen: Vec<SocketAddr>,
+    /// The service addresses of environments, where instances find each other by name: the top eighth of the server's
+    /// `--subnet`, as in `10.83.224.0/19`; without it there are no names inside
+    #[arg(long, value_name = "CIDR")]
+    pub internal: Option<ServiceRange>,
     /// Log every request
     #[arg(long)]
     pub access_log: bool,

@@ -71,7 +71,7 @@ fn flip_under_load() {
 }
 
 /// A backend whose `/slow` waits for a word.
-fn slow_backend(name: &str) -> (Backend, mpsc::Sender<()>) {
+pub(crate) fn slow_backend(name: &str) -> (Backend, mpsc::Sender<()>) {
     let (go, wait) = mpsc::channel();
     let wait = std::sync::Mutex::new(wait);
     let backend = Backend::with(name, move |name, asked, stream| {

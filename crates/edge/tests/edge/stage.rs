@@ -15,6 +15,7 @@ pub(crate) struct Edge {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) address: SocketAddr,
     pub(crate) child: Option<Child>,
+    internal: Option<ServiceRange>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -54,6 +55,7 @@ pub(crate) fn table(pools: Vec<(Pool, u32)>) -> RouteTable {
         pools.iter().enumerate().map(|(pool, (_, weight))| WeightedPool { pool, weight: *weight }).collect();
     RouteTable {
         routes: vec![TableRoute { host: None, path: "/".into(), pools: weighted }],
+        internal: vec![],
         pools: pools.into_iter().map(|(p, _)| p).collect(),
     }
 }
@@ -67,23 +69,30 @@ impl Edge {
     }
 
     pub(crate) fn new() -> Self {
+        Self::at("127.0.0.1:0", None)
+    }
+
+    /// With a range of service addresses.
+    pub(crate) fn at(address: &str, internal: Option<&str>) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let mut edge = Self { dir, address: "127.0.0.1:0".parse().unwrap(), child: None, runtime };
+        let (address, internal) = (address.parse().unwrap(), internal.map(|range| range.parse().unwrap()));
+        let mut edge = Self { dir, address, child: None, internal, runtime };
         edge.start();
         edge
     }
 
     pub(crate) fn start(&mut self) {
         let program = std::env::current_exe().unwrap();
-        let started = self.runtime.block_on(spawn_edge(&program, self.dir.path(), &[self.address]));
+        let started =
+            self.runtime.block_on(spawn_edge(&program, self.dir.path(), &[self.address], self.internal));
         self.child = Some(started.expect("an edge"));
         self.address = self.status().listening[0].parse().unwrap();
     }
 
     pub(crate) fn spawn_error(&self, dir: &Path, address: SocketAddr) -> kiln_edge::SpawnError {
         let program = std::env::current_exe().unwrap();
-        match self.runtime.block_on(spawn_edge(&program, dir, &[address])) {
+        match self.runtime.block_on(spawn_edge(&program, dir, &[address], None)) {
             Err(error) => error,
             Ok(mut child) => {
                 child.kill().unwrap();

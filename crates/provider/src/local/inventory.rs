@@ -2,6 +2,7 @@
 
 use super::folder::{GONE, Record, Root, SPEC};
 use super::mark::Mark;
+use super::policy;
 use super::shim::SHIM;
 use kiln_sys::cgroup::{Choice, Trees};
 use kiln_sys::netlink::Netlink;
@@ -16,6 +17,10 @@ pub struct Inventory {
     pub cgroups: usize,
     /// Interfaces of instances, and bridges, in this network namespace.
     pub links: usize,
+    /// Tables of the packet filter, at most one.
+    pub tables: usize,
+    /// What instances may reach: elements of its sets.
+    pub rules: usize,
     /// Addresses that are given to instances.
     pub addresses: usize,
     /// Mounts in this mount namespace whose place or source is in the state folder.
@@ -62,6 +67,7 @@ pub fn inventory(state: &Path) -> Inventory {
             *(if is_owned { &mut out.links } else { &mut out.spare }) += 1;
         }
     }
+    (out.tables, out.rules) = policy::count(&mark).unwrap_or_default();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let inside = format!("{}/", state.display());
     out.mounts = mounts.lines().filter(|line| line.contains(&inside)).count();

@@ -5,7 +5,7 @@
 use super::mark::{Mark, Tag};
 use super::order::Failure;
 use super::subnet::Subnet;
-use kiln_sys::netlink::Netlink;
+use kiln_sys::netlink::{Netlink, Route};
 use kiln_sys::process::Namespaces;
 use kiln_sys::{CallError, Context, namespace};
 use std::net::Ipv4Addr;
@@ -42,6 +42,8 @@ pub(super) fn bridge(host: &Netlink, mark: &Mark, subnet: Subnet, number: u32) -
     let bridge = host.bridge(&mark.bridge(block.index), mark.hardware(block.index))?;
     host.address(bridge, block.gateway, block.prefix)?;
     host.up(bridge)?;
+    // An interface of ours may forward; whether the one to the internet does is for the host's owner to say.
+    sysctl(&format!("net/ipv4/conf/{}/forwarding", mark.bridge(block.index)), "1")?;
     Ok(bridge)
 }
 
@@ -65,8 +67,11 @@ fn make(mark: &Mark, subnet: Subnet, number: u32, link: &str) -> Result<OwnedFd,
     sysctl("net/ipv4/ip_unprivileged_port_start", "0")?;
     // A host without IPv6 has no such file.
     let _ = sysctl(&format!("net/ipv6/conf/{INTERFACE}/disable_ipv6"), "1");
-    inside.address(interface, address, block.prefix)?;
+    // Alone in its network: it speaks to nobody but the bridge, whatever the addresses of others are.
+    inside.address(interface, address, 32)?;
     inside.up(interface)?;
+    inside.route(Route::Direct(block.gateway), interface)?;
+    inside.route(Route::Default(block.gateway), interface)?;
     Ok(own)
 }
 

@@ -2,6 +2,7 @@
 //! the process's standard input. Descriptors travel with the message, so that no other process that the server starts
 //! at the same time can inherit them.
 
+use super::etc::Neighbours;
 use super::mark::Mark;
 use kiln_model::Millis;
 use rustix::io::{IoSlice, IoSliceMut};
@@ -24,7 +25,7 @@ pub(crate) const DESCRIPTORS_MAX: usize = 64;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub mark: Mark,
-    pub prefix: u8,
+    pub neighbours: Neighbours,
     /// Use v1 cgroups only.
     pub cgroup_v1: bool,
 }

@@ -1,6 +1,7 @@
 //! `ensure`: from a specification to a running instance. What it is appears in its folder, as a whole, before anything of
 //! the image runs.
 
+use super::etc::{self, Neighbours};
 use super::folder::{EXIT, Exit, Record, SPEC};
 use super::order::Failure;
 use super::pool::Pool;
@@ -131,10 +132,10 @@ impl Inner {
         slot: Slot,
         layers: Vec<Arc<Layer>>,
     ) -> Result<(), ProviderError> {
-        let begun = self
-            .roots
-            .join(&layers, slot.users.as_fd())
-            .and_then(|root| with_start(record, |start| slot.begin(start, root)));
+        let begun = self.allow(record).and_then(|neighbours| {
+            let root = self.roots.join(&layers, slot.users.as_fd())?;
+            with_start(record, &neighbours, |start| slot.begin(start, root))
+        });
         match begun {
             Ok(begun) => {
                 let (process, pidfd, told) = slot.let_go();
@@ -158,6 +159,14 @@ impl Inner {
         }
     }
 
+    /// Lets the instance reach what it may.
+    fn allow(&self, record: &Record) -> Result<Neighbours, Failure> {
+        let policy = self.policy()?;
+        self.keep_policy()?;
+        policy.allow(record)?;
+        Ok(policy.neighbours(record))
+    }
+
     /// A permanent failure ends the instance; after another one nothing is left of the try.
     fn failed(&self, id: &InstanceId, failure: Failure) -> Result<(), ProviderError> {
         let folder = self.host.root.folder(id);
@@ -178,7 +187,11 @@ impl Inner {
 }
 
 /// What the shim is told of an instance.
-fn with_start<T>(record: &Record, work: impl FnOnce(&Start<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+fn with_start<T>(
+    record: &Record,
+    neighbours: &Neighbours,
+    work: impl FnOnce(&Start<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let spec = &record.spec;
     let user = program::user_of(spec).map_err(|detail| Failure::permanent("find the user", detail))?;
     let unfit = |detail: &str| Failure::permanent("prepare the command", detail);
@@ -192,7 +205,7 @@ fn with_start<T>(record: &Record, work: impl FnOnce(&Start<'_>) -> Result<T, Fai
     let (variables, search) = program::environment_of(spec);
     let (argv, environment, writable) =
         (words(&spec.command)?, words(&variables)?, words(&writable(&spec.writable))?);
-    let (hosts, resolver) = etc(record);
+    let [hosts, resolver] = etc::files(record, neighbours);
     let whole = |bytes| Words::new(bytes).unwrap_or_default();
     work(&Start {
         argv: whole(&argv),
@@ -221,12 +234,4 @@ fn writable(declared: &[String]) -> Vec<String> {
     }
     places.sort_by_key(String::len);
     places
-}
-
-/// The content of /etc/hosts and of /etc/resolv.conf.
-fn etc(record: &Record) -> (String, String) {
-    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {}\n", record.address, record.spec.id);
-    // An instance has no route to a name server; do not let libraries wait for one.
-    let resolver = "# instances reach nothing but their host\noptions timeout:1 attempts:1\n".to_owned();
-    (hosts, resolver)
 }

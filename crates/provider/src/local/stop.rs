@@ -4,7 +4,7 @@ use super::Inner;
 use super::folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use super::mark::Mark;
 use super::order::Failure;
-use super::shim;
+use super::{policy, shim};
 use crate::ProviderError;
 use kiln_model::{ExitReason, Fence, InstanceId, Stop, Wall};
 use kiln_sys::cgroup::{self, Choice, Group, Trees};
@@ -143,11 +143,15 @@ impl Inner {
             return Ok(());
         }
         self.raise(fence, id)?;
-        let stop = self.books().entries.get(id).map(|entry| entry.record.spec.stop);
+        let record = self.books().entries.get(id).map(|entry| entry.record.clone());
+        let stop = record.as_ref().map(|record| record.spec.stop);
         let hands = self.hands();
         let gone = (|| {
             let reason = untold(&hands.group(id));
             let _lock = hands.take(id, stop)?;
+            if let Some(record) = &record {
+                self.policy()?.forget(record)?;
+            }
             // The interface goes with its namespace, which the kernel removes a little later; the pool sees to that.
             hands.bury(id, fence, reason)
         })();
@@ -258,6 +262,8 @@ fn clean_host(trees: &Trees, mark: &Mark, root: &Root) -> Result<(), SweepError>
             host.delete(link.index).map_err(SweepError::Host)?;
         }
     }
+    // Last: as long as there is a bridge somebody may be behind it.
+    policy::remove(mark).map_err(SweepError::Host)?;
     for folder in root.spare().unwrap_or_default() {
         let failed = |source| SweepError::State { path: folder.display().to_string(), source };
         std::fs::remove_dir_all(&folder).map_err(failed)?;

@@ -1,5 +1,6 @@
 //! Addresses and id ranges. Both come from one number per instance, so that neither is ever given twice at a time.
 
+use kiln_model::ServiceRange;
 use std::net::Ipv4Addr;
 
 /// First of the ids that instances are mapped to; below it are the host's own users.
@@ -66,6 +67,25 @@ impl std::fmt::Display for Subnet {
 }
 
 impl Subnet {
+    /// Bits of the network part.
+    pub(crate) fn prefix(self) -> u8 {
+        self.prefix
+    }
+
+    /// Its first address, which names it.
+    pub(crate) fn first(self) -> Ipv4Addr {
+        Ipv4Addr::from(self.network)
+    }
+
+    /// The top eighth, which no instance gets: there the services of each environment are found. At least two addresses,
+    /// of which the last is the subnet's broadcast address and nobody's.
+    pub fn services(self) -> ServiceRange {
+        let prefix = (self.prefix + 3).min(31);
+        let first = self.network + ((1 << (32 - self.prefix)) - (1 << (32 - prefix)));
+        // The end of a legal subnet is a legal range.
+        ServiceRange::new(Ipv4Addr::from(first), prefix).unwrap_or_else(|| unreachable!("{self}"))
+    }
+
     /// The interface, none of `own`, that has a part of this subnet already, by the text of `/proc/self/net/route`
     /// (columns: interface, destination, gateway, flags, …, mask; addresses as little-endian hexadecimal).
     pub(crate) fn taken(self, routes: &str, own: impl Fn(&str) -> bool) -> Option<String> {
@@ -82,7 +102,7 @@ impl Subnet {
 
     /// The last number that an instance can have; the first is 2.
     fn last(self) -> u32 {
-        ((1u32 << (32 - self.prefix)) - 2).min(NUMBER_MAX)
+        (u32::from(self.services().first()) - self.network - 1).min(NUMBER_MAX)
     }
 
     /// The number after `previous` that is not in use. Round-robin, so that an address comes back late.
@@ -122,14 +142,14 @@ mod tests {
     #[test]
     fn numbers_go_round_and_skip_those_in_use() {
         let subnet: Subnet = "10.9.8.0/29".parse().unwrap();
-        assert_eq!((subnet.block(2).gateway.to_string(), subnet.last()), ("10.9.8.1".into(), 6));
+        assert_eq!((subnet.block(2).gateway.to_string(), subnet.last()), ("10.9.8.1".into(), 5));
         let mut got = vec![];
         let mut previous = 0;
         for _ in 0..7 {
             previous = subnet.next(previous, |n| n == 4).unwrap();
             got.push(previous);
         }
-        assert_eq!(got, [2, 3, 5, 6, 2, 3, 5]);
+        assert_eq!(got, [2, 3, 5, 2, 3, 5, 2]);
         assert_eq!(subnet.next(0, |_| true), None);
         for bad in ["10.0.0.1/16", "10.0.0.0", "10.0.0.0/30", "x/16"] {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");
@@ -152,6 +172,25 @@ mod tests {
         assert_eq!(ports.values().max(), Some(&1021));
         assert_eq!(subnet.block(1024 * 63 + 5).gateway, Ipv4Addr::new(10, 83, 252, 1));
         assert_eq!(subnet.block(5).prefix, 22);
+    }
+
+    #[test]
+    fn service_addresses_are_the_top_eighth_and_no_instance_gets_one() {
+        for (subnet, services, capacity) in [
+            ("10.83.0.0/16", "10.83.224.0/19", 8191),
+            ("10.9.8.0/24", "10.9.8.224/27", 31),
+            ("10.9.8.0/29", "10.9.8.6/31", 1),
+            ("10.9.8.0/28", "10.9.8.14/31", 1),
+            ("10.0.0.0/8", "10.224.0.0/11", (1 << 21) - 1),
+        ] {
+            let subnet: Subnet = subnet.parse().unwrap();
+            assert_eq!(
+                (subnet.services().to_string().as_str(), subnet.services().capacity()),
+                (services, capacity)
+            );
+            assert!(!subnet.services().contains(subnet.address(subnet.last())), "{subnet}");
+            assert!(subnet.last() >= 5, "{subnet}");
+        }
     }
 
     #[test]

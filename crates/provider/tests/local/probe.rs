@@ -54,6 +54,9 @@ fn main() {
         "daemon" => daemon(),
         "reopen" => reopen(),
         "reach" => reach(&args[1..]),
+        "show" => print!("{}", std::fs::read_to_string(arg(1)).unwrap()),
+        "datagram" => datagram(arg(1).parse().unwrap(), arg(2)),
+        "forge" => forge(arg(1), arg(2)),
         other => panic!("{other}"),
     }
 }
@@ -178,6 +181,49 @@ fn reach(addresses: &[String]) {
             let answer = unsafe { syscall(42, fd, raw.as_ptr() as i64, 16i64) };
             println!("{address} bound {bound}: {}", if answer == 0 { "reached" } else { "not reached" });
         }
+    }
+}
+
+/// Sends a datagram from a port, and says whether it was answered.
+fn datagram(port: u16, target: &str) {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+    let sent = socket.send_to(b"x", target);
+    let answered = sent.is_ok() && socket.recv(&mut [0; 8]).is_ok();
+    println!("{}", if answered { "answered" } else { "silent" });
+}
+
+/// Tries everything that lets a program send from an address that is not its own.
+fn forge(source: &str, target: &str) {
+    let address = |text: &str| {
+        let (ip, port) = text.rsplit_once(':').unwrap();
+        let (ip, port): (Ipv4Addr, u16) = (ip.parse().unwrap(), port.parse().unwrap());
+        let mut raw = [0u8; 16];
+        raw[0] = 2;
+        raw[2..4].copy_from_slice(&port.to_be_bytes());
+        raw[4..8].copy_from_slice(&ip.octets());
+        raw
+    };
+    let (source, target) = (address(source), address(target));
+    let one = 1i32;
+    for (name, kind, options) in [
+        ("stream freebind", 1i64, &[15i64][..]),
+        ("stream transparent", 1, &[15, 19]),
+        ("datagram freebind", 2, &[15]),
+        ("datagram transparent", 2, &[15, 19]),
+        ("raw", 3, &[]),
+        ("header of its own", 3, &[3]),
+    ] {
+        let fd = unsafe { syscall(41, 2i64, kind, if kind == 3 { 255i64 } else { 0 }) };
+        for option in options {
+            unsafe { syscall(54, fd, 0i64, *option, &one as *const i32 as i64, 4i64) };
+        }
+        let timeout = [0i64, 300_000];
+        unsafe { syscall(54, fd, 1i64, 21i64, timeout.as_ptr() as i64, 16i64) };
+        let bound = unsafe { syscall(49, fd, source.as_ptr() as i64, 16i64) };
+        let connected = unsafe { syscall(42, fd, target.as_ptr() as i64, 16i64) };
+        let sent = unsafe { syscall(1, fd, b"forged".as_ptr() as i64, 6i64) };
+        println!("{name}: {}", if bound == 0 && connected == 0 && sent == 6 { "sent" } else { "refused" });
     }
 }
 
