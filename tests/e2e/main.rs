@@ -11,6 +11,7 @@ mod deploys;
 mod exchange;
 mod lint;
 mod machines;
+mod old_host;
 mod operations;
 mod rebuilt;
 mod retention;
@@ -26,6 +27,11 @@ fn main() {
     if std::env::args().any(|argument| argument == "--list") {
         return;
     }
+    if std::env::args().any(|argument| argument == old_host::INSIDE) {
+        // Nobody else is on that host.
+        old_host::inside::run();
+        return;
+    }
     if !own_network() {
         return;
     }
@@ -34,6 +40,7 @@ fn main() {
         ("bakes_are_reproducible", bakes::run),
         ("exchange", exchange::run),
         ("machines", machines::run),
+        ("old_host", old_host::run),
         ("bases_of_oci", bases::oci),
         ("bases_of_buildah", bases::containerfile),
         ("bases_with_playbooks", bases::provision),

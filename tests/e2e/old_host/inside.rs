@@ -1,0 +1,86 @@
+//! What happens on the emulated host, by the real programs: doctor, serve, deploy, deploy, rollback, down.
+
+use crate::tiny;
+use kiln_tests::{Kiln, free_address, kiln_program, run as run_program, wait_until};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Everything is emulated, on cores that others use as well.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Asks the edge for the version; empty if there is no answer.
+fn version(kiln: &Kiln) -> String {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(&kiln.edge)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(b"GET /api/version HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    ask().unwrap_or_default()
+}
+
+#[track_caller]
+fn serves(kiln: &Kiln, marker: &str) {
+    for _ in 0..5 {
+        let answer = version(kiln);
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(marker), "{marker}: {answer:?}");
+    }
+}
+
+/// The host is what the case promises to test.
+fn is_old() {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("osrelease");
+    assert!(release.starts_with("6.1."), "{release}");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let groups: Vec<&str> = mounts.lines().filter(|line| line.contains(" - cgroup")).collect();
+    assert!(matches!(groups[..], [one] if one.contains(" - cgroup2 ")), "{groups:?}");
+    println!("host: Linux {}, cgroup v2 alone", release.trim());
+}
+
+/// Doctor names what is missing with the command that mends it; that command is run, and then nothing is.
+fn doctor() {
+    let examine = || run_program(Command::new(kiln_program()).args(["doctor", "--json"]));
+    let before = examine();
+    assert!(!Path::new("/dev/loop-control").exists(), "nobody loaded `loop` yet");
+    before.expect(1);
+    run_program(Command::new("modprobe").arg("loop")).expect(0);
+    let after = examine().expect(0).json();
+    for finding in after["findings"].as_array().expect("findings") {
+        println!("doctor: {} {}: {}", finding["level"], finding["name"], finding["found"]);
+    }
+    assert_eq!(after["able"], true, "{after:#}");
+}
+
+pub fn run() {
+    let start = Instant::now();
+    let step = |what: &str| println!("{what}: {:.1} s", start.elapsed().as_secs_f64());
+    is_old();
+    doctor();
+    step("doctor");
+    let kiln = Kiln::started(&free_address());
+    step("serve");
+    let project = tiny::project();
+    project.edit("kiln.toml", "grace = \"3s\"", "grace = \"60s\", timeout = \"10s\"");
+    project.edit("kiln.toml", "deadline = \"20s\"", "deadline = \"120s\"");
+    project.commit("patience");
+    kiln.in_project(&project, &["deploy"]).expect(0);
+    serves(&kiln, "release-1");
+    step("first deploy");
+    tiny::deploy(&kiln, &project, 2).expect(0);
+    serves(&kiln, "release-2");
+    step("second deploy");
+    kiln.in_project(&project, &["rollback"]).expect(0);
+    serves(&kiln, "release-1");
+    step("rollback");
+    wait_until("two serve", LIMIT, || {
+        tiny::instances(&tiny::environment(&kiln), &["serving"]).len() == 2
+    });
+    // Asserts that nothing is left.
+    kiln.down();
+    step("down, and nothing is left");
+}
