@@ -13,6 +13,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+mod again;
+
+pub use again::{Copying, copy_by};
+
 /// Properties of one mount, whatever the file system's own are.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Attributes {
@@ -71,7 +75,7 @@ pub fn tmpfs(
 /// How an EROFS file is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ErofsBacking {
-    /// By the file if the kernel can (6.12 and later), else by a loop device.
+    /// By the file if the kernel can mount it (6.12) and copy the mount (6.15), else by a loop device.
     #[default]
     Auto,
     /// Always by a loop device.
@@ -94,7 +98,9 @@ pub fn erofs_of(file: &File, backing: ErofsBacking) -> Result<OwnedFd, CallError
         let tries: [&[_]; 2] = [&[source, ("ro", None), ("directio", None)], &[source, ("ro", None)]];
         for options in tries {
             match filesystem("erofs", options, attributes) {
-                Ok(mount) => return Ok(mount),
+                Ok(mount) if again::can_be_copied(&mount) => return Ok(mount),
+                // From 6.12 to 6.14: an instance needs a copy of it, and only a device can give one.
+                Ok(_) => break,
                 Err(error) if [libc::EINVAL, libc::ENOTBLK, libc::EOPNOTSUPP].contains(&error.errno()) => {}
                 Err(error) => return Err(error),
             }
@@ -150,11 +156,10 @@ fn loop_device(file: &File, writable: bool) -> Result<(File, String), CallError>
     Err(last).context("configure", "a free loop device")
 }
 
-/// A detached copy of a mount, given by a descriptor of it (a detached one, or any directory or file in it).
+/// A detached copy of a mount, given by a descriptor of it (a detached one, or any directory or file in it). See
+/// [`copy_by`] for kernels that cannot copy a detached one.
 pub fn copy(mount: impl AsFd) -> Result<OwnedFd, CallError> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    rustix::mount::open_tree(&mount, "", flags).context("open_tree", "a mount")
+    copy_by(mount, Copying::Auto)
 }
 
 /// A detached mount of the file or directory at `path` below `directory`.

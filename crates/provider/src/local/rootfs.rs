@@ -13,12 +13,16 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// Files of /etc that kiln writes, and where they are while the root is put together.
+const ETC_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+const ETC_PLACE: &str = "/e";
+
 /// The mounts that only the host's root can make.
 pub(crate) struct Parts {
     root: OwnedFd,
     dev: OwnedFd,
-    /// Files of /etc that kiln writes, where the image has one of that name.
-    etc: Vec<(&'static str, OwnedFd)>,
+    /// The files of /etc that kiln writes, for where the image has one of that name.
+    etc: OwnedFd,
 }
 
 fn io(step: &str) -> impl Fn(rustix::io::Errno) -> Failure {
@@ -38,7 +42,7 @@ impl Parts {
             mapped.push(copy);
         }
         let (dev, etc) = (sandbox::dev()?, make_etc(record)?);
-        sandbox::enter_scratch(scratch, &[])?;
+        sandbox::enter_scratch(scratch, &[&ETC_PLACE[1..]])?;
         let root = match mapped.len() {
             0 => return Err(Failure::permanent("mount the image", "it has no layers")),
             1 => mapped.remove(0),
@@ -57,9 +61,12 @@ impl Parts {
         mount::attach(&self.dev, here)?;
         sandbox::cover_proc(root)?;
         mount_writable(root, record, user)?;
-        for (name, file) in self.etc {
+        // Attached, as older kernels copy nothing of what is not. It goes with the scratch namespace's root.
+        mount::attach_at(&self.etc, ETC_PLACE)?;
+        for name in ETC_FILES {
             let place = format!("/etc/{name}");
             if path::kind_in_root(root, &place).is_ok_and(|kind| kind == FileType::RegularFile) {
+                let file = mount::copy_at(&self.etc, name)?;
                 mount::attach(file, path::open_in_root(root, &place, OFlags::PATH)?)?;
             }
         }
@@ -69,15 +76,15 @@ impl Parts {
     }
 }
 
-fn make_etc(record: &Record) -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
+fn make_etc(record: &Record) -> Result<OwnedFd, Failure> {
     let id = &record.spec.id;
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {id}\n", record.address);
     // An instance has no route to a name server; do not let libraries wait for one.
     let resolver = "# instances reach nothing but their host\noptions timeout:1 attempts:1\n".to_owned();
-    let files = [("hosts", hosts), ("hostname", format!("{id}\n")), ("resolv.conf", resolver)];
+    let texts = [hosts, format!("{id}\n"), resolver];
     let attributes = Attributes { no_exec: true, ..Attributes::default() };
     let directory = mount::tmpfs("755", 64 * 1024, (0, 0), attributes)?;
-    for (name, text) in &files {
+    for (name, text) in ETC_FILES.iter().zip(&texts) {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&directory, *name, flags, Mode::from_raw_mode(0o644));
         File::from(file.map_err(io("make /etc"))?)
@@ -87,7 +94,7 @@ fn make_etc(record: &Record) -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
         rustix::fs::chmodat(&directory, *name, mode, AtFlags::empty()).map_err(io("make /etc"))?;
     }
     mount::make_read_only(&directory)?;
-    files.iter().map(|(name, _)| Ok((*name, mount::copy_at(&directory, name)?))).collect()
+    Ok(directory)
 }
 
 /// One root from several layers, in the scratch namespace. The relative names are all that an instance's mount table
