@@ -25,6 +25,10 @@ pub fn run() {
     let start = Instant::now();
     let release = kernel(&tree);
     userland(&tree);
+    match std::env::var_os("KILN_NIGHTLY") {
+        Some(_) => provider_suite(&tree),
+        None => println!("not run there without KILN_NIGHTLY=1: the provider's suite"),
+    }
     let disk = folder.path().join("disk");
     std::fs::File::create(&disk).and_then(|file| file.set_len(DISK_MIB << 20)).expect("a sparse file");
     run_program(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal", "-d"]).args([&tree, &disk])).expect(0);
@@ -137,6 +141,25 @@ fn userland(tree: &Path) {
     run_program(Command::new("cp").arg(&api).arg(at(api.clone()))).expect(0);
     let arguments = format!("{}\n{INSIDE}\n", root().join("target/debug/deps/e2e").display());
     std::fs::write(tree.join("arguments"), arguments).expect("arguments");
+}
+
+/// The local provider's own suite, with what it needs: the program of its image, compiled here, and `mkfs.erofs`.
+fn provider_suite(tree: &Path) {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.current_dir(root()).args(["test", "-p", "kiln-provider", "--test", "local", "--no-run"]);
+    let built = run_program(cargo.arg("--message-format=json")).expect(0).stdout;
+    let messages = built.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let executable = messages.filter_map(|message| Some(message["executable"].as_str()?.to_owned())).last();
+    let suite = PathBuf::from(executable.expect("cargo names the suite"));
+    // It compiles the program for its image, as there is no compiler on the emulated host.
+    run_program(Command::new(&suite).arg("--prepare")).expect(0);
+    install(tree, &suite, Path::new(inside::SUITE));
+    install(tree, Path::new("/usr/bin/mkfs.erofs"), Path::new("/usr/bin/mkfs.erofs"));
+    let at = |path: &Path| tree.join(path.strip_prefix("/").expect("absolute"));
+    for part in ["target/tmp", "crates/provider/tests"].map(|part| root().join(part)) {
+        std::fs::create_dir_all(at(&part)).expect("a folder");
+        run_program(Command::new("cp").arg("-rT").args([&part, &at(&part)])).expect(0);
+    }
 }
 
 /// Puts a program and the libraries that it is linked with into the tree.

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// Everything is emulated, on cores that others use as well.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Where the local provider's suite is, if it is to run as well.
+pub const SUITE: &str = "/suite";
+
 /// Asks the edge for the version; empty if there is no answer.
 fn version(kiln: &Kiln) -> String {
     let ask = || -> std::io::Result<String> {
@@ -83,4 +86,10 @@ pub fn run() {
     // Asserts that nothing is left.
     kiln.down();
     step("down, and nothing is left");
+    if Path::new(SUITE).exists() {
+        let suite = run_program(&mut Command::new(SUITE));
+        println!("{}{}", suite.stdout, suite.stderr);
+        assert_eq!(suite.code, 0, "the provider's suite failed");
+        step("the provider's suite");
+    }
 }
