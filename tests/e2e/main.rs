@@ -9,6 +9,7 @@ mod crashes;
 mod debian;
 mod deploys;
 mod exchange;
+mod forced;
 mod lint;
 mod machines;
 mod old_host;
@@ -41,6 +42,7 @@ fn main() {
         ("exchange", exchange::run),
         ("machines", machines::run),
         ("old_host", old_host::run),
+        ("forced_fallbacks", forced::run),
         ("bases_of_oci", bases::oci),
         ("bases_of_buildah", bases::containerfile),
         ("bases_with_playbooks", bases::provision),

@@ -56,6 +56,10 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     let subnet = arguments.subnet.parse().map_err(|error: local::SubnetError| {
         Failure::new(Code::Usage, chain(&error)).hint("give a private network such as 10.83.0.0/16")
     })?;
+    let forced = std::env::var("KILN_FORCE").unwrap_or_default();
+    let forced = forced.parse().map_err(|error: local::ForcedError| {
+        Failure::new(Code::Usage, format!("`KILN_FORCE={forced}`: {error}")).hint(error.hint())
+    })?;
     if let Some(mirror) = &arguments.mirror {
         // Now, not at the first bake.
         let parsed = kiln_image::debian::Mirror::parse(mirror);
@@ -80,6 +84,7 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         edge: arguments.edge.clone(),
         subnet,
         mirror: arguments.mirror.clone(),
+        forced,
         registry_auth: arguments.registry_auth.clone(),
         keyring: arguments.keyring.clone(),
         signing_key: arguments.signing_key.clone(),

@@ -14,6 +14,7 @@ mod blackbox;
 mod check;
 pub mod exec;
 mod folder;
+mod forced;
 mod http;
 mod inventory;
 mod layers;
@@ -28,6 +29,7 @@ mod subnet;
 pub mod supervise;
 mod verify;
 
+pub use forced::{Forced, ForcedError};
 pub use inventory::{Inventory, inventory};
 pub use kiln_sys::mount::ErofsBacking;
 pub use stop::{SweepError, sweep};
@@ -37,7 +39,7 @@ use crate::{Provider, ProviderError};
 use async_trait::async_trait;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use kiln_model::{Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Seen, SeenState};
-use kiln_sys::cgroup::{Choice, Trees};
+use kiln_sys::cgroup::Trees;
 use kiln_sys::{CallError, netlink::Netlink, process};
 use layers::Layers;
 use mark::Mark;
@@ -78,15 +80,6 @@ impl LocalConfig {
             forced: Forced::default(),
         }
     }
-}
-
-/// Forced fallbacks.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Forced {
-    /// Mount layers by loop devices, as before kernel 6.12.
-    pub erofs: ErofsBacking,
-    /// Use v1 cgroups only, as without a v2 tree.
-    pub cgroup_v1: bool,
 }
 
 /// Why a provider could not be opened.
@@ -174,11 +167,10 @@ impl LocalProvider {
         std::fs::create_dir_all(config.state.join("instances")).map_err(state)?;
         let path = config.state.canonicalize().map_err(state)?;
         let mark = Mark::of(&path);
-        let choice = if config.forced.cgroup_v1 { Choice::V1 } else { Choice::Auto };
         let inner = Inner {
             root: Root::of(&path),
             boot: kiln_sys::clock::boot_id().map_err(OpenError::Host)?,
-            trees: Trees::detect(choice).map_err(OpenError::Host)?,
+            trees: Trees::detect(config.forced.cgroups).map_err(OpenError::Host)?,
             layers: Layers::new(config.objects.clone(), config.forced.erofs),
             books: Mutex::default(),
             changed: Notify::new(),

@@ -2,6 +2,7 @@
 //! the process's standard input. Descriptors travel with the message, so that no other process that the server starts
 //! at the same time can inherit them.
 
+use super::forced::Forced;
 use super::mark::Mark;
 use kiln_model::Millis;
 use rustix::io::{IoSlice, IoSliceMut};
@@ -25,8 +26,7 @@ pub(crate) const DESCRIPTORS_MAX: usize = 64;
 pub(crate) struct Order {
     pub mark: Mark,
     pub prefix: u8,
-    /// Use v1 cgroups only.
-    pub cgroup_v1: bool,
+    pub forced: Forced,
 }
 
 /// From a supervisor.

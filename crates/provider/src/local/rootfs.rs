@@ -3,6 +3,7 @@
 //! and mount namespaces, where nothing that it does can reach the host.
 
 use super::folder::Record;
+use super::forced::Forced;
 use super::order::Failure;
 use super::subnet::{IDS_EACH, ids_of};
 use kiln_sys::mount::{self, Attributes};
@@ -33,14 +34,10 @@ fn io(step: &str) -> impl Fn(rustix::io::Errno) -> Failure {
 impl Parts {
     /// Makes them, and moves this process into a mount namespace without the host's file systems. `layers` are the
     /// image's, lowest first; `scratch` is any directory of the host.
-    pub(crate) fn make(record: &Record, layers: &[OwnedFd], scratch: &str) -> Result<Self, Failure> {
+    pub(crate) fn make(record: &Record, layers: &[OwnedFd], scratch: &str, forced: Forced) -> Result<Self, Failure> {
         let owners = namespace::user_namespace(ids_of(record.number), IDS_EACH)?;
-        let mut mapped = vec![];
-        for layer in layers {
-            let copy = mount::copy(layer)?;
-            mount::map_owners(&copy, &owners)?;
-            mapped.push(copy);
-        }
+        let mapped = layers.iter().map(|layer| forced.copy(layer, &owners));
+        let mut mapped = mapped.collect::<Result<Vec<_>, Failure>>()?;
         let (dev, etc) = (sandbox::dev()?, make_etc(record)?);
         sandbox::enter_scratch(scratch, &[&ETC_PLACE[1..]])?;
         let root = match mapped.len() {

@@ -97,7 +97,7 @@ impl Inner {
         let order = Order {
             mark: self.mark.clone(),
             prefix: self.config.subnet.prefix(),
-            cgroup_v1: self.config.forced.cgroup_v1,
+            forced: self.config.forced,
         };
         let io = |step: &'static str| move |error: std::io::Error| Failure::io(step, &error);
         let (ours, theirs) = order::pair().map_err(io("make a socket"))?;

@@ -99,7 +99,7 @@ fn supervise(directory: &Path) -> Result<(), Failure> {
     files.oom = group.oom_file()?;
     let (doors, birthplace) = (group.doors(false)?, group.birthplace()?);
     make_network(&order, &record)?;
-    let parts = Parts::make(&record, &layers, &directory.to_string_lossy())?;
+    let parts = Parts::make(&record, &layers, &directory.to_string_lossy(), order.forced)?;
     drop(layers);
 
     let (go_read, go_write) = io::pipe().map_err(failed("make a pipe"))?;
@@ -147,14 +147,13 @@ fn hear(socket: &OwnedFd) -> Result<(), Failure> {
 }
 
 fn make_group(order: &Order, record: &Record) -> Result<Group, Failure> {
-    let choice = if order.cgroup_v1 { cgroup::Choice::V1 } else { cgroup::Choice::Auto };
     let resources = record.spec.resources;
     let limits = cgroup::Limits {
         cpu_milli: resources.cpu_milli,
         memory_bytes: resources.memory_bytes,
         pids: resources.pids,
     };
-    Ok(Trees::detect(choice)?.create(&order.mark.cgroup(), record.spec.id.as_str(), limits)?)
+    Ok(Trees::detect(order.forced.cgroups)?.create(&order.mark.cgroup(), record.spec.id.as_str(), limits)?)
 }
 
 fn join(doors: &[File], pid: i32) -> Result<(), Failure> {
