@@ -41,6 +41,8 @@ pub struct EdgeConfig {
     pub dir: PathBuf,
     /// Where it takes traffic. Port 0 lets the kernel choose; `status` tells.
     pub listen: Vec<SocketAddr>,
+    /// Which boot of the host this is: no target of a table that was kept in another one is sent anything.
+    pub boot: String,
     /// Data-path threads; none means one per core.
     pub threads: Option<usize>,
     /// Whether it writes `access.log`.
@@ -53,10 +55,11 @@ pub struct EdgeConfig {
 
 impl EdgeConfig {
     /// The defaults: one thread per core, no access log.
-    pub fn new(dir: impl Into<PathBuf>, listen: Vec<SocketAddr>) -> Self {
+    pub fn new(dir: impl Into<PathBuf>, listen: Vec<SocketAddr>, boot: impl Into<String>) -> Self {
         Self {
             dir: dir.into(),
             listen,
+            boot: boot.into(),
             threads: None,
             access_log: false,
             answer_timeout: ANSWER_TIMEOUT,
@@ -195,7 +198,7 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     let timeouts = (config.answer_timeout, config.stall_timeout);
     let shared = Arc::new(Shared::new(n_threads, log, access, timeouts.0, timeouts.1));
     let process = format!("{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
-    let control = Arc::new(Control::new(dir.clone(), process, listening.clone(), shared.clone()));
+    let control = Arc::new(Control::new(config, process, listening.clone(), shared.clone()));
     let runtime = runtime("the control thread's runtime")?;
     let _entered = runtime.enter();
     let socket_path = control_socket(dir);

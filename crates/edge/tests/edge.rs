@@ -11,6 +11,8 @@ mod client;
 mod faults;
 #[path = "edge/protocol.rs"]
 mod protocol;
+#[path = "edge/reboot.rs"]
+mod reboot;
 #[path = "edge/stage.rs"]
 mod stage;
 
@@ -30,7 +32,7 @@ fn main() -> ExitCode {
         return trivial_backend(&args[1]);
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let cases: Vec<Case> = [cases::CASES, faults::CASES, protocol::CASES].concat();
+    let cases: Vec<Case> = [cases::CASES, faults::CASES, protocol::CASES, reboot::CASES].concat();
     if args.iter().any(|a| a == "--list") {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
@@ -56,7 +58,8 @@ fn edge(args: &[String]) -> ExitCode {
     let values =
         |name: &str| -> Vec<&String> { args.windows(2).filter(|w| w[0] == name).map(|w| &w[1]).collect() };
     let listen = values("--listen").iter().map(|a| a.parse().expect("an address")).collect();
-    let mut config = EdgeConfig::new(values("--dir")[0], listen);
+    let boot = std::env::var("TEST_BOOT_ID").unwrap_or_else(|_| "first".into());
+    let mut config = EdgeConfig::new(values("--dir")[0], listen, boot);
     config.threads = Some(2);
     config.access_log = args.iter().any(|a| a == "--access-log");
     for (name, timeout) in [

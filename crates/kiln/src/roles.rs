@@ -29,7 +29,9 @@ impl Roles for Engines {
     }
 
     fn edge(&self, arguments: &EdgeArgs) -> Result<(), Failure> {
-        let mut config = EdgeConfig::new(&arguments.dir, arguments.listen.clone());
+        let boot = kiln_sys::clock::boot_id()
+            .map_err(|error| Failure::new(Code::HostUnable, chain(&error)).hint("is /proc mounted?"))?;
+        let mut config = EdgeConfig::new(&arguments.dir, arguments.listen.clone(), boot);
         config.access_log = arguments.access_log;
         kiln_edge::run(config).map_err(|error| Failure::new(Code::AddressInUse, chain(&error)))
     }

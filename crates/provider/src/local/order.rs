@@ -27,6 +27,8 @@ pub(crate) struct Order {
     pub mark: Mark,
     pub prefix: u8,
     pub forced: Forced,
+    /// Which boot this is.
+    pub boot: String,
 }
 
 /// From a supervisor.

@@ -98,6 +98,7 @@ impl Inner {
             mark: self.mark.clone(),
             prefix: self.config.subnet.prefix(),
             forced: self.config.forced,
+            boot: self.boot.clone(),
         };
         let io = |step: &'static str| move |error: std::io::Error| Failure::io(step, &error);
         let (ours, theirs) = order::pair().map_err(io("make a socket"))?;

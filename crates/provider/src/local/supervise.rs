@@ -123,8 +123,7 @@ fn supervise(directory: &Path) -> Result<(), Failure> {
         namespace::map_ids(child.pid(), ids_of(record.number), IDS_EACH)?;
         join(&doors, child.pid())?;
         let started = process::start_time(child.pid())?;
-        let boot = kiln_sys::clock::boot_id()?;
-        durable(&home, PROCESS, &Process { pid: child.pid(), started, boot })
+        durable(&home, PROCESS, &Process { pid: child.pid(), started, boot: order.boot })
             .map_err(failed("write `process.json`"))
     })();
     if let Err(failure) = ready {
