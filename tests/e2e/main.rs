@@ -10,6 +10,7 @@ mod debian;
 mod deploys;
 mod exchange;
 mod forced;
+mod host_rebooted;
 mod lint;
 mod machines;
 mod old_host;
@@ -43,6 +44,7 @@ fn main() {
         ("machines", machines::run),
         ("old_host", old_host::run),
         ("forced_fallbacks", forced::run),
+        ("host_rebooted", host_rebooted::run),
         ("bases_of_oci", bases::oci),
         ("bases_of_buildah", bases::containerfile),
         ("bases_with_playbooks", bases::provision),

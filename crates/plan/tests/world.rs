@@ -809,6 +809,11 @@ fn a_reboot_is_healed_at_once() {
     world.submit(Command::Scale { env: env(), instances }).unwrap();
     settle(&mut world);
     world.reboot();
+    step(&mut world);
+    let observed = world.observe();
+    let reasons = kiln_plan::explain::explain(&world.store, &observed, None);
+    let told = |text: &str| reasons.iter().any(|r| r.evidence.iter().any(|line| line.contains(text)));
+    assert!(told("the host was started 15 ms ago") && told("the host was started anew"), "{reasons:?}");
     (0..50).for_each(|_| step(&mut world));
     let routed: usize = world.edge.1.pools.iter().map(|p| p.targets.len()).sum();
     assert_eq!(routed, 22);
