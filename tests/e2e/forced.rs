@@ -10,7 +10,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub fn run() {
     let mut kiln = Kiln::new(&free_address());
     let refused = run_program(kiln.serve_command().env("KILN_FORCE", "lop")).expect(64);
-    assert!(refused.stderr.contains("`lop`") && refused.stderr.contains("hint: give words of"), "{refused:?}");
+    assert!(
+        refused.stderr.contains("`lop`") && refused.stderr.contains("hint: give words of"),
+        "{refused:?}"
+    );
     let has_v1 = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo").contains(" - cgroup ");
     let words = if has_v1 { "remount,cgroup-v1" } else { "remount,cgroup-v2" };
     println!("KILN_FORCE={words}");

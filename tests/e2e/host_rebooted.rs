@@ -37,7 +37,8 @@ fn power_off(kiln: &mut Kiln, ids: &std::collections::BTreeSet<String>) {
     let pattern = format!("edge --dir {}", state.display());
     kill(run_program(Command::new("pgrep").args(["-o", "-f", &pattern])).expect(0).stdout.trim());
     for id in ids {
-        let process = std::fs::read(state.join("instances").join(id).join("process.json")).expect("process.json");
+        let process =
+            std::fs::read(state.join("instances").join(id).join("process.json")).expect("process.json");
         let process: Value = serde_json::from_slice(&process).expect("JSON");
         assert_eq!(process["boot"], FIRST, "it was started in the first boot");
         kill(&process["pid"].to_string());

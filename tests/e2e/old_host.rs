@@ -31,7 +31,8 @@ pub fn run() {
     }
     let disk = folder.path().join("disk");
     std::fs::File::create(&disk).and_then(|file| file.set_len(DISK_MIB << 20)).expect("a sparse file");
-    run_program(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal", "-d"]).args([&tree, &disk])).expect(0);
+    run_program(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal", "-d"]).args([&tree, &disk]))
+        .expect(0);
     println!("the machine was made in {:.1} s", start.elapsed().as_secs_f64());
     let console = folder.path().join("console");
     boot(&tree.join(format!("boot/vmlinuz-{release}")), &disk, &console);
@@ -41,7 +42,18 @@ pub fn run() {
 fn boot(vmlinuz: &Path, disk: &Path, console: &Path) {
     let start = Instant::now();
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-M", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "1536", "-nodefaults", "-no-reboot"]);
+    command.args([
+        "-M",
+        "q35,accel=tcg",
+        "-cpu",
+        "max",
+        "-smp",
+        "2",
+        "-m",
+        "1536",
+        "-nodefaults",
+        "-no-reboot",
+    ]);
     command.args(["-display", "none", "-serial", "stdio", "-kernel"]).arg(vmlinuz);
     command.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off root=/dev/nvme0n1 rw init=/init"]);
     // This kernel has the driver built in: no initial file system is needed.
@@ -123,13 +135,21 @@ fn userland(tree: &Path) {
     // At the places that they have here, so that each finds the others.
     let own = std::env::current_exe().expect("own path");
     for program in [&own, &kiln_program()] {
-        install(tree, program, &root().join("target/debug").join(
-            if *program == own { "deps/e2e" } else { "kiln" }));
+        install(
+            tree,
+            program,
+            &root().join("target/debug").join(if *program == own { "deps/e2e" } else { "kiln" }),
+        );
     }
     for name in PROGRAMS {
-        let found = ["/usr/local/bin", "/usr/bin", "/usr/sbin", "/bin", "/sbin"].map(|d| Path::new(d).join(name));
+        let found =
+            ["/usr/local/bin", "/usr/bin", "/usr/sbin", "/bin", "/sbin"].map(|d| Path::new(d).join(name));
         let found = found.into_iter().find(|path| path.exists());
-        install(tree, &found.unwrap_or_else(|| panic!("there is no program `{name}`")), &Path::new("/usr/bin").join(name));
+        install(
+            tree,
+            &found.unwrap_or_else(|| panic!("there is no program `{name}`")),
+            &Path::new("/usr/bin").join(name),
+        );
     }
     symlink("/usr/bin/kmod", tree.join("usr/sbin/modprobe")).expect("modprobe");
     symlink("/usr/bin/ip", tree.join("usr/sbin/ip")).expect("ip");

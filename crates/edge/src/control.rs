@@ -41,7 +41,12 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(config: &EdgeConfig, process: String, listening: Vec<String>, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(
+        config: &EdgeConfig,
+        process: String,
+        listening: Vec<String>,
+        shared: Arc<Shared>,
+    ) -> Self {
         let (dir, boot) = (config.dir.clone(), config.boot.clone());
         Self { dir, boot, process, listening, shared, current: Mutex::default(), stop: Notify::new() }
     }

@@ -449,7 +449,8 @@ impl World {
             }
             OpKey::SetRoute { generation, digest } => {
                 let (proposed, table) = &snapshot.route;
-                if proposed != generation || table.digest() != *digest || *generation < self.persisted_edge.0 {
+                if proposed != generation || table.digest() != *digest || *generation < self.persisted_edge.0
+                {
                     return OpOutcome::Permanent("stale".into());
                 }
                 for target in table.pools.iter().flat_map(|p| &p.targets) {

@@ -12,6 +12,7 @@
 //! | [`netlink`] | bridges, veth pairs, addresses |
 //! | [`cgroup`] | limits, killing and counting, on v1, v2 and hybrid hosts |
 //! | [`path`] | opening a path below a root that is not trusted |
+//! | [`host`] | what the host has: room, limits, and trials of what instances are made of |
 //! | [`clock`] | boot id and clocks |
 //!
 //! [`GUEST_INIT`] is a program of its own, pid 1 of exported virtual machines; its source is in `guest/`.
@@ -23,6 +24,7 @@
 pub mod cgroup;
 pub mod clock;
 mod error;
+pub mod host;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;

@@ -34,7 +34,12 @@ fn io(step: &str) -> impl Fn(rustix::io::Errno) -> Failure {
 impl Parts {
     /// Makes them, and moves this process into a mount namespace without the host's file systems. `layers` are the
     /// image's, lowest first; `scratch` is any directory of the host.
-    pub(crate) fn make(record: &Record, layers: &[OwnedFd], scratch: &str, forced: Forced) -> Result<Self, Failure> {
+    pub(crate) fn make(
+        record: &Record,
+        layers: &[OwnedFd],
+        scratch: &str,
+        forced: Forced,
+    ) -> Result<Self, Failure> {
         let owners = namespace::user_namespace(ids_of(record.number), IDS_EACH)?;
         let mapped = layers.iter().map(|layer| forced.copy(layer, &owners));
         let mut mapped = mapped.collect::<Result<Vec<_>, Failure>>()?;
