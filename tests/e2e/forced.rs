@@ -2,7 +2,7 @@
 
 use crate::tiny;
 use kiln_tests::{Kiln, free_address, run as run_program, wait_until};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -20,7 +20,11 @@ pub fn run() {
     kiln.start(&[("KILN_FORCE", words)]);
     let project = tiny::project();
     kiln.in_project(&project, &["deploy"]).expect(0);
-    assert!(layers_are_on_loop_devices(kiln.state.path()), "nothing was forced");
+    assert!(!loop_devices(kiln.state.path()).is_empty(), "nothing was forced");
+    for device in loop_devices(kiln.state.path()) {
+        let dio = std::fs::read_to_string(device.join("loop/dio")).expect("dio");
+        assert_eq!(dio.trim(), "1", "{} caches every page twice", device.display());
+    }
     let load = tiny::load(&kiln, 100);
     tiny::deploy(&kiln, &project, 2).expect(0);
     kiln.in_project(&project, &["rollback"]).expect(0);
@@ -32,12 +36,15 @@ pub fn run() {
     println!("deploy, rollback, a server without it: {requests} requests, 0 failed");
     let state = kiln.state.path().to_owned();
     kiln.down();
-    wait_until("the loop devices are gone", LIMIT, || !layers_are_on_loop_devices(&state));
+    wait_until("the loop devices are gone", LIMIT, || loop_devices(&state).is_empty());
 }
 
-/// Whether a loop device has a file of this state folder.
-fn layers_are_on_loop_devices(state: &Path) -> bool {
-    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let mut files = devices.filter_map(|d| std::fs::read_to_string(d.path().join("loop/backing_file")).ok());
-    files.any(|file| Path::new(file.trim_end()).starts_with(state))
+/// The loop devices that have a file of this state folder.
+fn loop_devices(state: &Path) -> Vec<PathBuf> {
+    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten().map(|entry| entry.path());
+    let has_layer = |device: &PathBuf| {
+        let file = std::fs::read_to_string(device.join("loop/backing_file")).unwrap_or_default();
+        Path::new(file.trim_end()).starts_with(state)
+    };
+    devices.filter(has_layer).collect()
 }

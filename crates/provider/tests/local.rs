@@ -315,7 +315,7 @@ async fn down(host: &Host) {
     let left = inventory(host.state());
     println!("left after the sweep: {left:?}");
     assert_eq!(left, Inventory::default());
-    until_no_loops(host);
+    until_no_loops(host).await;
     local::sweep(host.state()).unwrap();
     let late = host.provider().ensure(fence(), &host.spec(180, &["probe", "sleep"])).await;
     assert!(matches!(late, Err(ProviderError::Tombstoned { .. })), "{late:?}");
@@ -323,8 +323,9 @@ async fn down(host: &Host) {
     local::sweep(host.state()).unwrap();
 }
 
-/// The devices of unmounted layers vanish by themselves. The limit is a guard against hanging.
-fn until_no_loops(host: &Host) {
+/// The devices of unmounted layers vanish by themselves, when what watched the instances has ended as well. The limit is a
+/// guard against hanging.
+async fn until_no_loops(host: &Host) {
     let state = host.state().display().to_string();
     let begun = Instant::now();
     loop {
@@ -335,7 +336,7 @@ fn until_no_loops(host: &Host) {
             return;
         }
         assert!(begun.elapsed().as_secs() < 30, "{left:?}");
-        std::thread::yield_now();
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
 }
 

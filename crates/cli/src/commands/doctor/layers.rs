@@ -71,7 +71,7 @@ fn mounted(by_file: Result<Direct, CallError>, by_loop: Result<(), CallError>) -
             Finding::bad(NAME, Level::Warning, "mounted by their files; every page is in memory twice", fix)
         }
         (_, Ok(())) => {
-            let found = "mounted by loop devices: slower to mount, and every page is in memory twice";
+            let found = "mounted by loop devices, which takes longer than by their files";
             Finding::bad(NAME, Level::Warning, found, NEWER)
         }
         (Ok(_), Err(error)) | (Err(_), Err(error)) => {
