@@ -1,5 +1,6 @@
 //! What happens on the emulated host, by the real programs: doctor, serve, deploy, deploy, rollback, down.
 
+use super::reboot;
 use crate::tiny;
 use kiln_tests::{Kiln, free_address, kiln_program, run as run_program, wait_until};
 use std::io::{Read, Write};
@@ -9,15 +10,15 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Everything is emulated, on cores that others use as well.
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Where the local provider's suite is, if it is to run as well.
 pub const SUITE: &str = "/suite";
 
 /// Asks the edge for the version; empty if there is no answer.
-fn version(kiln: &Kiln) -> String {
+pub fn version(edge: &str) -> String {
     let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(&kiln.edge)?;
+        let mut stream = TcpStream::connect(edge)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         stream.write_all(b"GET /api/version HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
@@ -30,7 +31,7 @@ fn version(kiln: &Kiln) -> String {
 #[track_caller]
 fn serves(kiln: &Kiln, marker: &str) {
     for _ in 0..5 {
-        let answer = version(kiln);
+        let answer = version(&kiln.edge);
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(marker), "{marker}: {answer:?}");
     }
 }
@@ -63,7 +64,18 @@ fn doctor() {
     assert_eq!(after["able"], true, "{after:#}");
 }
 
+/// The status that asks for another boot.
+pub const AGAIN: i32 = 77;
+
 pub fn run() {
+    if reboot::is_second() {
+        return reboot::after();
+    }
+    first_boot();
+    std::process::exit(AGAIN);
+}
+
+fn first_boot() {
     let start = Instant::now();
     let step = |what: &str| println!("{what}: {:.1} s", start.elapsed().as_secs_f64());
     is_old();
@@ -94,4 +106,9 @@ pub fn run() {
         assert_eq!(suite.code, 0, "the provider's suite failed");
         step("the provider's suite");
     }
+    // Validating takes a second at least, so that the reboot has something to show.
+    project.edit("kiln.toml", "timeout = \"10s\"", "timeout = \"10s\", healthy_after = 100");
+    project.commit("slow to be ready");
+    reboot::before(&project);
+    step("ready for the power to go");
 }
