@@ -173,8 +173,8 @@ fn provider_suite(tree: &Path) {
     cargo.current_dir(root()).args(["test", "-p", "kiln-provider", "--test", "local", "--no-run"]);
     let built = run_program(cargo.arg("--message-format=json")).expect(0).stdout;
     let messages = built.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let executable = messages.filter_map(|message| Some(message["executable"].as_str()?.to_owned())).last();
-    let suite = PathBuf::from(executable.expect("cargo names the suite"));
+    let mut executables = messages.filter_map(|message| Some(message["executable"].as_str()?.to_owned()));
+    let suite = PathBuf::from(executables.next_back().expect("cargo names the suite"));
     // It compiles the program for its image, as there is no compiler on the emulated host.
     run_program(Command::new(&suite).arg("--prepare")).expect(0);
     install(tree, &suite, Path::new(inside::SUITE));
