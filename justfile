@@ -22,4 +22,4 @@ nightly:
     .ci/mirror target/debug/kiln nightly
     KILN_PACKAGES=all cargo test -p kiln-image --test debian
     KILN_PACKAGES=all cargo test -p kiln-tests --test e2e -- debian
-    KILN_NIGHTLY=1 cargo test --package kiln-tests --test e2e -- machines
+    KILN_NIGHTLY=1 cargo test --package kiln-tests --test e2e -- machines old_host

@@ -9,9 +9,12 @@ mod crashes;
 mod debian;
 mod deploys;
 mod exchange;
+mod forced;
+mod host_rebooted;
 mod internal_names;
 mod lint;
 mod machines;
+mod old_host;
 mod operations;
 mod rebuilt;
 mod retention;
@@ -27,6 +30,11 @@ fn main() {
     if std::env::args().any(|argument| argument == "--list") {
         return;
     }
+    if std::env::args().any(|argument| argument == old_host::INSIDE) {
+        // Nobody else is on that host.
+        old_host::inside::run();
+        return;
+    }
     if !own_network() {
         return;
     }
@@ -35,6 +43,9 @@ fn main() {
         ("bakes_are_reproducible", bakes::run),
         ("exchange", exchange::run),
         ("machines", machines::run),
+        ("old_host", old_host::run),
+        ("forced_fallbacks", forced::run),
+        ("host_rebooted", host_rebooted::run),
         ("bases_of_oci", bases::oci),
         ("bases_of_buildah", bases::containerfile),
         ("bases_with_playbooks", bases::provision),

@@ -21,7 +21,7 @@ pub struct HostClock {
 impl HostClock {
     /// Reads the boot id once.
     pub fn new() -> std::io::Result<Self> {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        let boot_id = kiln_sys::clock::boot_id().map_err(|error| error.source)?;
         Ok(Self { boot_id })
     }
 }

@@ -9,7 +9,7 @@ use crate::reconcile::{ReconcileError, Reconciler, Shared};
 use crate::workshop::{SharedWorkshop, Workshop, WorkshopConfig};
 use kiln_edge::{EdgeClient, SpawnError, control_socket};
 use kiln_image::ObjectError;
-use kiln_provider::local::{LocalConfig, LocalProvider, OpenError, Subnet};
+use kiln_provider::local::{Forced, LocalConfig, LocalProvider, OpenError, Subnet};
 use kiln_store::{LockedBy, SqliteStore, StateLock, Store, StoreError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,8 @@ pub struct ControlConfig {
     pub subnet: Subnet,
     /// Where packages come from; none takes the host's.
     pub mirror: Option<String>,
+    /// Fallbacks that are taken although this host needs none.
+    pub forced: Forced,
     /// The file with the credentials of registries.
     pub registry_auth: Option<PathBuf>,
     /// The keys that its package lists have to be signed with; none takes Debian's.
@@ -107,6 +109,7 @@ impl Control {
         let local = LocalConfig {
             subnet: config.subnet,
             program: config.program.clone(),
+            forced: config.forced,
             ..LocalConfig::new(&state)
         };
         let provider = Arc::new(LocalProvider::open(local)?);

@@ -3,6 +3,7 @@
 use crate::health::Watchers;
 use crate::limits::{DEPARTED_MAX, SWITCH_TIMEOUT};
 use crate::persist::{self, Kept};
+use crate::server::EdgeConfig;
 use crate::shared::Shared;
 use crate::table;
 use crate::wire::{self, Answer, Ask};
@@ -22,6 +23,8 @@ struct Current {
     used: (Generation, Option<Digest>),
     /// The number of the last switch.
     switch: u64,
+    /// The kept table is of another boot of the host: nobody has said in this one that its targets live.
+    unproved: bool,
     watchers: Watchers,
 }
 
@@ -29,6 +32,7 @@ struct Current {
 #[derive(Debug)]
 pub(crate) struct Control {
     dir: PathBuf,
+    boot: String,
     process: String,
     listening: Vec<String>,
     shared: Arc<Shared>,
@@ -37,11 +41,18 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(dir: PathBuf, process: String, listening: Vec<String>, shared: Arc<Shared>) -> Self {
-        Self { dir, process, listening, shared, current: Mutex::default(), stop: Notify::new() }
+    pub(crate) fn new(
+        config: &EdgeConfig,
+        process: String,
+        listening: Vec<String>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let (dir, boot) = (config.dir.clone(), config.boot.clone());
+        Self { dir, boot, process, listening, shared, current: Mutex::default(), stop: Notify::new() }
     }
 
-    /// Puts the table of the last run into use: the newest sound copy, or none.
+    /// Puts the table of the last run into use: the newest sound copy, or none. After a reboot all its targets are dead and
+    /// their addresses may be somebody else's: then the routes are known and lead nowhere.
     pub(crate) async fn restore(&self) {
         let mut current = self.current.lock().await;
         for path in [persist::current(&self.dir), persist::previous(&self.dir)] {
@@ -55,9 +66,17 @@ impl Control {
                         }
                         let digest = kept.table.digest();
                         current.kept = Some((kept.fence, kept.generation, digest));
-                        self.switch(&mut current, kept.generation, digest, &kept.table);
+                        current.unproved = kept.boot != self.boot;
                         let fields = json!({ "path": path, "generation": kept.generation });
-                        self.shared.log.event("info", "table restored", fields);
+                        if current.unproved {
+                            let routes = without_targets(kept.table);
+                            self.switch(&mut current, Generation(0), None, &routes);
+                            let words = "table of another boot, every request gets 503";
+                            self.shared.log.event("warn", words, fields);
+                        } else {
+                            self.switch(&mut current, kept.generation, Some(digest), &kept.table);
+                            self.shared.log.event("info", "table restored", fields);
+                        }
                         return;
                     }
                     Err(e) => e.to_string(),
@@ -116,22 +135,25 @@ impl Control {
         if let Err(e) = table::validate(&table) {
             return Answer::Invalid { detail: e.to_string() };
         }
-        let same = current.kept.is_some_and(|(_, g, d)| (g, d) == (generation, digest));
-        if current.kept != Some((fence, generation, digest)) {
+        // Whoever sets it has seen its targets in this boot, also if it was kept before.
+        let unproved = current.unproved;
+        let same = !unproved && current.kept.is_some_and(|(_, g, d)| (g, d) == (generation, digest));
+        if unproved || current.kept != Some((fence, generation, digest)) {
             // First: once it is durable there is no way back, and a name must not lead to somebody else's listener.
             if let Err(e) = self.shared.inside.prepare(&table) {
                 let detail = chain(&e);
                 self.shared.log.event("error", "table not usable yet", json!({ "problem": detail }));
                 return Answer::Failed { detail };
             }
-            let kept = Kept { fence, generation, table };
+            let kept = Kept { fence, generation, table, boot: self.boot.clone() };
             if let Err(e) = persist::save(&self.dir, &kept) {
                 self.shared.log.event("error", "table not stored", json!({ "problem": e.to_string() }));
                 return Answer::Failed { detail: format!("the table could not be stored: {e}") };
             }
             current.kept = Some((fence, generation, digest));
+            current.unproved = false;
             if !same {
-                self.switch(&mut current, generation, digest, &kept.table);
+                self.switch(&mut current, generation, Some(digest), &kept.table);
                 let fields =
                     json!({ "generation": generation, "digest": digest, "fence": fence.to_string() });
                 self.shared.log.event("info", "table switched", fields);
@@ -143,8 +165,14 @@ impl Control {
         Answer::Failed { detail: "not every thread took the table in time".to_owned() }
     }
 
-    fn switch(&self, current: &mut Current, generation: Generation, digest: Digest, table: &RouteTable) {
-        let compiled = self.shared.registry().compile(generation, Some(digest), table);
+    fn switch(
+        &self,
+        current: &mut Current,
+        generation: Generation,
+        digest: Option<Digest>,
+        table: &RouteTable,
+    ) {
+        let compiled = self.shared.registry().compile(generation, digest, table);
         current.watchers.update(&self.shared, &compiled);
         current.switch = self.shared.switch(compiled);
         self.shared.inside.keep_only(table);
@@ -176,6 +204,12 @@ impl Control {
             unrouted: registry.unrouted(),
         }
     }
+}
+
+/// The same routes with nobody behind them.
+fn without_targets(mut table: RouteTable) -> RouteTable {
+    table.pools.iter_mut().for_each(|pool| pool.targets.clear());
+    table
 }
 
 /// Why a table must not replace the one that is kept. A higher incarnation is a new history: its generations begin

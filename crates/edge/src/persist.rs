@@ -12,6 +12,9 @@ pub(crate) struct Kept {
     pub(crate) fence: Fence,
     pub(crate) generation: Generation,
     pub(crate) table: RouteTable,
+    /// In which boot of the host its targets were validated. Empty in tables of an older kiln, whose checksum is without it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) boot: String,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -44,6 +44,8 @@ pub struct EdgeConfig {
     pub listen: Vec<SocketAddr>,
     /// Where instances find the services of their environment by name; none serves no names.
     pub internal: Option<ServiceRange>,
+    /// Which boot of the host this is: no target of a table that was kept in another one is sent anything.
+    pub boot: String,
     /// Data-path threads; none means one per core.
     pub threads: Option<usize>,
     /// Whether it writes `access.log`.
@@ -56,11 +58,12 @@ pub struct EdgeConfig {
 
 impl EdgeConfig {
     /// The defaults: one thread per core, no access log.
-    pub fn new(dir: impl Into<PathBuf>, listen: Vec<SocketAddr>) -> Self {
+    pub fn new(dir: impl Into<PathBuf>, listen: Vec<SocketAddr>, boot: impl Into<String>) -> Self {
         Self {
             dir: dir.into(),
             listen,
             internal: None,
+            boot: boot.into(),
             threads: None,
             access_log: false,
             answer_timeout: ANSWER_TIMEOUT,
@@ -201,7 +204,7 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     let shared = Shared::new(n_threads, config.internal, log, access, timeouts.0, timeouts.1);
     let shared = Arc::new(shared);
     let process = format!("{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
-    let control = Arc::new(Control::new(dir.clone(), process, listening.clone(), shared.clone()));
+    let control = Arc::new(Control::new(config, process, listening.clone(), shared.clone()));
     let runtime = runtime("the control thread's runtime")?;
     let _entered = runtime.enter();
     let socket_path = control_socket(dir);

@@ -13,6 +13,8 @@ mod faults;
 mod inside;
 #[path = "edge/protocol.rs"]
 mod protocol;
+#[path = "edge/reboot.rs"]
+mod reboot;
 #[path = "edge/stage.rs"]
 mod stage;
 
@@ -32,7 +34,8 @@ fn main() -> ExitCode {
         return trivial_backend(&args[1]);
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let cases: Vec<Case> = [cases::CASES, faults::CASES, inside::CASES, protocol::CASES].concat();
+    let cases: Vec<Case> =
+        [cases::CASES, faults::CASES, inside::CASES, protocol::CASES, reboot::CASES].concat();
     if args.iter().any(|a| a == "--list") {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
@@ -58,7 +61,8 @@ fn edge(args: &[String]) -> ExitCode {
     let values =
         |name: &str| -> Vec<&String> { args.windows(2).filter(|w| w[0] == name).map(|w| &w[1]).collect() };
     let listen = values("--listen").iter().map(|a| a.parse().expect("an address")).collect();
-    let mut config = EdgeConfig::new(values("--dir")[0], listen);
+    let boot = std::env::var("TEST_BOOT_ID").unwrap_or_else(|_| "first".into());
+    let mut config = EdgeConfig::new(values("--dir")[0], listen, boot);
     config.threads = Some(2);
     config.internal = values("--internal").first().map(|range| range.parse().expect("a range"));
     config.access_log = args.iter().any(|a| a == "--access-log");

@@ -29,7 +29,9 @@ impl Roles for Engines {
     }
 
     fn edge(&self, arguments: &EdgeArgs) -> Result<(), Failure> {
-        let mut config = EdgeConfig::new(&arguments.dir, arguments.listen.clone());
+        let boot = kiln_sys::clock::boot_id()
+            .map_err(|error| Failure::new(Code::HostUnable, chain(&error)).hint("is /proc mounted?"))?;
+        let mut config = EdgeConfig::new(&arguments.dir, arguments.listen.clone(), boot);
         config.access_log = arguments.access_log;
         config.internal = arguments.internal;
         kiln_edge::run(config).map_err(|error| Failure::new(Code::AddressInUse, chain(&error)))
@@ -57,6 +59,10 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     let subnet = arguments.subnet.parse().map_err(|error: local::SubnetError| {
         Failure::new(Code::Usage, chain(&error)).hint("give a private network such as 10.83.0.0/16")
     })?;
+    let forced = std::env::var("KILN_FORCE").unwrap_or_default();
+    let forced = forced.parse().map_err(|error: local::ForcedError| {
+        Failure::new(Code::Usage, format!("`KILN_FORCE={forced}`: {error}")).hint(error.hint())
+    })?;
     if let Some(mirror) = &arguments.mirror {
         // Now, not at the first bake.
         let parsed = kiln_image::debian::Mirror::parse(mirror);
@@ -81,6 +87,7 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         edge: arguments.edge.clone(),
         subnet,
         mirror: arguments.mirror.clone(),
+        forced,
         registry_auth: arguments.registry_auth.clone(),
         keyring: arguments.keyring.clone(),
         signing_key: arguments.signing_key.clone(),

@@ -6,6 +6,9 @@ use kiln_model::{
     Boot, EnvRef, Environment, InstanceState, Millis, OpKey, Rollout, RolloutKind, RolloutPhase, Snapshot,
 };
 
+/// For so long after its start a host's capacity may be missing because of that start: it ended all instances.
+const HOST_IS_YOUNG: Boot = Boot(10 * 60 * 1000);
+
 /// One thing that is not as desired, or the reason why the last rollout failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
@@ -147,10 +150,13 @@ fn missing_capacity(snapshot: &Snapshot, observed: &Observed, environment: &Envi
         let deaths = environment.deaths.get(&service.name).copied();
         let next_try =
             deaths.map(|(n, last)| remaining(crate::instance::heal_not_before(n, last), observed.now));
+        let young = deaths.is_none() && observed.now < HOST_IS_YOUNG;
+        let started = young.then(|| format!("the host was started {} ago", Millis(observed.now.0)));
         let bad: Vec<String> = own()
             .filter(|i| i.state.is_over() || i.state == InstanceState::Tainted)
             .map(|i| format!("{}: {}", i.id, i.reason.clone().unwrap_or_default()))
             .chain(own().flat_map(|i| observed.tails.get(&i.id).into_iter().flatten().cloned()))
+            .chain(started)
             .collect();
         reasons.push(Reason {
             env: environment.env.clone(),

@@ -27,6 +27,11 @@ pub struct Plan {
 /// Plans one pass. Pure: the same input gives the same plan.
 pub fn plan(snapshot: &Snapshot, observed: &Observed) -> Plan {
     let mut draft = Draft::new(snapshot, observed);
+    if draft.rebooted && observed.seen.is_none() {
+        // Nobody knows what outlived the reboot (nothing does), and the edge asks for a table: it must not get the old one,
+        // whose addresses may be somebody else's.
+        return Plan::default();
+    }
     if draft.rebooted {
         draft.put(Mutation::Rebase { boot_id: observed.boot_id.clone(), now: observed.now });
     }

@@ -64,6 +64,8 @@ struct Running {
     alive: bool,
     commit: u64,
     address: IpAddr,
+    /// In which boot it was started.
+    boot: u64,
 }
 
 /// An effect that was sent and has not reached its receiver yet.
@@ -84,6 +86,7 @@ struct World {
     next_address: u32,
     edge: (Generation, RouteTable),
     persisted_edge: (Generation, RouteTable),
+    persisted_in: u64,
     /// Requests under way: on which instance, and when they end.
     flights: Vec<(InstanceId, u64)>,
     /// Whose an instance is that was ever in the edge's table, and when it left the table.
@@ -168,6 +171,7 @@ impl World {
             next_address: 1,
             edge: Default::default(),
             persisted_edge: Default::default(),
+            persisted_in: 1,
             flights: vec![],
             targets: BTreeMap::new(),
             tally: Default::default(),
@@ -322,14 +326,25 @@ impl World {
         }
     }
 
-    /// The host starts anew: every program is gone, time begins anew, the edge has its table from disk.
+    /// What an edge that starts has: its table from disk, without the targets if they are of another boot.
+    fn restored(&self) -> (Generation, RouteTable) {
+        let (generation, mut table) = self.persisted_edge.clone();
+        if self.persisted_in == self.boot {
+            return (generation, table);
+        }
+        table.pools.iter_mut().for_each(|pool| pool.targets.clear());
+        (Generation(0), table)
+    }
+
+    /// The host starts anew: every program is gone, time begins anew, the edge has the routes of its table.
     fn reboot(&mut self) {
         self.crash();
         self.delayed.clear();
         self.flights.clear();
         self.running.values_mut().for_each(|r| r.alive = false);
-        self.edge = self.persisted_edge.clone();
         (self.boot, self.now, self.edge_process) = (self.boot + 1, 5, self.edge_process + 1);
+        let restored = self.restored();
+        self.use_table(restored);
     }
 
     fn deliver(&mut self) {
@@ -420,7 +435,8 @@ impl World {
                     let address = IpAddr::V4(Ipv4Addr::from(0x0a53_0000 + self.next_address));
                     self.next_address += 1;
                     let alive = behaviour(commit) != Behaviour::Crashes;
-                    self.running.insert(instance.clone(), Running { alive, commit, address });
+                    let boot = self.boot;
+                    self.running.insert(instance.clone(), Running { alive, commit, address, boot });
                 }
             }
             OpKey::Absent { instance } => {
@@ -433,7 +449,8 @@ impl World {
             }
             OpKey::SetRoute { generation, digest } => {
                 let (proposed, table) = &snapshot.route;
-                if proposed != generation || table.digest() != *digest || *generation < self.edge.0 {
+                if proposed != generation || table.digest() != *digest || *generation < self.persisted_edge.0
+                {
                     return OpOutcome::Permanent("stale".into());
                 }
                 for target in table.pools.iter().flat_map(|p| &p.targets) {
@@ -442,9 +459,11 @@ impl World {
                         validated.is_some_and(|s| s >= InstanceState::Validated),
                         "S1: {target:?} {validated:?}"
                     );
+                    let boot = self.running.get(&target.instance).map(|r| r.boot);
+                    assert!(boot.is_none_or(|boot| boot == self.boot), "S19: {target:?} died with the host");
                 }
                 self.use_table((*generation, RouteTable::clone(table)));
-                self.persisted_edge = self.edge.clone();
+                (self.persisted_edge, self.persisted_in) = (self.edge.clone(), self.boot);
             }
         }
         OpOutcome::Done
@@ -484,8 +503,8 @@ fn step(world: &mut World) {
         world.running.values_mut().nth(n).unwrap().alive = false;
     }
     if world.rng.chance(world.faults.edge_restart) {
-        let kept = world.persisted_edge.clone();
-        world.use_table(kept);
+        let restored = world.restored();
+        world.use_table(restored);
         world.flights.clear();
         world.tally = Default::default();
         world.edge_process += 1;
@@ -791,9 +810,31 @@ fn a_reboot_is_healed_at_once() {
     world.submit(Command::Scale { env: env(), instances }).unwrap();
     settle(&mut world);
     world.reboot();
+    step(&mut world);
+    let observed = world.observe();
+    let reasons = kiln_plan::explain::explain(&world.store, &observed, None);
+    let told = |text: &str| reasons.iter().any(|r| r.evidence.iter().any(|line| line.contains(text)));
+    assert!(told("the host was started 15 ms ago") && told("the host was started anew"), "{reasons:?}");
     (0..50).for_each(|_| step(&mut world));
     let routed: usize = world.edge.1.pools.iter().map(|p| p.targets.len()).sum();
     assert_eq!(routed, 22);
+}
+
+/// A provider that cannot be asked right after a reboot: the old table must not come back for want of a better one.
+#[test]
+fn after_a_reboot_nothing_is_concluded_before_the_provider_answers() {
+    let mut world = World::new(1, Faults::default());
+    world.deploy(1, 0);
+    settle(&mut world);
+    world.reboot();
+    let blind = Observed { seen: None, ..world.observe() };
+    let decided = plan(&world.store, &blind);
+    assert!(decided.mutations.is_empty() && decided.effects.is_empty(), "{decided:?}");
+    world.faults.blind = 900;
+    (0..500).for_each(|_| step(&mut world));
+    settle(&mut world);
+    assert_eq!(world.edge.1.pools.iter().map(|p| p.targets.len()).sum::<usize>(), 5);
+    assert!(world.edge.1.pools.iter().flat_map(|p| &p.targets).all(|t| world.running[&t.instance].alive));
 }
 
 fn every_single(fault: impl Fn(&mut World)) {

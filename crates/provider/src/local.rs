@@ -16,6 +16,7 @@ mod cloner;
 mod etc;
 pub mod exec;
 mod folder;
+mod forced;
 mod http;
 mod inventory;
 mod layers;
@@ -37,6 +38,7 @@ mod verify;
 mod wire;
 pub mod zygote;
 
+pub use forced::{Forced, ForcedError};
 pub use inventory::{Inventory, inventory};
 pub use kiln_sys::mount::ErofsBacking;
 pub use pool::Spare;
@@ -48,7 +50,7 @@ use async_trait::async_trait;
 use cloner::Cloner;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use kiln_model::{Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Seen, SeenState};
-use kiln_sys::cgroup::{Choice, Trees};
+use kiln_sys::cgroup::Trees;
 use kiln_sys::netlink::{Netlink, Route};
 use kiln_sys::{CallError, process};
 use layers::Layers;
@@ -97,17 +99,6 @@ impl LocalConfig {
             forced: Forced::default(),
         }
     }
-}
-
-/// Forced fallbacks.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Forced {
-    /// Mount layers by loop devices, as before kernel 6.12.
-    pub erofs: ErofsBacking,
-    /// Use v1 cgroups only, as without a v2 tree.
-    pub cgroup_v1: bool,
-    /// Attach layers to join them, as before kernel 6.15.
-    pub paths: bool,
 }
 
 /// Why a provider could not be opened.
@@ -205,13 +196,12 @@ impl LocalProvider {
         if let Some(interface) = subnet.taken(&routes, |name| mark.is_bridge(name)) {
             return Err(OpenError::SubnetTaken { subnet, interface });
         }
-        let choice = if config.forced.cgroup_v1 { Choice::V1 } else { Choice::Auto };
-        let trees = Trees::detect(choice).map_err(OpenError::Host)?;
+        let trees = Trees::detect(config.forced.cgroups).map_err(OpenError::Host)?;
         let boot = kiln_sys::clock::boot_id().map_err(OpenError::Host)?;
         let root = Root::of(&path);
         let cloner = Cloner::new(config.program.clone(), root.0.clone());
         let host = Arc::new(Host::new(mark, subnet, trees, root, boot, cloner));
-        let roots = Arc::new(Roots::open(config.forced.paths, &host.root.0).map_err(OpenError::Host)?);
+        let roots = Arc::new(Roots::open(config.forced, &host.root.0).map_err(OpenError::Host)?);
         let inner = Arc::new(Inner {
             layers: Layers::new(config.objects.clone(), config.forced.erofs, roots.clone()),
             host: host.clone(),

@@ -25,6 +25,8 @@ pub enum Choice {
     Auto,
     /// As on a host without a v2 tree.
     V1,
+    /// As on a host without v1 trees.
+    V2,
 }
 
 /// What limits a group.
@@ -59,14 +61,14 @@ impl Trees {
             let mut tail = tail.split(' ');
             let (kind, options) = (tail.next(), tail.nth(1).unwrap_or(""));
             match kind {
-                Some("cgroup2") if choice == Choice::Auto && trees.unified.is_none() => {
+                Some("cgroup2") if choice != Choice::V1 && trees.unified.is_none() => {
                     let listed = fs::read_to_string(Path::new(path).join("cgroup.controllers"));
                     let listed = listed.unwrap_or_default();
                     let has = |c: &&'static str| listed.split_whitespace().any(|l| l == *c);
                     trees.unified =
                         Some((path.into(), CONTROLLERS.iter().copied().filter(|c| has(c)).collect()));
                 }
-                Some("cgroup") => {
+                Some("cgroup") if choice != Choice::V2 => {
                     let found = CONTROLLERS.iter().filter(|c| options.split(',').any(|o| o == **c));
                     trees.legacy.extend(found.map(|c| (*c, PathBuf::from(path))));
                 }

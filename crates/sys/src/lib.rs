@@ -16,6 +16,7 @@
 //! | [`nftables`] | tables of the packet filter |
 //! | [`cgroup`] | limits, killing and counting, on v1, v2 and hybrid hosts |
 //! | [`path`] | opening a path below a root that is not trusted |
+//! | [`host`] | what the host has: room, limits, and trials of what instances are made of |
 //! | [`clock`] | boot id and clocks |
 //! | [`message`] | datagrams with descriptors |
 //! | [`seal`] | the promise to leave the heap alone |
@@ -30,6 +31,7 @@ pub mod cgroup;
 pub mod clock;
 mod error;
 pub mod exec;
+pub mod host;
 pub mod message;
 pub mod mount;
 pub mod namespace;

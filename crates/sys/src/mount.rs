@@ -14,6 +14,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+mod again;
+
+pub use again::{Copying, copy_by};
+
 /// Properties of one mount, whatever the file system's own are.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Attributes {
@@ -99,7 +103,7 @@ pub fn adjust_tmpfs(
 /// How an EROFS file is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ErofsBacking {
-    /// By the file if the kernel can (6.12 and later), else by a loop device.
+    /// By the file if the kernel can mount it (6.12) and copy the mount (6.15), else by a loop device.
     #[default]
     Auto,
     /// Always by a loop device.
@@ -122,7 +126,9 @@ pub fn erofs_of(file: &File, backing: ErofsBacking) -> Result<OwnedFd, CallError
         let tries: [&[_]; 2] = [&[source, ("ro", None), ("directio", None)], &[source, ("ro", None)]];
         for options in tries {
             match filesystem("erofs", options, attributes) {
-                Ok(mount) => return Ok(mount),
+                Ok(mount) if again::can_be_copied(&mount) => return Ok(mount),
+                // From 6.12 to 6.14: an instance needs a copy of it, and only a device can give one.
+                Ok(_) => break,
                 Err(error) if [libc::EINVAL, libc::ENOTBLK, libc::EOPNOTSUPP].contains(&error.errno()) => {}
                 Err(error) => return Err(error),
             }
@@ -149,13 +155,15 @@ fn loop_device(file: &File, writable: bool) -> Result<(File, String), CallError>
     const CONFIGURE: u64 = 0x4C0A;
     const READ_ONLY: u32 = 1;
     const AUTOCLEAR: u32 = 4;
+    // Past the cache of the file, so that every page is in memory once; ignored where the file system cannot do it.
+    const DIRECT_IO: u32 = 16;
     /// `struct loop_config`: two words, `struct loop_info64` (232 bytes, flags at 52), 64 reserved bytes.
     #[repr(C, align(8))]
     struct Config([u8; 304]);
     const CONTROL: &str = "/dev/loop-control";
     const TRIES: u32 = 32;
     let control = File::options().read(true).write(true).open(CONTROL).context("open", CONTROL)?;
-    let flags = if writable { AUTOCLEAR } else { READ_ONLY | AUTOCLEAR };
+    let flags = if writable { AUTOCLEAR } else { READ_ONLY | AUTOCLEAR | DIRECT_IO };
     let mut config = Config([0; 304]);
     config.0[0..4].copy_from_slice(&(file.as_raw_fd() as u32).to_ne_bytes());
     config.0[4..8].copy_from_slice(&4096u32.to_ne_bytes());
@@ -200,11 +208,10 @@ pub fn detach(mount: impl AsFd) -> Result<(), CallError> {
     detach_at(&format!("/proc/self/fd/{}", mount.as_fd().as_raw_fd()))
 }
 
-/// A detached copy of a mount, given by a descriptor of it (a detached one, or any directory or file in it).
+/// A detached copy of a mount, given by a descriptor of it (a detached one, or any directory or file in it). See
+/// [`copy_by`] for kernels that cannot copy a detached one.
 pub fn copy(mount: impl AsFd) -> Result<OwnedFd, CallError> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    rustix::mount::open_tree(&mount, "", flags).context("open_tree", "a mount")
+    copy_by(mount, Copying::Auto)
 }
 
 /// A detached mount of the file or directory at `path` below `directory`.

@@ -191,7 +191,7 @@ fn abandoned() {
 }
 
 /// Starts the edge again with a variable in its environment.
-fn again_with(edge: &mut Edge, name: &str, value: &str) {
+pub(crate) fn again_with(edge: &mut Edge, name: &str, value: &str) {
     edge.kill();
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.env(name, value).arg("edge").arg("--dir").arg(edge.dir.path());

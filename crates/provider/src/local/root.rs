@@ -2,6 +2,7 @@
 //! several. All mounts are descriptors that are attached nowhere. Kernels before 6.15 copy no mount that is nowhere: there
 //! a thread with a mount namespace of its own keeps the layers attached.
 
+use super::forced::Forced;
 use super::order::Failure;
 use kiln_sys::mount::{self, Attributes};
 use kiln_sys::{CallError, Context, namespace};
@@ -13,6 +14,7 @@ use std::sync::{Arc, mpsc};
 /// Makes roots. Cheap to share.
 #[derive(Debug)]
 pub(super) struct Roots {
+    forced: Forced,
     /// Where layers are attached, if mounts that are nowhere cannot be copied.
     workshop: Option<Workshop>,
 }
@@ -36,10 +38,10 @@ impl Drop for Layer {
 }
 
 impl Roots {
-    /// `by_path` is the way of older kernels. `over` is any directory of the host.
-    pub(super) fn open(by_path: bool, over: &Path) -> Result<Self, CallError> {
-        let workshop = if by_path || !copies_detached()? { Some(Workshop::open(over)?) } else { None };
-        Ok(Self { workshop })
+    /// `over` is any directory of the host.
+    pub(super) fn open(forced: Forced, over: &Path) -> Result<Self, CallError> {
+        let workshop = if forced.paths || !copies_detached()? { Some(Workshop::open(over)?) } else { None };
+        Ok(Self { forced, workshop })
     }
 
     /// Takes a mount of a layer in.
@@ -60,16 +62,16 @@ impl Roots {
     /// The root of an instance with these layers, lowest first, and the ids of this user namespace.
     pub(super) fn join(&self, layers: &[Arc<Layer>], users: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
         let Some(workshop) = &self.workshop else {
-            let mut mapped = mapped(layers, users)?;
+            let mut mapped = mapped(layers, users, self.forced)?;
             return match mapped.len() {
                 1 => Ok(mapped.remove(0)),
                 _ => Ok(mount::overlay(&mapped)?),
             };
         };
         let users = users.try_clone_to_owned().context("dup", "a user namespace")?;
-        let layers = layers.to_vec();
-        Ok(workshop.run(move |place| {
-            let mut copies = mapped(&layers, users.as_fd())?;
+        let (layers, forced) = (layers.to_vec(), self.forced);
+        workshop.run(move |place| {
+            let mut copies = mapped(&layers, users.as_fd(), forced)?;
             if copies.len() == 1 {
                 return Ok(copies.remove(0));
             }
@@ -79,19 +81,14 @@ impl Roots {
             for here in &places {
                 let _ = mount::detach_at(here);
             }
-            joined
-        })?)
+            Ok(joined?)
+        })
     }
 }
 
 /// Copies of the layers that show the ids of a user namespace.
-fn mapped(layers: &[Arc<Layer>], users: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, CallError> {
-    let one = |layer: &Arc<Layer>| {
-        let copy = mount::copy(&layer.mount)?;
-        mount::map_owners(&copy, users)?;
-        Ok(copy)
-    };
-    layers.iter().map(one).collect()
+fn mapped(layers: &[Arc<Layer>], users: BorrowedFd<'_>, forced: Forced) -> Result<Vec<OwnedFd>, Failure> {
+    layers.iter().map(|layer| forced.copy(&layer.mount, users)).collect()
 }
 
 /// Whether this kernel copies mounts that are attached nowhere.
@@ -139,13 +136,13 @@ impl Workshop {
         }
     }
 
-    fn run<T: Send + 'static>(
+    fn run<T: Send + 'static, E: From<CallError> + Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Place) -> Result<T, CallError> + Send + 'static,
-    ) -> Result<T, CallError> {
+        work: impl FnOnce(&mut Place) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
         let (told, hear) = mpsc::channel();
         self.order(Box::new(move |place| drop(told.send(work(place)))));
-        hear.recv().unwrap_or_else(|_| Err(gone()))
+        hear.recv().unwrap_or_else(|_| Err(gone().into()))
     }
 
     /// Has something done; a thread that is gone keeps nothing.

@@ -19,7 +19,7 @@ fn run(command: &mut Command) {
 }
 
 /// The static test program, compiled once per content.
-fn probe() -> PathBuf {
+pub fn probe() -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/local/probe.rs");
     let digest = Digest::of(&std::fs::read(&source).unwrap());
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("probe-{}", digest.short()));
