@@ -17,7 +17,7 @@ pub const INSIDE: &str = "inside-old-host";
 /// A guard against hanging; emulation shares its cores with whatever else runs.
 const LIFE_MAX: Duration = Duration::from_secs(900);
 /// What kiln and the case call by name.
-const PROGRAMS: [&str; 7] = ["git", "cp", "kill", "ip", "mount", "kmod", "cat"];
+const PROGRAMS: [&str; 8] = ["git", "cp", "kill", "ip", "mount", "kmod", "cat", "nft"];
 const DISK_MIB: u64 = 1024;
 
 pub fn run() {

@@ -4,7 +4,7 @@
 
 use super::forced::Forced;
 use super::order::Failure;
-use kiln_sys::mount::{self, Attributes};
+use kiln_sys::mount::{self, Attributes, Copying};
 use kiln_sys::{CallError, Context, namespace};
 use rustix::fs::Mode;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -69,7 +69,8 @@ impl Roots {
             };
         };
         let users = users.try_clone_to_owned().context("dup", "a user namespace")?;
-        let (layers, forced) = (layers.to_vec(), self.forced);
+        // What is attached can be copied on every kernel, and no device can be seen from there.
+        let (layers, forced) = (layers.to_vec(), Forced { copying: Copying::Auto, ..self.forced });
         workshop.run(move |place| {
             let mut copies = mapped(&layers, users.as_fd(), forced)?;
             if copies.len() == 1 {
