@@ -55,6 +55,12 @@ pub fn filesystem(
     rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes.flags()).context("fsmount", kind)
 }
 
+/// Bytes of memory for each file that a tmpfs may have: what the kernel needs for an empty one, so that files without
+/// content are limited as those with content are.
+const BYTES_PER_FILE: u64 = 1024;
+/// The least that a tmpfs may have, however small it is.
+const FILES_MIN: u64 = 64;
+
 /// An empty tmpfs as a detached mount.
 pub fn tmpfs(
     mode: &str,
@@ -63,8 +69,14 @@ pub fn tmpfs(
     attributes: Attributes,
 ) -> Result<OwnedFd, CallError> {
     let (size, uid, gid) = (size_bytes.to_string(), owner.0.to_string(), owner.1.to_string());
-    let options =
-        [("mode", Some(mode)), ("size", Some(&size)), ("uid", Some(uid.as_str())), ("gid", Some(&gid))];
+    let files = (size_bytes / BYTES_PER_FILE).max(FILES_MIN).to_string();
+    let options = [
+        ("mode", Some(mode)),
+        ("size", Some(&size)),
+        ("nr_inodes", Some(&files)),
+        ("uid", Some(uid.as_str())),
+        ("gid", Some(&gid)),
+    ];
     filesystem("tmpfs", &options, attributes)
 }
 

@@ -149,9 +149,20 @@ fn mount_writable(root: BorrowedFd<'_>, record: &Record, user: (u32, u32)) -> Re
             Err(_) if make_directory(root, place) => mount_point(root, place),
             here => here,
         }?;
+        if is_same(root, &here)? {
+            let detail = "it is the root of the image, which is read-only; hint: name a directory in it";
+            return Err(Failure::permanent(format!("mount `{place}`"), detail));
+        }
         mount::attach(fs, here)?;
     }
     Ok(())
+}
+
+/// Whether both are one directory.
+fn is_same(a: impl AsFd, b: impl AsFd) -> Result<bool, Failure> {
+    let number = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+    let both = number(a.as_fd()).and_then(|a| Ok((a, number(b.as_fd())?)));
+    both.map(|(a, b)| a == b).map_err(io("look at a mount point"))
 }
 
 /// Makes a directory and its parents, as far as the file system lets it.

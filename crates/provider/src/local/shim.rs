@@ -1,12 +1,13 @@
 //! Pid 1 of an instance: starts the program, pumps what it prints into the black box, passes on the stop signal,
-//! writes how it ended. It is root of the instance's user namespace, with the capability to signal and no other, and
-//! it is not dumpable: the program can neither signal, trace nor read it. When it dies, the kernel kills the rest.
+//! writes how it ended. It is a user of the instance's user namespace that no program can be, with the capability to
+//! signal and no other, and it is not dumpable: the program can neither signal, trace nor read it. When it dies, the kernel kills the rest.
 
 use super::blackbox::{BlackBox, Lines, greeting};
 use super::folder::{Exit, Record};
 use super::order::{self, Failure, Report};
 use super::program::Program;
 use super::rootfs::Parts;
+use super::subnet::SUPERVISOR;
 use super::supervise::{Files, wait_for_go};
 use kiln_model::frame::Stream;
 use kiln_model::{ExitReason, Wall};
@@ -156,6 +157,8 @@ fn start(
         process::set_standard(File::options().read(true).write(true).open("/dev/null")?, number)?;
     }
     privilege::drop_bounding_set()?;
+    // A user of its own: who has the same as another process may change its limits and its priority.
+    privilege::become_user_with_capabilities(SUPERVISOR, SUPERVISOR)?;
     privilege::keep_capabilities(1 << privilege::CAP_KILL)?;
     privilege::no_new_privileges()?;
     privilege::not_dumpable()?;
