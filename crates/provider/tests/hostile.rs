@@ -221,7 +221,8 @@ async fn helper_killed(host: &Host) {
         let (provider, id) = (provider.clone(), spec.id.clone());
         async move { provider.check(&id, &Check { kind, timeout: Millis(20_000) }).await }
     });
-    wait_for("the program runs", || !running(&["sleep"]).is_empty()).await;
+    // The helper and its program; other tests on this machine have programs of the same name.
+    wait_for("the program runs", || inventory(host.state()).processes >= before + 2).await;
     let own = std::process::id() as i32;
     let helper = running(&["internal", "exec"]).into_iter().find(|pid| parent_of(*pid) == own).unwrap();
     kiln_sys::process::signal_pid(helper, 9).unwrap();
