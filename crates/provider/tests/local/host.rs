@@ -33,7 +33,7 @@ fn probe() -> PathBuf {
     out
 }
 
-fn layer(objects: &Path, tree: &Path, role: &str) -> LayerRef {
+pub fn layer(objects: &Path, tree: &Path, role: &str) -> LayerRef {
     let file = objects.join(format!("{role}.new"));
     run(Command::new("mkfs.erofs").arg("--all-root").args([&file, &tree.to_path_buf()]));
     let bytes = std::fs::read(&file).unwrap();
