@@ -57,6 +57,11 @@ impl Parts {
         mount::attach(&self.dev, here)?;
         sandbox::cover_proc(root)?;
         mount_writable(root, record, user)?;
+        // With links of the image in the way, one of them may lie on the other.
+        if !path::kind_in_root(root, "/dev/null").is_ok_and(|kind| kind == FileType::CharacterDevice) {
+            let detail = "something else is mounted there; hint: `/dev` must not be a link in the image";
+            return Err(Failure::permanent("mount `/dev`", detail));
+        }
         for (name, file) in self.etc {
             let place = format!("/etc/{name}");
             if path::kind_in_root(root, &place).is_ok_and(|kind| kind == FileType::RegularFile) {

@@ -42,13 +42,11 @@ struct Memory {
 }
 
 impl Memory {
-    /// The group that the kernel has for pid 1, now. It says nothing of a process that just ended, which is then looked
-    /// for beside `other`, a running instance.
-    fn of(world: &World, id: &InstanceId, other: &InstanceId) -> Self {
-        let own = group(world.pid_1(id)).filter(|path| path.parent().is_some_and(|p| p.parent().is_some()));
-        let beside = || group(world.pid_1(other)).unwrap().with_file_name(id.as_str());
-        let path = own.unwrap_or_else(beside);
+    /// The group that the kernel has for pid 1, now. A moment after its end it would say the root's.
+    fn of(world: &World, id: &InstanceId) -> Self {
+        let path = group(world.pid_1(id)).unwrap();
         let path = path.strip_prefix("/").unwrap().to_owned();
+        assert!(path.components().count() > 1, "{} is no group of an instance", path.display());
         let legacy = PathBuf::from("/sys/fs/cgroup/memory").join(&path);
         let (group, names) = match legacy.parent().is_some_and(|parent| parent.exists()) {
             true => (legacy, ["memory.max_usage_in_bytes", "memory.limit_in_bytes"]),
@@ -120,7 +118,7 @@ pub async fn nothing_runs_out(world: &World) {
         let limit = spec.resources.memory_bytes;
         world.start(&spec).await;
         let begun = Instant::now();
-        let mut memory = Memory::of(world, &spec.id, &other.id);
+        let mut memory = Memory::of(world, &spec.id);
         let (mut slowest, mut tcp, mut slab, mut aio) = (Duration::ZERO, 0, 0, 0);
         while begun.elapsed() < Duration::from_millis(FUSE_MS) {
             slowest = slowest.max(answers(world, &other.id).await);
@@ -144,7 +142,8 @@ pub async fn nothing_runs_out(world: &World) {
             slowest.as_millis()
         );
         assert!(most.0 > 0 && most.0 <= limit && most.1 == limit, "{kind} took {most:?} of {limit}");
-        assert!(tcp < before.1 + 2 * limit, "{kind}: {} MiB of TCP buffers of the host", tcp >> 20);
+        // What is received is forced upon a group that has room for the socket no more, and others have sockets, too.
+        assert!(tcp < before.1 + 3 * limit, "{kind}: {} MiB of TCP buffers of the host", tcp >> 20);
         assert!(
             slab < before.0 + SLACK_BYTES,
             "{kind}: {} MiB of the kernel's memory",

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 pub fn explode(kind: &str, milliseconds: u64) {
     println!("exploding");
+    // So that the test can look where it is before it is gone.
+    std::thread::sleep(Duration::from_millis(100));
     let end = Instant::now() + Duration::from_millis(milliseconds);
     let taken = match kind {
         "fork" => forks(end),
