@@ -155,7 +155,7 @@ pub async fn pid_1_holds_no_way_out(world: &World) {
         let kind = std::fs::metadata(entry.path()).map(|m| m.is_dir()).unwrap_or(false);
         assert!(!kind, "pid 1 holds the directory {name}");
         let of_the_kernel =
-            ["pipe:", "socket:", "anon_inode:", "/dev/null"].iter().any(|k| name.starts_with(k));
+            ["pipe:", "socket:", "anon_inode:", "pidfd:", "/dev/null"].iter().any(|k| name.starts_with(k));
         let counts = name.ends_with("memory.oom_control") || name.ends_with(".events");
         assert!(of_the_kernel || counts || target.starts_with(&folder), "pid 1 holds {name}");
         if counts {
