@@ -34,7 +34,8 @@ impl Fingerprint {
         for line in std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
             fact(format!("mount {line}"), String::new());
         }
-        for link in Netlink::open().unwrap().links().unwrap() {
+        // Ports of the bridge come and go with instances, and the inventory counts them.
+        for link in Netlink::open().unwrap().links().unwrap().iter().filter(|link| link.master.is_none()) {
             fact(format!("link {}", link.name), format!("{:?}", link.master));
         }
         settings(Path::new("/proc/sys"), &mut fact);
