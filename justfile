@@ -10,14 +10,15 @@ ci:
 demo:
     ./demo
 
-# figures, side by side with peers in the same run: `run` (crun and podman) or `image` (buildah, mmdebstrap, mkosi)
+# figures, side by side with peers in the same run: `run` (deploys), `runtime` (crun and podman) or `image` (buildah, mmdebstrap, mkosi)
 bench what="run":
     ./bench/{{what}}
 
-# longer forms: more simulated seeds, more kills, minutes of damaged input per decoder
+# longer forms: more simulated seeds, more kills, thousands of starts, minutes of damaged input per decoder
 nightly:
     KILN_SEEDS=2000 cargo test --release -p kiln-plan --test world
     KILN_FUZZ=300 cargo test --release -p kiln-image --test fuzz -- --nocapture
+    KILN_SOAK=10000 KILN_LOGGERS=200 KILN_LOG_SECONDS=60 cargo test --release -p kiln-provider --test soak
     KILN_KILLS=200 KILN_SEED=7 ./test e2e
     .ci/mirror target/debug/kiln nightly
     KILN_PACKAGES=all cargo test -p kiln-image --test debian

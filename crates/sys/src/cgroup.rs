@@ -238,6 +238,10 @@ impl Group {
                     if directory.join("memory.memsw.limit_in_bytes").exists() {
                         write(&directory, "memory.memsw.limit_in_bytes", memory.clone())?;
                     }
+                    // The first version counts what TCP has under way by itself, and without a limit not at all.
+                    if directory.join("memory.kmem.tcp.limit_in_bytes").exists() {
+                        write(&directory, "memory.kmem.tcp.limit_in_bytes", memory.clone())?;
+                    }
                 }
                 "cpu" => {
                     write(&directory, "cpu.cfs_period_us", CPU_PERIOD_US.to_string())?;

@@ -61,6 +61,16 @@ pub fn filesystem(
     rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes.flags()).context("fsmount", kind)
 }
 
+/// Bytes of memory for each file that a tmpfs may have: what the kernel needs for an empty one, so that files without
+/// content are limited as those with content are.
+const BYTES_PER_FILE: u64 = 1024;
+/// The least that a tmpfs may have, however small it is.
+const FILES_MIN: u64 = 64;
+
+fn files_max(size_bytes: u64) -> u64 {
+    (size_bytes / BYTES_PER_FILE).max(FILES_MIN)
+}
+
 /// An empty tmpfs as a detached mount.
 pub fn tmpfs(
     mode: &str,
@@ -68,11 +78,12 @@ pub fn tmpfs(
     owner: (u32, u32),
     attributes: Attributes,
 ) -> Result<OwnedFd, CallError> {
-    let mut room = [[0; 20]; 3];
-    let [size, uid, gid] = &mut room;
+    let mut room = [[0; 20]; 4];
+    let [size, files, uid, gid] = &mut room;
     let options = [
         ("mode", Some(mode)),
         ("size", Some(text::format(size, format_args!("{size_bytes}")))),
+        ("nr_inodes", Some(text::format(files, format_args!("{}", files_max(size_bytes))))),
         ("uid", Some(text::format(uid, format_args!("{}", owner.0)))),
         ("gid", Some(text::format(gid, format_args!("{}", owner.1)))),
     ];
@@ -87,9 +98,10 @@ pub fn adjust_tmpfs(
     attributes: Attributes,
 ) -> Result<(), CallError> {
     use rustix::mount::MountFlags;
-    let mut room = [0; 32];
+    let mut room = [0; 64];
     // With its NUL: the kernel wants a string.
-    let size = text::format(&mut room, format_args!("size={size_bytes}\0"));
+    let files = files_max(size_bytes);
+    let size = text::format(&mut room, format_args!("size={size_bytes},nr_inodes={files}\0"));
     let size = CStr::from_bytes_with_nul(size.as_bytes()).unwrap_or(c"");
     let mut flags = MountFlags::NOSUID;
     flags.set(MountFlags::RDONLY, attributes.read_only);

@@ -3,13 +3,26 @@
 
 use crate::{CallError, Context};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::io::Errno;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Opens `path` below `root`, which is an open directory.
 pub fn open_in_root(root: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedFd, CallError> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve).context("open", path)
+    resolve(root, path, flags).context("open", path)
+}
+
+/// The kernel gives up on a path with `..` while anything on the host is renamed or mounted, and says so; it is soon over.
+fn resolve(root: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    const TRIES: u32 = 1000;
+    let beneath = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    for _ in 1..TRIES {
+        match openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), beneath) {
+            Err(Errno::AGAIN) => std::thread::yield_now(),
+            found => return found,
+        }
+    }
+    Err(Errno::AGAIN)
 }
 
 /// Reads the first `max` bytes of a regular file below `root`. Anything else is refused, so that a pipe or a device
@@ -26,15 +39,13 @@ pub fn read_in_root(root: impl AsFd, path: &str, max: u64) -> Result<Vec<u8>, Ca
 }
 
 /// The directory at `path` below `root`, links followed, as a place to mount on. An error is no reason to take memory.
-pub fn directory_in_root(root: impl AsFd, path: &str) -> Result<OwnedFd, rustix::io::Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+pub fn directory_in_root(root: impl AsFd, path: &str) -> Result<OwnedFd, Errno> {
+    resolve(root, path, OFlags::PATH | OFlags::DIRECTORY)
 }
 
 /// The regular file at `path` below `root`, links followed, as a place to mount on; none if there is none.
 pub fn file_in_root(root: impl AsFd, path: &str) -> Option<OwnedFd> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
+    let file = resolve(root, path, OFlags::PATH).ok()?;
     let kind = FileType::from_raw_mode(fstat(&file).ok()?.st_mode);
     (kind == FileType::RegularFile).then_some(file)
 }

@@ -23,6 +23,13 @@ pub fn become_user(uid: u32, gid: u32) -> Result<(), CallError> {
     Ok(())
 }
 
+/// As [`become_user`], and keeps the permitted capabilities all the same. [`keep_capabilities`] has to follow.
+pub fn become_user_with_capabilities(uid: u32, gid: u32) -> Result<(), CallError> {
+    rustix::thread::set_keep_capabilities(true).context("set", "keep_capabilities")?;
+    become_user(uid, gid)?;
+    rustix::thread::set_keep_capabilities(false).context("clear", "keep_capabilities")
+}
+
 /// Runs `work` with `uid` as the effective user and with all capabilities all the same: what `work` makes belongs to `uid`.
 /// The caller is the host's root and has one thread.
 pub(crate) fn as_owner<T>(uid: u32, work: impl FnOnce() -> T) -> Result<T, CallError> {

@@ -35,7 +35,7 @@ const HIDDEN: [&str; 11] = [
     "kpagecount",
 ];
 /// Those that can be read, never written.
-const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+const READ_ONLY: [&str; 6] = ["bus", "fs", "irq", "pressure", "sys", "sysrq-trigger"];
 
 /// A read-only /dev, attached nowhere yet, with a directory `shm` to mount on.
 pub fn dev() -> Result<OwnedFd, CallError> {
@@ -104,6 +104,12 @@ impl Covers {
     }
 }
 
+/// A copy of what is mounted at `place` below `root`, found as the image's own programs will find it: a link of the image
+/// must not lead to the /proc of the host that is beside the root while it is put together.
+fn copy_in_root(root: impl AsFd, place: &str) -> Result<OwnedFd, CallError> {
+    mount::copy(path::open_in_root(root, place, OFlags::PATH)?)
+}
+
 /// Covers what of the /proc below `root` tells of the host, and makes read-only what could change it. Both /proc and
 /// /dev are mounted there already.
 pub fn cover_proc(root: impl AsFd) -> Result<(), CallError> {
@@ -115,7 +121,7 @@ pub fn cover_proc(root: impl AsFd) -> Result<(), CallError> {
             let attributes = Attributes { read_only: true, no_exec: true, devices: false };
             mount::tmpfs("555", 4096, (0, 0), attributes)?
         } else {
-            mount::copy_at(root, "dev/null")?
+            copy_in_root(root, "/dev/null")?
         };
         mount::attach(cover, path::open_in_root(root, &place, OFlags::PATH)?)?;
     }
@@ -124,7 +130,7 @@ pub fn cover_proc(root: impl AsFd) -> Result<(), CallError> {
         if path::kind_in_root(root, &place).is_err() {
             continue;
         }
-        let cover = mount::copy_at(root, &place[1..])?;
+        let cover = copy_in_root(root, &place)?;
         mount::make_read_only(&cover)?;
         mount::attach(cover, path::open_in_root(root, &place, OFlags::PATH)?)?;
     }

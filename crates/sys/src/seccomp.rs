@@ -3,8 +3,8 @@
 //! times the instructions.
 //!
 //! The list is Docker's default profile (moby `profiles/seccomp/default.json`) for a process without capabilities,
-//! less `ptrace`, `process_vm_readv`, `process_vm_writev`, `personality` and `kcmp`. Calls newer than the list answer
-//! `ENOSYS`, so that libraries fall back; all others `EPERM`.
+//! less `ptrace`, `process_vm_readv`, `process_vm_writev`, `personality`, `kcmp` and asynchronous I/O. Calls newer than
+//! the list answer `ENOSYS`, so that libraries fall back, as does the last; all others `EPERM`.
 
 use crate::error::check;
 use crate::{CallError, Context};
@@ -32,6 +32,7 @@ const RETURN: u16 = 0x06;
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENT_0: u32 = 16;
+const ARGUMENT_2: u32 = 32;
 
 const ARCHITECTURE_X86_64: u32 = 0xC000_003E;
 const ALLOW: u32 = 0x7fff_0000;
@@ -51,7 +52,9 @@ const NEW_NAMESPACES: u32 = (CLONE_NEWNS
     | CLONE_NEWIPC
     | CLONE_NEWCGROUP) as u32;
 
-/// Address families that a server needs; the others (packet, vsock, kernel crypto, …) have been a door to the kernel.
+/// Address families that a server needs; the others (packet, vsock, kernel crypto, …) have been a door to the kernel. Of
+/// netlink only `NETLINK_ROUTE` is given, which libraries ask for interfaces and addresses: others tell of the host's
+/// devices, or load and reach large parts of the kernel.
 const FAMILIES: [i32; 4] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
 
 /// Calls without a name in the `libc` crate: cachestat, fchmodat2, map_shadow_stack, futex_wake, futex_wait,
@@ -73,8 +76,7 @@ const ALLOWED: &[c_long] = &[
     SYS_getpeername, SYS_getpgid, SYS_getpgrp, SYS_getpid, SYS_getppid, SYS_getpriority, SYS_getrandom,
     SYS_getresgid, SYS_getresuid, SYS_getrlimit, SYS_getrusage, SYS_getsid, SYS_getsockname, SYS_getsockopt,
     SYS_gettid, SYS_gettimeofday, SYS_getuid, SYS_getxattr, SYS_inotify_add_watch, SYS_inotify_init,
-    SYS_inotify_init1, SYS_inotify_rm_watch, SYS_io_cancel, SYS_io_destroy, SYS_io_getevents, SYS_io_setup,
-    SYS_io_submit, SYS_ioctl, SYS_ioprio_get, SYS_ioprio_set, SYS_kill, SYS_landlock_add_rule,
+    SYS_inotify_init1, SYS_inotify_rm_watch, SYS_ioctl, SYS_ioprio_get, SYS_ioprio_set, SYS_kill, SYS_landlock_add_rule,
     SYS_landlock_create_ruleset, SYS_landlock_restrict_self, SYS_lchown, SYS_lgetxattr, SYS_link, SYS_linkat,
     SYS_listen, SYS_listxattr, SYS_llistxattr, SYS_lremovexattr, SYS_lseek, SYS_lsetxattr, SYS_lstat, SYS_madvise,
     SYS_membarrier, SYS_memfd_create, SYS_memfd_secret, SYS_mincore, SYS_mkdir, SYS_mkdirat, SYS_mknod, SYS_mknodat,
@@ -101,7 +103,18 @@ const ALLOWED: &[c_long] = &[
     SYS_timer_delete, SYS_timer_getoverrun, SYS_timer_gettime, SYS_timer_settime, SYS_timerfd_create,
     SYS_timerfd_gettime, SYS_timerfd_settime, SYS_times, SYS_tkill, SYS_truncate, SYS_umask, SYS_uname, SYS_unlink,
     SYS_unlinkat, SYS_utime, SYS_utimensat, SYS_utimes, SYS_vfork, SYS_vmsplice, SYS_wait4, SYS_waitid, SYS_write,
-    SYS_writev, 333, // io_pgetevents
+    SYS_writev,
+];
+
+/// Asynchronous I/O of the old kind. The kernel has one number of requests for all that run on it (`fs.aio-max-nr`), so
+/// that one instance could take them all; programs that know it do without where it is not built in.
+const NOT_BUILT_IN: &[c_long] = &[
+    SYS_io_cancel,
+    SYS_io_destroy,
+    SYS_io_getevents,
+    SYS_io_setup,
+    SYS_io_submit,
+    333, /* io_pgetevents */
 ];
 
 /// Calls that stay refused when all others are only told of: what changes the host, other processes or the sandbox itself.
@@ -142,7 +155,7 @@ fn verdict(number: u32) -> Verdict {
         _ if call == SYS_clone => Verdict::Clone,
         // A pair is made of sockets: some families (TIPC) make real ones, and others are loaded to refuse it.
         _ if call == SYS_socket || call == SYS_socketpair => Verdict::Socket,
-        _ if call == SYS_clone3 => Verdict::Refuse(ENOSYS),
+        _ if call == SYS_clone3 || NOT_BUILT_IN.contains(&call) => Verdict::Refuse(ENOSYS),
         _ if ALLOWED.contains(&call) || UNNAMED.contains(&call) => Verdict::Allow,
         _ if (NEWEST..X32).contains(&number) => Verdict::Refuse(ENOSYS),
         _ => Verdict::Refuse(EPERM),
@@ -171,7 +184,14 @@ fn leaf(verdict: Verdict) -> Vec<Instruction> {
             for (n, family) in FAMILIES.iter().enumerate() {
                 out.push(instruction(JUMP_EQUAL, (FAMILIES.len() - n) as u8, 0, *family as u32));
             }
-            out.extend([error(EAFNOSUPPORT), allow]);
+            out.extend([
+                error(EAFNOSUPPORT),
+                instruction(JUMP_EQUAL, 0, 2, AF_NETLINK as u32),
+                instruction(LOAD, 0, 0, ARGUMENT_2),
+                instruction(JUMP_EQUAL, 0, 1, NETLINK_ROUTE as u32),
+                allow,
+                error(EPROTONOSUPPORT),
+            ]);
             out
         }
     }
@@ -270,7 +290,7 @@ mod tests {
     use super::*;
 
     /// What the kernel would answer, by the definition of classic BPF.
-    fn run(filter: &[Instruction], architecture: u32, number: u32, argument: u32) -> u32 {
+    fn run(filter: &[Instruction], architecture: u32, number: u32, arguments: [u32; 2]) -> u32 {
         let (mut at, mut a) = (0, 0u32);
         loop {
             let i = filter[at];
@@ -281,7 +301,9 @@ mod tests {
                     a = match i.value {
                         NUMBER => number,
                         ARCHITECTURE => architecture,
-                        _ => argument,
+                        ARGUMENT_0 => arguments[0],
+                        ARGUMENT_2 => arguments[1],
+                        offset => panic!("{offset}"),
                     }
                 }
                 JUMP_EQUAL => jump(a == i.value),
@@ -304,9 +326,10 @@ mod tests {
                 Verdict::Refuse(errno) => refused(errno),
                 _ => ALLOW,
             };
-            assert_eq!(run(&filter, ARCHITECTURE_X86_64, number, AF_INET as u32), expected, "{number}");
+            assert_eq!(run(&filter, ARCHITECTURE_X86_64, number, [AF_INET as u32, 0]), expected, "{number}");
         }
-        let answer = |call: c_long, argument: u32| run(&filter, ARCHITECTURE_X86_64, call as u32, argument);
+        let answer =
+            |call: c_long, argument: u32| run(&filter, ARCHITECTURE_X86_64, call as u32, [argument, 0]);
         assert_eq!(answer(SYS_clone, CLONE_NEWUSER as u32), refused(EPERM));
         assert_eq!(answer(SYS_clone, (CLONE_VM | CLONE_THREAD) as u32), ALLOW);
         assert_eq!(answer(SYS_clone3, 0), refused(ENOSYS));
@@ -314,8 +337,18 @@ mod tests {
         assert_eq!(answer(SYS_socketpair, AF_TIPC as u32), refused(EAFNOSUPPORT));
         for call in [SYS_socket, SYS_socketpair] {
             assert_eq!(answer(call, AF_UNIX as u32), ALLOW);
+            for (family, protocol, expected) in [
+                (AF_INET, IPPROTO_TCP, ALLOW),
+                (AF_NETLINK, NETLINK_ROUTE, ALLOW),
+                (AF_NETLINK, NETLINK_KOBJECT_UEVENT, refused(EPROTONOSUPPORT)),
+                (AF_NETLINK, NETLINK_NETFILTER, refused(EPROTONOSUPPORT)),
+                (AF_PACKET, 0, refused(EAFNOSUPPORT)),
+            ] {
+                let arguments = [family as u32, protocol as u32];
+                assert_eq!(run(&filter, ARCHITECTURE_X86_64, call as u32, arguments), expected, "{family}");
+            }
         }
-        assert_eq!(run(&filter, 0x4000_0003, SYS_read as u32, 0), KILL);
+        assert_eq!(run(&filter, 0x4000_0003, SYS_read as u32, [0; 2]), KILL);
     }
 
     #[test]
@@ -324,15 +357,23 @@ mod tests {
         let asking = filter_with(Others::Ask);
         for call in DOORS {
             for filter in [&filter, &asking] {
-                let answer = run(filter, ARCHITECTURE_X86_64, *call as u32, 0);
+                let answer = run(filter, ARCHITECTURE_X86_64, *call as u32, [0; 2]);
                 assert_eq!(answer, ERROR | EPERM as u32, "{call}");
             }
         }
         // Refused by the one, asked for by the other.
         for call in [SYS_personality, SYS_mbind, SYS_get_mempolicy] {
-            assert_eq!(run(&filter, ARCHITECTURE_X86_64, call as u32, 0), ERROR | EPERM as u32, "{call}");
-            assert_eq!(run(&asking, ARCHITECTURE_X86_64, call as u32, 0), SECCOMP_RET_USER_NOTIF, "{call}");
+            assert_eq!(
+                run(&filter, ARCHITECTURE_X86_64, call as u32, [0; 2]),
+                ERROR | EPERM as u32,
+                "{call}"
+            );
+            assert_eq!(
+                run(&asking, ARCHITECTURE_X86_64, call as u32, [0; 2]),
+                SECCOMP_RET_USER_NOTIF,
+                "{call}"
+            );
         }
-        assert_eq!(run(&asking, ARCHITECTURE_X86_64, SYS_read as u32, 0), ALLOW);
+        assert_eq!(run(&asking, ARCHITECTURE_X86_64, SYS_read as u32, [0; 2]), ALLOW);
     }
 }

@@ -39,12 +39,22 @@ type Outcome = Result<String, String>;
 /// Evidence of a check that took from `begun` until now.
 pub(super) fn evidence(check: &Check, begun: Instant, outcome: Outcome) -> Evidence {
     let passed = outcome.is_ok();
-    let mut detail = outcome.unwrap_or_else(|detail| detail);
+    let mut detail = harmless(&outcome.unwrap_or_else(|detail| detail));
     if detail.len() > EVIDENCE_BYTES_MAX {
         detail.truncate(detail.floor_char_boundary(EVIDENCE_BYTES_MAX));
     }
     let took = Millis(begun.elapsed().as_millis() as u64);
     Evidence { check: check.kind.to_string(), passed, detail, took, at: Wall(kiln_sys::clock::wall_ms()) }
+}
+
+/// Text from an instance that is safe to print on a terminal: no control characters but line feeds and tabs, and none that
+/// turn the direction of what follows around.
+fn harmless(text: &str) -> String {
+    let harms = |c: char| {
+        c.is_control() && !matches!(c, '\n' | '\t')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.replace(harms, "\u{fffd}")
 }
 
 /// Runs a check.
@@ -285,6 +295,13 @@ fn listen(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_of_an_instance_moves_no_cursor() {
+        assert_eq!(harmless("a\tb\nc \u{1f525}"), "a\tb\nc \u{1f525}");
+        let hostile = "\x1b[2J\r\x07\x7f\u{9b}\u{202e}\u{2066}\0";
+        assert_eq!(harmless(hostile), "\u{fffd}[2J\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}");
+    }
 
     #[test]
     fn only_a_listening_socket_on_the_port_counts() {

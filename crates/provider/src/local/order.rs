@@ -63,6 +63,15 @@ impl Failure {
         Self { permanent: false, damaged: false, step: step.into(), detail: detail.into() }
     }
 
+    /// With no more words than fit into a record: names in it may be as long as a path, or an argument.
+    pub(crate) fn cut(mut self) -> Self {
+        const TEXT_BYTES_MAX: usize = 1024;
+        for text in [&mut self.step, &mut self.detail] {
+            text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        }
+        self
+    }
+
     pub(crate) fn damaged(step: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { damaged: true, ..Self::retry(step, detail) }
     }

@@ -1,6 +1,7 @@
 //! The last steps of a process before it becomes a program of an instance. The service's own program and those of
 //! `command` checks take exactly the same ones.
 
+use super::subnet::SUPERVISOR;
 use kiln_model::{Capability, InstanceSpec};
 use kiln_sys::{CallError, privilege, process};
 use std::ffi::CStr;
@@ -63,15 +64,23 @@ pub(crate) fn environment_of(spec: &InstanceSpec) -> (Vec<String>, String) {
 /// The numeric user of an instance.
 pub(crate) fn user_of(spec: &InstanceSpec) -> Result<(u32, u32), String> {
     let users = &spec.manifest.config.users;
-    if let Some(ids) = users.get(&spec.user) {
-        return Ok(*ids);
+    let (user, group) = match users.get(&spec.user) {
+        Some(ids) => *ids,
+        None => {
+            let number: u32 = spec.user.parse().map_err(|_| {
+                format!(
+                    "the image has no user `{}`; hint: add it with a package, or give a number",
+                    spec.user
+                )
+            })?;
+            let known = users.values().find(|(uid, _)| *uid == number);
+            known.copied().unwrap_or((number, number))
+        }
+    };
+    // The last one is pid 1's.
+    if user.max(group) >= SUPERVISOR {
+        let number = user.max(group);
+        return Err(format!("user or group {number} is out of range; hint: instances have 0 to 65534"));
     }
-    let number: u32 = spec.user.parse().map_err(|_| {
-        format!("the image has no user `{}`; hint: add it with a package, or give a number", spec.user)
-    })?;
-    if number >= super::subnet::IDS_EACH {
-        return Err(format!("user {number} is out of range; hint: instances have users 0 to 65535"));
-    }
-    let known = users.values().find(|(uid, _)| *uid == number);
-    Ok(known.copied().unwrap_or((number, number)))
+    Ok((user, group))
 }

@@ -7,7 +7,7 @@ use super::wire::Start;
 use kiln_sys::mount::{self, Attributes};
 use kiln_sys::sandbox::{self, Covers, PLACE};
 use kiln_sys::{CallError, path};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Where a shim keeps its /proc and /dev until it has a root, and then its files of /etc.
@@ -69,6 +69,11 @@ pub(super) fn assemble(root: OwnedFd, start: &Start<'_>) -> Result<(), Failure> 
     for place in start.writable.iter().filter_map(|place| place.to_str().ok()) {
         mount_writable(root, place, start)?;
     }
+    // With links of the image in the way, one of them may lie on the other.
+    if !path::kind_in_root(root, "/dev/null").is_ok_and(|kind| kind == FileType::CharacterDevice) {
+        let detail = "something else is mounted there; hint: `/dev` must not be a link in the image";
+        return Err(Failure::permanent("mount `/dev`", detail));
+    }
     mount_etc(root, start)?;
     rustix::system::sethostname(start.host_name.as_bytes())
         .map_err(|error| Failure::io("set the host name", &error.into()))?;
@@ -116,6 +121,10 @@ fn mount_writable(root: BorrowedFd<'_>, place: &str, start: &Start<'_>) -> Resul
             mount_point(root, place)?
         }
     };
+    if is_same(root, &here)? {
+        let detail = "it is the root of the image, which is read-only; hint: name a directory in it";
+        return Err(Failure::permanent(format!("mount `{place}`"), detail));
+    }
     let ready = WRITABLE.iter().zip(MEMORY).find(|(name, _)| **name == place);
     if let Some((_, ready)) = ready {
         return Ok(mount::adjust_tmpfs(ready, start.memory_bytes, start.user, attributes_of(place))
@@ -124,6 +133,13 @@ fn mount_writable(root: BorrowedFd<'_>, place: &str, start: &Start<'_>) -> Resul
     let (mode, _) = mode_of(place);
     let memory = mount::tmpfs(mode, start.memory_bytes, start.user, attributes_of(place))?;
     Ok(mount::attach(memory, here)?)
+}
+
+/// Whether both are one directory.
+fn is_same(a: impl AsFd, b: impl AsFd) -> Result<bool, Failure> {
+    let number = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+    let both = number(a.as_fd()).and_then(|a| Ok((a, number(b.as_fd())?)));
+    both.map(|(a, b)| a == b).map_err(|error| Failure::io("look at a mount point", &error.into()))
 }
 
 fn attributes_of(place: &str) -> Attributes {

@@ -1,6 +1,7 @@
 //! Pid 1 of an instance: starts the program, pumps what it prints into the black box, passes on the stop signal, writes
-//! how it ended. It is root of the instance's user namespace, with the capability to signal and no other, and it is not
-//! dumpable: the program can neither signal, trace nor read it. When it dies, the kernel kills the rest.
+//! how it ended. It is a user of the instance's user namespace that no program can be, with the capability to signal and
+//! no other, and it is not dumpable: the program can neither signal, trace nor read it. When it dies, the kernel kills the
+//! rest.
 //!
 //! ```text
 //! cloned ─▶ joins its cgroups, makes /proc and /dev ─ "ready" ─▶ waits for what to run, or dies with the server
@@ -13,6 +14,7 @@ use super::order::Failure;
 use super::program;
 use super::pump::{Outcome, Pump};
 use super::rootfs::{self, Templates};
+use super::subnet::SUPERVISOR;
 use super::wire::{ENDED, Files, NOT_EXECUTED, READY, START_BYTES_MAX, STARTED, Start};
 use super::zygote::Go;
 use kiln_model::{ExitReason, Wall};
@@ -81,7 +83,7 @@ pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go
     let (exit, oom) = (File::from(exit), oom.map(File::from));
     let mut spool = BlackBox::new(out.map(File::from), std::mem::take(batch));
     spool.note(start.greeting);
-    if let Err(failure) = rootfs::assemble(root, &start) {
+    if let Err(failure) = rootfs::assemble(root, &start).map_err(Failure::cut) {
         let error = format!("{}: {}", failure.step, failure.detail);
         if failure.permanent {
             end(&mut spool, &exit, &ExitReason::NotStarted { error });
@@ -98,6 +100,7 @@ pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go
             finish(&mut spool, &kept, heir.as_ref(), &reason, ENDED)
         }
         Err(Problem::Before(failure)) => {
+            let failure = failure.cut();
             if failure.permanent {
                 let error = format!("{}: {}", failure.step, failure.detail);
                 end(&mut spool, &kept.exit, &ExitReason::NotStarted { error });
@@ -234,6 +237,8 @@ fn launch(
     ];
     process::close_all_but(&keep)?;
     privilege::drop_from_bounding_set(program::declarable() | 1 << privilege::CAP_KILL)?;
+    // A user of its own: who has the same as another process may change its limits and its priority.
+    privilege::become_user_with_capabilities(SUPERVISOR, SUPERVISOR)?;
     privilege::keep_capabilities(1 << privilege::CAP_KILL)?;
     privilege::no_new_privileges()?;
     privilege::not_dumpable()?;

@@ -7,6 +7,8 @@ use std::net::Ipv4Addr;
 const IDS_FIRST: u32 = 100_000;
 /// Ids per instance.
 pub(crate) const IDS_EACH: u32 = 65_536;
+/// The user in an instance that is its pid 1 and that no program can be: the last.
+pub(crate) const SUPERVISOR: u32 = IDS_EACH - 1;
 /// The last number whose id range ends below 2^32.
 const NUMBER_MAX: u32 = (u32::MAX - IDS_FIRST) / IDS_EACH - 1;
 

@@ -18,11 +18,17 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The static test program, compiled once per content.
+/// The static test program.
 pub fn probe() -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/local/probe.rs");
+    program("tests/local/probe.rs")
+}
+
+/// A static program of one file of this crate, compiled once per content.
+pub fn program(source: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
     let digest = Digest::of(&std::fs::read(&source).unwrap());
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("probe-{}", digest.short()));
+    let name = format!("{}-{}", source.file_stem().unwrap().display(), digest.short());
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if !out.exists() {
         let new = out.with_extension(std::process::id().to_string());
         run(Command::new("rustc")
@@ -33,7 +39,7 @@ pub fn probe() -> PathBuf {
     out
 }
 
-fn layer(objects: &Path, tree: &Path, role: &str) -> LayerRef {
+pub fn layer(objects: &Path, tree: &Path, role: &str) -> LayerRef {
     let file = objects.join(format!("{role}.new"));
     run(Command::new("mkfs.erofs").arg("--all-root").args([&file, &tree.to_path_buf()]));
     let bytes = std::fs::read(&file).unwrap();
