@@ -20,6 +20,7 @@ use std::io::{self, PipeReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// What is to be cloned. With it come the shim's end of its socket, its network namespace, its v2 cgroup if there is one,
 /// and the files for joining its v1 cgroups.
@@ -139,8 +140,12 @@ impl Zygote {
         match ready {
             Ok(users) => Ok((child, users)),
             Err(error) => {
-                process::signal(child.pidfd(), libc::SIGKILL)?;
-                Err(error.into())
+                let was_killed = process::wait_readable(child.pidfd(), Some(Duration::ZERO)).unwrap_or(false);
+                let _ = process::signal(child.pidfd(), libc::SIGKILL);
+                match was_killed {
+                    true => Err(Failure::retry("clone a shim", "it was killed")),
+                    false => Err(error.into()),
+                }
             }
         }
     }
