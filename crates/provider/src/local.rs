@@ -10,21 +10,22 @@
 //!                          └──────────────┴──────────────┴─ absent ─▶ gone.json
 //! ```
 
-mod blackbox;
+pub(crate) mod blackbox;
 mod check;
 pub mod exec;
-mod folder;
+pub(crate) mod folder;
 mod http;
 mod inventory;
 mod layers;
-mod mark;
-mod order;
-mod program;
-mod rootfs;
-mod shim;
+mod machine;
+pub(crate) mod mark;
+pub(crate) mod order;
+pub(crate) mod program;
+pub(crate) mod rootfs;
+pub(crate) mod shim;
 mod start;
 mod stop;
-mod subnet;
+pub(crate) mod subnet;
 pub mod supervise;
 mod verify;
 
@@ -33,6 +34,7 @@ pub use kiln_sys::mount::ErofsBacking;
 pub use stop::{SweepError, sweep};
 pub use subnet::{Subnet, SubnetError};
 
+use crate::vm::{Accelerator, MachineSource};
 use crate::{Provider, ProviderError};
 use async_trait::async_trait;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
@@ -45,7 +47,7 @@ use order::Failure;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -62,6 +64,8 @@ pub struct LocalConfig {
     pub objects: PathBuf,
     /// The kiln program, started as `PROGRAM internal supervise|exec`.
     pub program: PathBuf,
+    /// Where the kernel of virtual machines comes from; without one there are none.
+    pub machine: Option<Arc<dyn MachineSource>>,
     /// Fallbacks that are taken although they are not needed, for tests.
     pub forced: Forced,
 }
@@ -75,6 +79,7 @@ impl LocalConfig {
             state,
             subnet: Subnet::default(),
             program: "/proc/self/exe".into(),
+            machine: None,
             forced: Forced::default(),
         }
     }
@@ -87,6 +92,8 @@ pub struct Forced {
     pub erofs: ErofsBacking,
     /// Use v1 cgroups only, as without a v2 tree.
     pub cgroup_v1: bool,
+    /// Emulate the processor of virtual machines, as without KVM.
+    pub emulation: bool,
 }
 
 /// Why a provider could not be opened.
@@ -159,6 +166,8 @@ struct Inner {
     layers: Layers,
     books: Mutex<Books>,
     changed: Notify,
+    /// What runs machines, once it was tried.
+    accelerator: OnceLock<Accelerator>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -182,6 +191,7 @@ impl LocalProvider {
             layers: Layers::new(config.objects.clone(), config.forced.erofs),
             books: Mutex::default(),
             changed: Notify::new(),
+            accelerator: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
             mark,
             config: LocalConfig { state: path, ..config },
@@ -415,6 +425,7 @@ impl Inner {
             group: self.trees.group(&self.mark.cgroup(), id.as_str()),
             ids: subnet::ids_of(entry.record.number),
             program: self.config.program.clone(),
+            folder: self.root.folder(id).path,
         })
     }
 }

@@ -67,7 +67,8 @@ fn supervisors(root: &Path) -> Vec<i32> {
     let ours = |pid: &i32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let arguments: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-        arguments.get(1..3) == Some(&[b"internal", b"supervise"])
+        arguments.get(1) == Some(&&b"internal"[..])
+            && arguments.get(2).is_some_and(|part| [&b"supervise"[..], b"machine"].contains(part))
             && arguments.get(3).is_some_and(|path| path.starts_with(inside.as_bytes()))
     };
     pids.filter(ours).collect()

@@ -13,6 +13,9 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// An instance's /etc/resolv.conf: it has no route to a name server; do not let libraries wait for one.
+pub(crate) const RESOLVER: &str = "# instances reach nothing but their host\noptions timeout:1 attempts:1\n";
+
 /// The mounts that only the host's root can make.
 pub(crate) struct Parts {
     root: OwnedFd,
@@ -72,9 +75,7 @@ impl Parts {
 fn make_etc(record: &Record) -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
     let id = &record.spec.id;
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {id}\n", record.address);
-    // An instance has no route to a name server; do not let libraries wait for one.
-    let resolver = "# instances reach nothing but their host\noptions timeout:1 attempts:1\n".to_owned();
-    let files = [("hosts", hosts), ("hostname", format!("{id}\n")), ("resolv.conf", resolver)];
+    let files = [("hosts", hosts), ("hostname", format!("{id}\n")), ("resolv.conf", RESOLVER.to_owned())];
     let attributes = Attributes { no_exec: true, ..Attributes::default() };
     let directory = mount::tmpfs("755", 64 * 1024, (0, 0), attributes)?;
     for (name, text) in &files {

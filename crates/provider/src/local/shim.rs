@@ -19,7 +19,7 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Asks pid 1 to kill the program and to end as if the program had ended by itself.
-pub(super) const KILL: i32 = libc::SIGQUIT;
+pub(crate) const KILL: i32 = libc::SIGQUIT;
 /// Bytes read at a time from the program's output.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// How long the drain waits for a writer that outlived the kill of its whole namespace, which nothing should.
@@ -197,7 +197,7 @@ fn become_program(
 }
 
 /// Writes the last frame and then the exit record, each durably: whoever sees the record finds every line before it.
-fn end(spool: &mut BlackBox, mut exit: &File, reason: &ExitReason) {
+pub(crate) fn end(spool: &mut BlackBox, mut exit: &File, reason: &ExitReason) {
     spool.note(&reason.to_string());
     let record = Exit { at: Wall(kiln_sys::clock::wall_ms()), reason: reason.clone() };
     // What cannot be written is seen as `ExitReason::Unknown`; there is nobody to tell.

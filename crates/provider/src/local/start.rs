@@ -4,7 +4,7 @@ use super::folder::{EXIT, Exit, Record, SPEC};
 use super::order::{self, Failure, Order, Report};
 use super::{Entry, Inner};
 use crate::ProviderError;
-use kiln_model::{ExitReason, Fence, InstanceId, InstanceSpec, Seen, SeenState, Wall};
+use kiln_model::{ExitReason, Fence, InstanceId, InstanceSpec, Isolation, Seen, SeenState, Wall};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, PoisonError};
@@ -93,6 +93,9 @@ impl Inner {
     fn launch(self: &Arc<Self>, id: &InstanceId) -> Result<(), Failure> {
         let record = self.books().entries.get(id).map(|e| e.record.clone());
         let record = record.ok_or_else(|| Failure::retry("start", "it vanished"))?;
+        if record.spec.confinement.isolation == Isolation::Vm {
+            return self.launch_machine(&record);
+        }
         let layers = self.layers.of(&record.spec.manifest)?;
         let order = Order {
             mark: self.mark.clone(),

@@ -49,7 +49,7 @@ fn failed(step: &'static str) -> impl Fn(io::Error) -> Failure {
 }
 
 /// The files that pid 1 writes, opened before it exists.
-pub(super) struct Files {
+pub(crate) struct Files {
     pub lock: File,
     pub out: [File; 2],
     pub exit: File,
@@ -57,7 +57,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    fn open(directory: &Path) -> Result<Self, Failure> {
+    pub(crate) fn open(directory: &Path) -> Result<Self, Failure> {
         let open = |name: &str| {
             let mut options = File::options();
             std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o640);
@@ -138,7 +138,7 @@ fn supervise(directory: &Path) -> Result<(), Failure> {
 }
 
 /// What pid 1 reports once the program runs or could not be executed.
-fn hear(socket: &OwnedFd) -> Result<(), Failure> {
+pub(crate) fn hear(socket: &OwnedFd) -> Result<(), Failure> {
     match order::receive::<Report>(socket).map_err(failed("hear from pid 1"))? {
         Some((Report::Started, _)) => Ok(()),
         Some((Report::Failed(failure), _)) => Err(failure),
@@ -157,7 +157,7 @@ fn make_group(order: &Order, record: &Record) -> Result<Group, Failure> {
     Ok(Trees::detect(choice)?.create(&order.mark.cgroup(), record.spec.id.as_str(), limits)?)
 }
 
-fn join(doors: &[File], pid: i32) -> Result<(), Failure> {
+pub(crate) fn join(doors: &[File], pid: i32) -> Result<(), Failure> {
     for mut door in doors {
         door.write_all(pid.to_string().as_bytes()).map_err(failed("join the cgroup"))?;
     }
@@ -188,7 +188,7 @@ fn make_network(order: &Order, record: &Record) -> Result<(), Failure> {
 
 /// The hardware address that goes with an address, locally administered. It is the same whenever the address comes back:
 /// whoever spoke to its last owner remembers it for up to a minute and would speak to nobody.
-fn hardware_of(address: std::net::Ipv4Addr) -> [u8; 6] {
+pub(crate) fn hardware_of(address: std::net::Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
     [0x02, 0x69, a, b, c, d]
 }
@@ -200,7 +200,7 @@ fn sysctl(name: &str, value: &str) -> Result<(), CallError> {
 }
 
 /// Waits for `go`. False: the supervisor is dead, and nobody would ever find this process again.
-pub(super) fn wait_for_go(mut pipe: &io::PipeReader) -> bool {
+pub(crate) fn wait_for_go(mut pipe: &io::PipeReader) -> bool {
     let mut byte = [0];
     pipe.read_exact(&mut byte).is_ok()
 }

@@ -1,0 +1,36 @@
+//! Where an instance with `isolation = "vm"` leaves the way of a sandbox: everything before is the same, and everything after.
+
+use super::Inner;
+use super::folder::Record;
+use super::order::Failure;
+use crate::vm::launch::{self, MachineOrder};
+use crate::vm::{Accelerator, LAYERS_MAX};
+
+impl Inner {
+    pub(super) fn launch_machine(&self, record: &Record) -> Result<(), Failure> {
+        let step = "find the kernel of virtual machines";
+        let none = || {
+            let detail = "this server has none; hint: leave `isolation` out, or start `kiln serve` with a mirror";
+            Failure::permanent(step, detail)
+        };
+        let source = self.config.machine.as_ref().ok_or_else(none)?;
+        let machine = source.machine().map_err(|error| Failure::retry(step, error.to_string()))?;
+        let layers = self.layers.files(&record.spec.manifest, LAYERS_MAX)?;
+        let order = |accelerator| MachineOrder {
+            mark: self.mark.clone(),
+            prefix: self.config.subnet.prefix(),
+            gateway: self.config.subnet.gateway(),
+            cgroup_v1: self.config.forced.cgroup_v1,
+            accelerator,
+        };
+        let program = &self.config.program;
+        let accelerator = match self.config.forced.emulation {
+            true => Accelerator::Emulation,
+            false => *self
+                .accelerator
+                .get_or_init(|| launch::accelerator(program, order(Accelerator::Kvm), &machine)),
+        };
+        let folder = self.root.folder(&record.spec.id).path;
+        launch::launch(program, &folder, &order(accelerator), &machine, layers)
+    }
+}
