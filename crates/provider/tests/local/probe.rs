@@ -40,6 +40,8 @@ fn main() {
                 println!("{name}={value}");
             }
         }
+        "long" => long(arg(1).parse().unwrap()),
+        "flood" => flood(),
         "true" => println!("fine"),
         "false" => std::process::exit(3),
         "audit" => audit(arg(1)),
@@ -54,6 +56,20 @@ fn main() {
         "reopen" => reopen(),
         "reach" => reach(&args[1..]),
         other => panic!("{other}"),
+    }
+}
+
+/// One line of so many bytes.
+fn long(bytes: usize) {
+    std::io::stdout().write_all(&vec![b'x'; bytes]).unwrap();
+    println!();
+}
+
+/// Prints numbered lines for ever.
+fn flood() {
+    let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout());
+    for n in 0_u64.. {
+        writeln!(out, "flood {n}").unwrap();
     }
 }
 
