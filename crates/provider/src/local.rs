@@ -38,7 +38,9 @@ use crate::vm::{Accelerator, MachineSource};
 use crate::{Provider, ProviderError};
 use async_trait::async_trait;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
-use kiln_model::{Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Seen, SeenState};
+use kiln_model::{
+    Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Millis, Seen, SeenState,
+};
 use kiln_sys::cgroup::{Choice, Trees};
 use kiln_sys::{CallError, netlink::Netlink, process};
 use layers::Layers;
@@ -53,6 +55,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+/// Debian's kernel takes 2 to 3 s when it is emulated on an idle processor.
+const BOOT_MAX: Millis = Millis(60_000);
+
 /// How a [`LocalProvider`] works.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
@@ -66,6 +71,8 @@ pub struct LocalConfig {
     pub program: PathBuf,
     /// Where the kernel of virtual machines comes from; without one there are none.
     pub machine: Option<Arc<dyn MachineSource>>,
+    /// How long a virtual machine with a whole processor may take until its service runs; one with a part takes the longer.
+    pub boot_max: Millis,
     /// Fallbacks that are taken although they are not needed, for tests.
     pub forced: Forced,
 }
@@ -80,6 +87,7 @@ impl LocalConfig {
             subnet: Subnet::default(),
             program: "/proc/self/exe".into(),
             machine: None,
+            boot_max: BOOT_MAX,
             forced: Forced::default(),
         }
     }

@@ -22,6 +22,7 @@ impl Inner {
             gateway: self.config.subnet.gateway(),
             cgroup_v1: self.config.forced.cgroup_v1,
             accelerator,
+            boot_max: self.config.boot_max,
         };
         let program = &self.config.program;
         let accelerator = match self.config.forced.emulation {

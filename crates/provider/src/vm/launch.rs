@@ -3,6 +3,7 @@
 use super::{Accelerator, Machine};
 use crate::local::mark::Mark;
 use crate::local::order::{self, Failure, Report};
+use kiln_model::Millis;
 use kiln_sys::process;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -30,6 +31,8 @@ pub(crate) struct MachineOrder {
     /// Use v1 cgroups only.
     pub cgroup_v1: bool,
     pub accelerator: Accelerator,
+    /// How long the boot may take, with a whole processor.
+    pub boot_max: Millis,
 }
 
 /// Kernel and initial RAM disk, open. QEMU runs as nobody and has to be able to read them.

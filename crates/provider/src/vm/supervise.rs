@@ -117,7 +117,8 @@ fn supervise(directory: &Path) -> Result<(), Failure> {
         jail: Jail::make(&kernel, &initrd, order.accelerator, &directory.to_string_lossy())?,
     };
     drop((kernel, initrd));
-    let given = Given { record: &record, records, desk, oom: files.oom.take() };
+    let boot_max = order.boot_max.duration();
+    let given = Given { record: &record, records, desk, oom: files.oom.take(), boot_max };
     let (go_read, mut go_write) = io::pipe().map_err(failed("make a pipe"))?;
     let (report_read, report_write) = order::pair().map_err(failed("make a socket"))?;
     let child = {

@@ -29,8 +29,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// How long a guest may take to start its service, with a whole processor: Debian's kernel takes 2 to 3 s emulated.
-const BOOT_MAX: Duration = Duration::from_secs(60);
 /// How long a killed service may take until the machine is killed instead. Less than the server's patience.
 const KILL_MAX: Duration = Duration::from_secs(3);
 /// How long a guest may take for a check beyond the check's own time.
@@ -65,6 +63,8 @@ pub(super) struct Given<'a> {
     /// Where checks are asked for.
     pub desk: OwnedFd,
     pub oom: Option<File>,
+    /// How long the guest may take to start its service, with a whole processor.
+    pub boot_max: Duration,
 }
 
 /// How a machine came to its end.
@@ -248,7 +248,7 @@ impl<'a> Watch<'a> {
             is_running: false,
             stop_wanted: false,
             killed_until: None,
-            boot_until: Instant::now() + BOOT_MAX * 1000 / cpu_milli,
+            boot_until: Instant::now() + given.boot_max * 1000 / cpu_milli,
             is_over: false,
             outcome: None,
         })

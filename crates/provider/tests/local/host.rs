@@ -17,6 +17,7 @@ pub struct Host {
     /// How its instances are kept apart; for machines with the kernel that they boot.
     pub isolation: Isolation,
     pub machine: Option<Arc<dyn MachineSource>>,
+    pub boot_max: Option<Millis>,
 }
 
 fn run(command: &mut Command) {
@@ -26,10 +27,16 @@ fn run(command: &mut Command) {
 
 /// The static test program, compiled once per content.
 fn probe() -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/local/probe.rs");
+    static_program("probe")
+}
+
+/// `tests/local/NAME.rs` as a static program.
+pub fn static_program(name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/local/{name}.rs"));
     let digest = Digest::of(&std::fs::read(&source).unwrap());
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("probe-{}", digest.short()));
-    if !out.exists() {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", digest.short()));
+    // What has parts of others may have changed although its own text has not.
+    if !out.exists() || name != "probe" {
         let new = out.with_extension(std::process::id().to_string());
         run(Command::new("rustc")
             .args(["--edition=2024", "-O", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-o"])
@@ -75,6 +82,7 @@ impl Host {
             forced: Forced::default(),
             isolation: Isolation::Sandbox,
             machine: None,
+            boot_max: None,
         }
     }
 
@@ -100,6 +108,7 @@ impl Host {
         config.program = std::env::current_exe().unwrap();
         config.forced = self.forced;
         config.machine = self.machine.clone();
+        config.boot_max = self.boot_max.unwrap_or(config.boot_max);
         LocalProvider::open(config).unwrap()
     }
 
