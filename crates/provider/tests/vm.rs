@@ -148,9 +148,24 @@ async fn limits(host: &Host) {
     for (sequence, command) in [(110, &["probe", "eat"][..]), (111, &["probe", "fill", "/tmp/x"])] {
         let spec = host.spec(sequence, command);
         provider.ensure(fence(), &spec).await.unwrap();
-        assert_eq!(ended(&provider, &spec.id).await, ExitReason::OutOfMemory, "{command:?}");
+        let reason = ended(&provider, &spec.id).await;
+        let words = host.printed(&spec.id, Stream::Supervisor);
+        assert_eq!(reason, ExitReason::OutOfMemory, "{command:?}: {words:?}");
         provider.absent(fence(), &spec.id).await.unwrap();
     }
+    // The guest's own kernel and init can go on when the service has used up all that is its.
+    let spec = host.spec(113, &["probe", "memory"]);
+    provider.ensure(fence(), &spec).await.unwrap();
+    ended(&provider, &spec.id).await;
+    let lines = host.printed(&spec.id, Stream::Out);
+    let field = |name: &str| -> u64 {
+        let line = lines.iter().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    };
+    let spare = field("MemAvailable").saturating_sub(spec.resources.memory_bytes);
+    println!("memory: {} MiB, spare {} MiB", field("MemTotal") >> 20, spare >> 20);
+    assert!(spare >= 32 << 20, "{lines:?}");
+    provider.absent(fence(), &spec.id).await.unwrap();
     let spec = host.spec(112, &["probe", "forks"]);
     provider.ensure(fence(), &spec).await.unwrap();
     assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 0 });
@@ -319,13 +334,7 @@ async fn hostile_guest(_: &Host) {
     let mut host = Host::with_machines();
     let init = std::fs::read(host::static_program("hostile_init")).unwrap();
     host.machine = Some(Arc::new(machine::with_init(&init, host.state())));
-    host.boot_max = Some(Millis(20_000));
     let provider = host.provider();
-    let mut sequence = 0;
-    let mut next = |command: &str| {
-        sequence += 1;
-        host.spec(sequence, &[command])
-    };
     // Those that come to an end by themselves.
     let cases: [(&str, fn(&ExitReason) -> bool); 5] = [
         ("panic-later", |reason| *reason == ExitReason::Unknown),
@@ -334,29 +343,22 @@ async fn hostile_guest(_: &Host) {
         ("status", |reason| *reason == ExitReason::Status { code: 24 }),
         ("signal", |reason| *reason == ExitReason::Signal { signal: 1 }),
     ];
-    for (command, expected) in cases {
-        let spec = next(command);
+    for (sequence, (command, expected)) in (1..).zip(cases) {
+        let spec = host.spec(sequence, &[command]);
         provider.ensure(fence(), &spec).await.unwrap();
         let reason = ended(&provider, &spec.id).await;
         assert!(expected(&reason), "{command}: {reason:?}");
-        println!("{command}: {:?}", host.printed(&spec.id, Stream::Supervisor));
-        provider.absent(fence(), &spec.id).await.unwrap();
-    }
-    // Those that never start.
-    for (command, expected) in [("panic", "Kernel panic"), ("text", ""), ("silent", "the last that is seen of it")] {
-        let spec = next(command);
-        let error = provider.ensure(fence(), &spec).await.unwrap_err().to_string();
-        assert!(error.contains(expected) && error.len() < 4000, "{error}");
-        assert!(!error.contains(char::is_control), "{error:?}");
-        println!("{command}: {}", &error[..error.floor_char_boundary(300)]);
+        let words = host.printed(&spec.id, Stream::Supervisor);
+        assert_eq!(command == "panic-later", words[1].contains("Kernel panic"), "{words:?}");
+        println!("{command}: {} words", words.len());
         provider.absent(fence(), &spec.id).await.unwrap();
     }
     // Those that go on for ever.
-    for command in ["answers", "line", "console", "deaf", "eager"] {
-        let spec = next(command);
+    for (sequence, command) in (10..).zip(["answers", "line", "console", "deaf", "eager"]) {
+        let spec = host.spec(sequence, &[command]);
         provider.ensure(fence(), &spec).await.unwrap();
-        let look = Check { kind: CheckKind::Listening { port: 80 }, timeout: Millis(1000) };
-        for _ in 0..3 {
+        let look = Check { kind: CheckKind::Listening { port: 80 }, timeout: Millis(200) };
+        for _ in 0..2 {
             let evidence = provider.check(&spec.id, &look).await;
             assert!(evidence.detail.len() <= limits::EVIDENCE_BYTES_MAX, "{}", evidence.detail.len());
             assert!(!evidence.detail.contains(|c: char| c.is_control() && c != '\n'), "{evidence:?}");
@@ -368,9 +370,28 @@ async fn hostile_guest(_: &Host) {
         provider.absent(fence(), &spec.id).await.unwrap();
         println!("{command}: watcher {} kB, gone after {} ms", bytes >> 10, begun.elapsed().as_millis());
     }
+    // Those that never start.
+    for (sequence, (command, expected)) in (20..).zip([("panic", "Kernel panic"), ("text", "\u{20}[2J")]) {
+        let error = refused(&provider, &host.spec(sequence, &[command])).await;
+        assert!(error.contains(expected), "{error}");
+    }
+    drop(provider);
+    host.boot_max = Some(Millis(6000));
+    let provider = host.provider();
+    let error = refused(&provider, &host.spec(30, &["silent"])).await;
+    assert!(error.contains("no word from it in time"), "{error}");
     nothing_is_left(&host);
     drop(provider);
     local::sweep(host.state()).unwrap();
+}
+
+/// What is told of an instance that does not start; then it goes.
+async fn refused(provider: &LocalProvider, spec: &InstanceSpec) -> String {
+    let error = provider.ensure(fence(), spec).await.unwrap_err().to_string();
+    assert!(error.len() < 4000 && !error.contains(char::is_control), "{error:?}");
+    println!("refused: {}", &error[..error.floor_char_boundary(200)]);
+    provider.absent(fence(), &spec.id).await.unwrap();
+    error
 }
 
 /// Bytes that a process has in memory.

@@ -36,6 +36,8 @@ const ANSWER_GRACE: Duration = Duration::from_secs(1);
 /// Bytes of the console that are kept, and that are told.
 const CONSOLE_BYTES: usize = 8192;
 const CONSOLE_TOLD_BYTES: usize = 1500;
+/// What a kernel says first when it gives up.
+const PANIC: &str = "Kernel panic";
 /// Bytes of a text of the guest.
 const TEXT_BYTES: usize = 1000;
 /// QEMU's user in the namespace of its instance.
@@ -138,14 +140,15 @@ impl Qemu {
         }
     }
 
-    /// The console's last lines, for people.
+    /// What the console says, for people: from where the kernel gave up, else the last of it.
     pub(super) fn console(&self) -> String {
         let text = String::from_utf8_lossy(&self.last);
         let text = text.trim();
-        let from = text.ceil_char_boundary(text.len().saturating_sub(CONSOLE_TOLD_BYTES));
+        let tail = text.ceil_char_boundary(text.len().saturating_sub(CONSOLE_TOLD_BYTES));
+        let from = text.rfind(PANIC).unwrap_or(tail);
         match clean(&text[from..], CONSOLE_TOLD_BYTES) {
             text if text.is_empty() => "the console is empty".to_owned(),
-            text => format!("the console ends with: {text}"),
+            text => format!("the console says: {text}"),
         }
     }
 
@@ -283,6 +286,9 @@ impl<'a> Watch<'a> {
                     let oom = self.given.oom.as_ref();
                     end_of_machine(&self.qemu, self.is_running, self.killed_until.is_some(), oom)
                 });
+                if matches!(self.outcome, Some(Outcome::Ended(ExitReason::Unknown))) {
+                    self.spool.note(&format!("the machine ended; {}", self.qemu.console()));
+                }
             }
             self.enforce_deadlines();
         }
