@@ -10,6 +10,7 @@ mod debian;
 mod deploys;
 mod exchange;
 mod lint;
+mod machine_service;
 mod machines;
 mod operations;
 mod rebuilt;
@@ -34,6 +35,7 @@ fn main() {
         ("bakes_are_reproducible", bakes::run),
         ("exchange", exchange::run),
         ("machines", machines::run),
+        ("machine_service", machine_service::run),
         ("bases_of_oci", bases::oci),
         ("bases_of_buildah", bases::containerfile),
         ("bases_with_playbooks", bases::provision),

@@ -20,6 +20,8 @@ pub struct Roots {
     pub images: Vec<(Digest, String)>,
     /// Locks: their packages and bases, so that their commits can be baked again without a network.
     pub locks: Vec<(Lock, String)>,
+    /// Other objects, with what they are.
+    pub others: Vec<(Digest, String)>,
 }
 
 /// What becomes of one object.
@@ -157,6 +159,9 @@ fn reach(objects: &Objects, roots: &Roots) -> Result<Reached, GcError> {
         for layer in &manifest.layers {
             reached.entry(layer.digest).or_insert((format!("{} layer", layer.role), kept_by.clone()));
         }
+    }
+    for (object, what) in &roots.others {
+        reached.entry(*object).or_insert((what.clone(), "this server needs it".to_owned()));
     }
     for (lock, kept_by) in &roots.locks {
         for package in &lock.packages {

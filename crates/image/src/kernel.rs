@@ -73,6 +73,11 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// Whether another try may find it.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Mirror(_) | Self::Objects(_) | Self::Write { .. })
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> &'static str {
         match self {

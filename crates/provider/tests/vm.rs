@@ -56,7 +56,7 @@ async fn all(wanted: &str) {
         )*};
     }
     cases! {
-        contract inside limits black_box checks refusals other_ways hostile_guest killed damage speed
+        contract inside limits black_box checks refusals other_ways hostile_guest killed damage speed many_boots
     }
     local::sweep(host.state()).unwrap();
     assert_eq!(inventory(host.state()), Inventory::default());
@@ -526,4 +526,18 @@ async fn speed(host: &Host) {
     starts.sort();
     stops.sort();
     println!("speed: start to running {starts:?}; stop {:?}; QEMU has {peaks:?} MiB", stops[2]);
+}
+
+/// `KILN_BOOTS=N` boots so many more.
+async fn many_boots(host: &Host) {
+    let count = std::env::var("KILN_BOOTS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let provider = host.provider();
+    for sequence in 1000..1000 + count {
+        let spec = host.spec(sequence, &["probe", "print", "3", "7"]);
+        let begun = Instant::now();
+        provider.ensure(fence(), &spec).await.unwrap();
+        assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 7 });
+        provider.absent(fence(), &spec.id).await.unwrap();
+        println!("boot {sequence}: {} ms", begun.elapsed().as_millis());
+    }
 }

@@ -10,7 +10,7 @@ use crate::network::{self, Setup};
 use crate::place::{self, Failure, ROOT, failed};
 use crate::spawn::{Children, Program};
 use crate::wire::{End, FromGuest, ToGuest};
-use crate::{call, check};
+use crate::{call, check, say};
 use std::fs::{self, File};
 use std::io::{Error, PipeWriter, Result, pipe};
 use std::os::fd::AsRawFd;
@@ -111,8 +111,11 @@ fn was_short_of_memory() -> bool {
 
 /// Plays pid 1. Returns when the machine is to be turned off.
 pub fn run() -> Result<String> {
+    // The host tells the last of these words if no other comes.
+    say("looking for the host");
     let (host, mut ear) = host::connect()?;
     host.say(&FromGuest::Hello);
+    say("waiting for the host to say what to start");
     let ToGuest::Start(records) = ear.hear()? else { return Err(Error::other("the host does not say what")) };
     let config = Config::parse(&records, "").filter(|config| config.layers > 0);
     let config = config.ok_or_else(|| Error::other("what the host says is damaged"))?;
@@ -155,9 +158,13 @@ impl From<Failure> for Problem {
 fn prepare(config: &Config) -> std::result::Result<(), Failure> {
     // A name of an instance is short enough.
     call::set_host_name(&config.name).map_err(failed("name the machine"))?;
+    say("bringing up the network");
     bring_up(config)?;
     make_groups(config).map_err(failed("make the control groups"))?;
-    place::make(config)
+    say("mounting the image");
+    place::make(config)?;
+    say("starting the service");
+    Ok(())
 }
 
 fn bring_up(config: &Config) -> std::result::Result<(), Failure> {

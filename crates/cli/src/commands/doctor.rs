@@ -137,6 +137,7 @@ fn examine() -> Vec<Finding> {
     findings.push(user_namespaces(root, &read("/proc/sys/user/max_user_namespaces")));
     findings.push(network(root));
     findings.push(git());
+    findings.push(machines());
     findings
 }
 
@@ -306,6 +307,32 @@ fn git() -> Finding {
             Finding::ok("git", words.trim().trim_start_matches("git version ").to_owned())
         }
         _ => Finding::bad("git", Level::Missing, "there is no git program", "`apt-get install git`"),
+    }
+}
+
+/// What `isolation = "vm"` needs. Whether the processor helps is tried when the first one boots: that its device is there
+/// proves nothing.
+fn machines() -> Finding {
+    let name = "virtual machines";
+    let mut command = Command::new("qemu-system-x86_64");
+    let has_program =
+        command.arg("--version").stdin(Stdio::null()).output().is_ok_and(|answer| answer.status.success());
+    let (program, device) = (has_program, Path::new("/dev/net/tun").exists());
+    match (program, device) {
+        (true, true) if Path::new("/dev/kvm").exists() => Finding::ok(name, "QEMU, and KVM if it works"),
+        (true, true) => Finding::ok(name, "QEMU, emulating the processor: several times slower"),
+        (false, _) => Finding::bad(
+            name,
+            Level::Warning,
+            "no `qemu-system-x86_64`: services with `isolation = \"vm\"` do not start",
+            "`apt-get install qemu-system-x86`",
+        ),
+        (true, false) => Finding::bad(
+            name,
+            Level::Warning,
+            "no /dev/net/tun: services with `isolation = \"vm\"` do not start",
+            "`modprobe tun`",
+        ),
     }
 }
 
