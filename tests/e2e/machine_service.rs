@@ -42,7 +42,7 @@ pub fn run() {
     wait_until("release 1 answers again", PATIENCE, || count(&mut load, "release-1") > before + 20);
     let requests = all_answered(&load.stop());
     println!("deploy, redeploy and rollback of virtual machines: {requests} requests, none failed");
-    assert_eq!(environment(&kiln)["serving"], 1);
+    assert_eq!(environment(&kiln)["serving"]["release"], 1, "{:#}", environment(&kiln)["serving"]);
     // The kernel is nothing that a collection takes away.
     kiln.cli(Path::new("/"), &["image", "gc", "--older-than", "0s"]).expect(0);
     let text = std::fs::read_to_string(&record).expect("a record");

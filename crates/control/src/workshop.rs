@@ -10,8 +10,8 @@ mod shared;
 mod vouch;
 
 pub use error::WorkshopError;
-pub use kiln_image::sbom::Format;
 pub use kernel::GuestKernels;
+pub use kiln_image::sbom::Format;
 pub use shared::SharedWorkshop;
 
 use crate::handle::Progress;

@@ -225,7 +225,9 @@ fn unpack(bytes: &[u8]) -> Result<Boot, KernelError> {
 pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
     let args: Vec<String> = args.into_iter().collect();
     let run = || -> Result<(), Box<dyn Error>> {
-        let [dir, rest @ ..] = args.as_slice() else { return Err("usage: `kernel DIR [--from MIRROR]`".into()) };
+        let [dir, rest @ ..] = args.as_slice() else {
+            return Err("usage: `kernel DIR [--from MIRROR]`".into());
+        };
         let from = rest.iter().position(|word| word == "--from").and_then(|at| rest.get(at + 1));
         let mirror = Mirror::open(from.map(String::as_str), RELEASE, None)?;
         let boot = unpack(&fetch(&mirror)?.1)?;

@@ -136,7 +136,11 @@ async fn inside(host: &Host) {
     ended(&provider, &bare.id).await;
     let mut lines = host.printed(&bare.id, Stream::Out);
     lines.sort();
-    assert!(lines.len() == 3 && lines[..2] == ["A=b c", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "{lines:?}");
+    assert!(
+        lines.len() == 3
+            && lines[..2] == ["A=b c", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        "{lines:?}"
+    );
     for spec in [other, spec, reach, bare] {
         provider.absent(fence(), &spec.id).await.unwrap();
     }
@@ -329,6 +333,9 @@ async fn other_ways(_: &Host) {
     assert_eq!(inventory(host.state()), Inventory::default());
 }
 
+/// Whether a machine ended as it should.
+type IsExpected = fn(&ExitReason) -> bool;
+
 /// A guest that was taken over, its kernel with it.
 async fn hostile_guest(_: &Host) {
     let mut host = Host::with_machines();
@@ -336,7 +343,7 @@ async fn hostile_guest(_: &Host) {
     host.machine = Some(Arc::new(machine::with_init(&init, host.state())));
     let provider = host.provider();
     // Those that come to an end by themselves.
-    let cases: [(&str, fn(&ExitReason) -> bool); 5] = [
+    let cases: [(&str, IsExpected); 5] = [
         ("panic-later", |reason| *reason == ExitReason::Unknown),
         ("garbage", |reason| *reason == ExitReason::Unknown),
         ("length", |reason| *reason == ExitReason::Unknown),

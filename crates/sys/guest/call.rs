@@ -88,9 +88,8 @@ pub fn open_below(root: &File, path: &str, flags: u64) -> Result<File> {
     // `struct open_how`: flags, mode, resolve.
     let how = [flags | O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS];
     // SAFETY: a string that ends in NUL, and a structure of the size that is passed; both outlive the call.
-    let fd = unsafe {
-        syscall(SYS_OPENAT2, root.as_raw_fd(), path.as_ptr(), how.as_ptr(), size_of_val(&how))
-    } as c_int;
+    let fd = unsafe { syscall(SYS_OPENAT2, root.as_raw_fd(), path.as_ptr(), how.as_ptr(), size_of_val(&how)) }
+        as c_int;
     done(fd)?;
     // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { File::from_raw_fd(fd) })

@@ -73,7 +73,7 @@ impl Ear {
         let broken = |_| Error::other("the host speaks another language");
         let mut chunk = vec![0; OUTPUT_BYTES_MAX];
         loop {
-            if let Some((kind, content)) = self.frames.next().map_err(broken)? {
+            if let Some((kind, content)) = self.frames.take().map_err(broken)? {
                 return ToGuest::decode(kind, &content).map_err(broken);
             }
             match self.port.read(&mut chunk)? {

@@ -181,7 +181,8 @@ fn write_etc(root: &File, config: &Config) -> Result<(), Failure> {
     let name = &config.name;
     let address = config.address.as_deref().and_then(|text| text.split_once('/')).map_or("", |(a, _)| a);
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{address} {name}\n");
-    let files = [("hosts", hosts), ("hostname", format!("{name}\n")), ("resolv.conf", config.resolver.clone())];
+    let files =
+        [("hosts", hosts), ("hostname", format!("{name}\n")), ("resolv.conf", config.resolver.clone())];
     for (file, text) in files {
         let step = format!("write /etc/{file}");
         let Ok(target) = call::open_below(root, &format!("/etc/{file}"), call::O_PATH) else { continue };

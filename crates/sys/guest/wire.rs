@@ -215,9 +215,7 @@ impl FromGuest {
             b'f' => Self::Failed { permanent: reader.flag()?, step: reader.text()?, detail: reader.text()? },
             b'o' => Self::Out(reader.rest()),
             b'e' => Self::Err(reader.rest()),
-            b'a' => {
-                Self::Answer { number: reader.small()?, passed: reader.flag()?, detail: reader.text()? }
-            }
+            b'a' => Self::Answer { number: reader.small()?, passed: reader.flag()?, detail: reader.text()? },
             b'x' => {
                 let (kind, number) = (reader.number()?, reader.small::<u32>()?.cast_signed());
                 Self::Ended(match kind {
@@ -298,7 +296,7 @@ impl Frames {
     }
 
     /// The next whole frame, as kind and content.
-    pub fn next(&mut self) -> Result<Option<(u8, Vec<u8>)>, Broken> {
+    pub fn take(&mut self) -> Result<Option<(u8, Vec<u8>)>, Broken> {
         let Some(header) = self.0.get(..HEADER) else { return Ok(None) };
         let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
         if length > FRAME_BYTES_MAX {
@@ -324,7 +322,7 @@ mod tests {
         // However it is cut on the way.
         for chunk in frame.chunks(3) {
             frames.push(chunk);
-            out.extend(frames.next().unwrap());
+            out.extend(frames.take().unwrap());
         }
         let (kind, content) = out.pop().unwrap();
         assert!(out.is_empty() && frames.0.is_empty());
@@ -367,7 +365,7 @@ mod tests {
     fn too_long_is_broken_before_it_is_read() {
         let mut frames = Frames::default();
         frames.push(&[b'o', 1, 0, 4, 0]);
-        assert_eq!(frames.next(), Err(Broken));
+        assert_eq!(frames.take(), Err(Broken));
         assert_eq!(FromGuest::Out(vec![0; FRAME_BYTES_MAX + 1]).encode(), None);
     }
 
@@ -376,7 +374,7 @@ mod tests {
         fn nothing_that_comes_panics(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             let mut frames = Frames::default();
             frames.push(&bytes);
-            while let Ok(Some((kind, content))) = frames.next() {
+            while let Ok(Some((kind, content))) = frames.take() {
                 let _ = FromGuest::decode(kind, &content);
                 let _ = ToGuest::decode(kind, &content);
             }

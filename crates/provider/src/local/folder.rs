@@ -207,6 +207,9 @@ impl Folder {
     pub(crate) fn strip(&self) -> io::Result<()> {
         let halves = [SPEC, FENCE, PROCESS, EXIT, GONE].map(temporary);
         let halves = halves.iter().map(String::as_str);
-        [FENCE, LOCK, PROCESS, crate::vm::ask::SOCKET].into_iter().chain(halves).try_for_each(|name| self.remove(name))
+        [FENCE, LOCK, PROCESS, crate::vm::ask::SOCKET]
+            .into_iter()
+            .chain(halves)
+            .try_for_each(|name| self.remove(name))
     }
 }

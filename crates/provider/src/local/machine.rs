@@ -10,7 +10,8 @@ impl Inner {
     pub(super) fn launch_machine(&self, record: &Record) -> Result<(), Failure> {
         let step = "find the kernel of virtual machines";
         let none = || {
-            let detail = "this server has none; hint: leave `isolation` out, or start `kiln serve` with a mirror";
+            let detail =
+                "this server has none; hint: leave `isolation` out, or start `kiln serve` with a mirror";
             Failure::permanent(step, detail)
         };
         let source = self.config.machine.as_ref().ok_or_else(none)?;

@@ -76,7 +76,7 @@ impl Guest {
 
     /// The next thing that it said.
     pub(super) fn heard(&mut self) -> Result<Option<FromGuest>, Broken> {
-        let Some((kind, content)) = self.frames.next()? else { return Ok(None) };
+        let Some((kind, content)) = self.frames.take()? else { return Ok(None) };
         FromGuest::decode(kind, &content).map(Some)
     }
 }

@@ -12,9 +12,9 @@ use super::{QEMU_BYTES, QEMU_PIDS, ask, guest_memory, records};
 use crate::local::blackbox::{BlackBox, greeting};
 use crate::local::folder::{PROCESS, Process, Record, SPEC, durable};
 use crate::local::order::{self, Failure, Report};
-use crate::local::{program, shim};
 use crate::local::subnet::{IDS_EACH, ids_of};
 use crate::local::supervise::{Files, hardware_of, hear, join, wait_for_go};
+use crate::local::{program, shim};
 use kiln_model::ExitReason;
 use kiln_sys::cgroup::{self, Group, Trees};
 use kiln_sys::netlink::Netlink;
@@ -69,9 +69,8 @@ fn receive() -> Result<(MachineOrder, Disks), Failure> {
 }
 
 fn find_program() -> Result<&'static str, Failure> {
-    let detail = || {
-        format!("this host has no `qemu-system-x86_64`; hint: `apt-get install {}`", qemu::PACKAGE)
-    };
+    let detail =
+        || format!("this host has no `qemu-system-x86_64`; hint: `apt-get install {}`", qemu::PACKAGE);
     qemu::program().ok_or_else(|| Failure::permanent("start the machine", detail()))
 }
 
@@ -267,9 +266,8 @@ fn probe() -> Result<(), Failure> {
     // No instance has these ids: number 0 is the network's.
     let child = isolated(ids_of(0), None).spawn(|| {
         let has_come = wait_for_go(&go_read)
-            && Qemu::start(machine, &[]).is_ok_and(|(_qemu, port, _)| {
-                process::die_with_parent().is_ok() && says_hello(port)
-            });
+            && Qemu::start(machine, &[])
+                .is_ok_and(|(_qemu, port, _)| process::die_with_parent().is_ok() && says_hello(port));
         i32::from(!has_come)
     })?;
     namespace::map_ids(child.pid(), ids_of(0), IDS_EACH)?;

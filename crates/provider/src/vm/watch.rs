@@ -309,10 +309,8 @@ impl<'a> Watch<'a> {
         let first = clients.chain(boot).chain(self.killed_until).min();
         let limit = first.map(|first| first.saturating_duration_since(Instant::now()));
         // Rounded up: a wait that ends too early would only be followed by the next.
-        let limit = limit.map(|left| Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        });
+        let limit = limit
+            .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         if self.clients.len() < QUESTIONS_MAX {
             fds.push(PollFd::new(&self.given.desk, PollFlags::IN));
@@ -477,8 +475,7 @@ impl<'a> Watch<'a> {
         let (timeout, number) = (ask.timeout, self.questions);
         self.questions = self.questions.wrapping_add(1);
         let question = ask.question().filter(|_| self.is_running);
-        let word =
-            question.map(|question| ToGuest::Ask { number, timeout_ms: timeout.0, question });
+        let word = question.map(|question| ToGuest::Ask { number, timeout_ms: timeout.0, question });
         if !word.is_some_and(|word| self.guest.say(&word)) {
             let told = Told { passed: false, detail: "the machine does not listen".to_owned() };
             let _ = order::send(&client.socket, &told, &[]);
