@@ -4,7 +4,7 @@
 //! ```text
 //! server ── posix_spawn ─▶ `internal machine DIR`: cgroups, tap on the bridge, QEMU's file system      (supervise.rs, jail.rs)
 //!                             ├─ clone3 ─▶ watcher, pid 1 of namespaces without anything in them        (watch.rs)
-//!                             │               ├─ QEMU, as a user without rights
+//!                             │               ├─ QEMU, as a user without rights                        (child.rs)
 //!                             │               │     └─ kernel, init of `crates/sys/guest`, the service
 //!                             │               └─ speaks to the guest's init by a virtio-serial port    (guest.rs)
 //!                             └─ passes on what the watcher reports, and ends; the watcher lives on
@@ -16,6 +16,7 @@
 //! whoever breaks the protocol is ended.
 
 pub(crate) mod ask;
+mod child;
 mod guest;
 mod jail;
 pub(crate) mod launch;
@@ -42,6 +43,11 @@ const GUEST_SHARE: u64 = 64;
 const QEMU_BYTES: u64 = 192 << 20;
 /// Processes and threads of QEMU and its watcher. What the service may have is limited inside.
 const QEMU_PIDS: u32 = 256;
+
+/// The step that fails if a guest says nothing at all in a third of the time that it has. An emulated kernel hangs now and then
+/// before its init runs: seen once in about 400 boots on a host with four times as much to do as it has processors, and never
+/// understood. Such a boot is tried once more.
+pub(crate) const FIRST_WORD: &str = "wait for the machine's first word";
 
 /// Kernel and initial RAM disk of machines.
 #[derive(Debug, Clone, PartialEq, Eq)]

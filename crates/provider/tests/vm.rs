@@ -310,7 +310,9 @@ async fn refusals(host: &Host) {
 }
 
 /// One layer, v1 groups, and whatever this host has to run machines with, once that was tried.
-async fn other_ways(_: &Host) {
+async fn other_ways(usual: &Host) {
+    // Two state folders cannot have the same addresses.
+    local::sweep(usual.state()).unwrap();
     let mut host = Host::with_machines();
     host.flatten();
     host.forced.cgroup_v1 = true;
@@ -337,10 +339,12 @@ async fn other_ways(_: &Host) {
 type IsExpected = fn(&ExitReason) -> bool;
 
 /// A guest that was taken over, its kernel with it.
-async fn hostile_guest(_: &Host) {
+async fn hostile_guest(usual: &Host) {
+    local::sweep(usual.state()).unwrap();
     let mut host = Host::with_machines();
     let init = std::fs::read(host::static_program("hostile_init")).unwrap();
-    host.machine = Some(Arc::new(machine::with_init(&init, host.state())));
+    let machine = machine::with_init(&init, host.state());
+    host.machine = Some(Arc::new(machine.clone()));
     let provider = host.provider();
     // Those that come to an end by themselves.
     let cases: [(&str, IsExpected); 5] = [
@@ -383,10 +387,15 @@ async fn hostile_guest(_: &Host) {
         assert!(error.contains(expected), "{error}");
     }
     drop(provider);
-    host.boot_max = Some(Millis(6000));
+    host.boot_max = Some(Millis(9000));
     let provider = host.provider();
     let error = refused(&provider, &host.spec(30, &["silent"])).await;
     assert!(error.contains("no word from it in time"), "{error}");
+    // One that says nothing at all is booted twice: its kernel may have hung.
+    machine::add(&machine, "mute", b"");
+    let begun = Instant::now();
+    let error = refused(&provider, &host.spec(31, &["silent"])).await;
+    assert!(error.contains("first word") && begun.elapsed() >= Duration::from_secs(6), "{error}");
     nothing_is_left(&host);
     drop(provider);
     local::sweep(host.state()).unwrap();

@@ -4,7 +4,7 @@ use super::Inner;
 use super::folder::Record;
 use super::order::Failure;
 use crate::vm::launch::{self, MachineOrder};
-use crate::vm::{Accelerator, LAYERS_MAX};
+use crate::vm::{Accelerator, FIRST_WORD, LAYERS_MAX};
 
 impl Inner {
     pub(super) fn launch_machine(&self, record: &Record) -> Result<(), Failure> {
@@ -33,6 +33,13 @@ impl Inner {
                 .get_or_init(|| launch::accelerator(program, order(Accelerator::Kvm), &machine)),
         };
         let folder = self.root.folder(&record.spec.id).path;
-        launch::launch(program, &folder, &order(accelerator), &machine, layers)
+        let launch = |layers| launch::launch(program, &folder, &order(accelerator), &machine, layers);
+        match launch(layers) {
+            Err(failure) if failure.step == FIRST_WORD => {
+                self.clear(&record.spec.id)?;
+                launch(self.layers.files(&record.spec.manifest, LAYERS_MAX)?)
+            }
+            done => done,
+        }
     }
 }

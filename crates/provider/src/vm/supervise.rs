@@ -3,11 +3,12 @@
 //!
 //! `kiln internal machine --probe` boots a guest without anything and says whether it did.
 
+use super::child::{Machine, Qemu};
 use super::guest::Guest;
 use super::jail::Jail;
 use super::launch::{MachineOrder, PROBE};
 use super::qemu::{self, Shape};
-use super::watch::{Given, Machine, Outcome, Qemu, Watch};
+use super::watch::{Given, Outcome, Watch};
 use super::{QEMU_BYTES, QEMU_PIDS, ask, guest_memory, records};
 use crate::local::blackbox::{BlackBox, greeting};
 use crate::local::folder::{PROCESS, Process, Record, SPEC, durable};
@@ -74,14 +75,17 @@ fn find_program() -> Result<&'static str, Failure> {
     qemu::program().ok_or_else(|| Failure::permanent("start the machine", detail()))
 }
 
+fn read_record(directory: &Path) -> Result<Record, Failure> {
+    let text = std::fs::read(directory.join(SPEC)).map_err(failed("read `spec.json`"))?;
+    serde_json::from_slice(&text).map_err(|error| Failure::permanent("read `spec.json`", error.to_string()))
+}
+
 fn supervise(directory: &Path) -> Result<(), Failure> {
     process::end_after(DEADLINE_SECONDS);
     process::new_session()?;
     let (order, (kernel, initrd, layers)) = receive()?;
     let mut files = Files::open(directory)?;
-    let text = std::fs::read(directory.join(SPEC)).map_err(failed("read `spec.json`"))?;
-    let record: Record = serde_json::from_slice(&text)
-        .map_err(|error| Failure::permanent("read `spec.json`", error.to_string()))?;
+    let record = read_record(directory)?;
     let user =
         program::user_of(&record.spec).map_err(|detail| Failure::permanent("find the user", detail))?;
     // Refuses what no program can be started with.

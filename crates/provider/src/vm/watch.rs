@@ -9,23 +9,23 @@
 //! ```
 
 use super::ask::{Ask, Told};
+use super::child::Qemu;
 use super::guest::Guest;
-use super::{clean, jail::Jail};
+use super::{FIRST_WORD, clean};
 use crate::local::blackbox::{BlackBox, Lines};
 use crate::local::folder::Record;
 use crate::local::order::{self, Failure, Report};
 use crate::local::shim::KILL;
 use kiln_model::ExitReason;
 use kiln_model::frame::Stream;
-use kiln_sys::process::{self, Namespaces, SignalFd};
+use kiln_sys::cgroup;
+use kiln_sys::process::{self, SignalFd};
 use kiln_sys::wire::{End, FromGuest, QUESTIONS_MAX, ToGuest};
-use kiln_sys::{cgroup, privilege};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SocketFlags;
-use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, PipeReader, PipeWriter, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -33,30 +33,8 @@ use std::time::{Duration, Instant};
 const KILL_MAX: Duration = Duration::from_secs(3);
 /// How long a guest may take for a check beyond the check's own time.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
-/// Bytes of the console that are kept, and that are told.
-const CONSOLE_BYTES: usize = 8192;
-const CONSOLE_TOLD_BYTES: usize = 1500;
-/// What a kernel says first when it gives up.
-const PANIC: &str = "Kernel panic";
 /// Bytes of a text of the guest.
 const TEXT_BYTES: usize = 1000;
-/// QEMU's user in the namespace of its instance.
-const USER: u32 = 65_534;
-/// Open files of QEMU.
-const FILES_MAX: u64 = 1024;
-
-/// What the watcher has of QEMU.
-pub(super) struct Machine {
-    /// QEMU's arguments.
-    pub arguments: Vec<String>,
-    /// What QEMU inherits under the same numbers.
-    pub inherited: Vec<OwnedFd>,
-    /// Our end of the guest's port.
-    pub port: UnixStream,
-    /// QEMU's output, which has the guest's console in it.
-    pub console: (PipeReader, PipeWriter),
-    pub jail: Jail,
-}
 
 /// Everything else that it is given.
 pub(super) struct Given<'a> {
@@ -79,118 +57,6 @@ pub(super) enum Outcome {
     Failed(Failure),
 }
 
-/// QEMU, as a child of this process, and what comes from it.
-pub(super) struct Qemu {
-    pid: i32,
-    console: Option<PipeReader>,
-    last: Vec<u8>,
-}
-
-impl Qemu {
-    /// Changes into the jail and starts it. From here on this process has no rights but to signal, and no descriptors but
-    /// `keep`, its signals and the console.
-    pub(super) fn start(
-        machine: Machine,
-        keep: &[BorrowedFd<'_>],
-    ) -> Result<(Self, UnixStream, SignalFd), Failure> {
-        let Machine { arguments, inherited, port, console: (console, printed), jail } = machine;
-        privilege::become_user(0, 0)?;
-        kiln_sys::namespace::unshare(Namespaces::CGROUP)?;
-        jail.enter()?;
-        process::new_session()?;
-        let signals = SignalFd::new(&[libc::SIGTERM, KILL, libc::SIGCHLD])?;
-        let step = |error: io::Error| Failure::io("start QEMU", &error);
-        let text = |text: String| CString::new(text).map_err(|error| step(error.into()));
-        let arguments: Vec<CString> = arguments.into_iter().map(text).collect::<Result<_, _>>()?;
-        let null = File::options().read(true).write(true).open("/dev/null").map_err(step)?;
-        let child = process::Clone::new(Namespaces::default())
-            .spawn(|| become_qemu(&arguments, &inherited, &null, &printed))?;
-        let pid = child.pid();
-        // Its descriptor is closed below with all that is not kept.
-        std::mem::forget(child);
-        let mut kept = vec![signals.as_fd(), port.as_fd(), console.as_fd()];
-        kept.extend(keep);
-        process::close_all_but(&kept)?;
-        std::mem::forget((inherited, printed, null));
-        for number in 0..3 {
-            let null = File::options().read(true).write(true).open("/dev/null").map_err(step)?;
-            process::set_standard(null, number)?;
-        }
-        privilege::drop_bounding_set()?;
-        privilege::keep_capabilities(1 << privilege::CAP_KILL)?;
-        privilege::no_new_privileges()?;
-        privilege::not_dumpable()?;
-        Ok((Self { pid, console: Some(console), last: vec![] }, port, signals))
-    }
-
-    /// Reads once what is on the console, and keeps the last of it. False: nothing will come any more.
-    fn read(&mut self) -> bool {
-        let Some(console) = &mut self.console else { return false };
-        let mut chunk = [0; 4096];
-        match console.read(&mut chunk) {
-            Ok(count @ 1..) => {
-                self.last.extend(&chunk[..count]);
-                self.last.drain(..self.last.len().saturating_sub(CONSOLE_BYTES));
-                true
-            }
-            Ok(_) | Err(_) => {
-                self.console = None;
-                false
-            }
-        }
-    }
-
-    /// What the console says, for people: from where the kernel gave up, else the last of it.
-    pub(super) fn console(&self) -> String {
-        let text = String::from_utf8_lossy(&self.last);
-        let text = text.trim();
-        let tail = text.ceil_char_boundary(text.len().saturating_sub(CONSOLE_TOLD_BYTES));
-        let from = text.rfind(PANIC).unwrap_or(tail);
-        match clean(&text[from..], CONSOLE_TOLD_BYTES) {
-            text if text.is_empty() => "the console is empty".to_owned(),
-            text => format!("the console says: {text}"),
-        }
-    }
-
-    /// Kills it, whatever it does.
-    fn kill(&mut self) {
-        // Gone already is as good. This process is pid 1 and has no other child.
-        let _ = process::signal_pid(self.pid, libc::SIGKILL);
-        process::kill_namespace();
-        // Its writers are dead.
-        while self.read() {}
-    }
-}
-
-/// In QEMU's process. Returns only on failure, which the end of the process tells.
-fn become_qemu(arguments: &[CString], inherited: &[OwnedFd], null: &File, printed: &PipeWriter) -> i32 {
-    let prepare = || -> Result<(), kiln_sys::CallError> {
-        process::set_standard(null, 0)?;
-        process::set_standard(printed, 1)?;
-        process::set_standard(printed, 2)?;
-        process::reset_signals();
-        process::new_session()?;
-        privilege::limit_resources(FILES_MAX)?;
-        privilege::drop_bounding_set()?;
-        privilege::become_user(USER, USER)?;
-        privilege::keep_capabilities(0)?;
-        privilege::no_new_privileges()?;
-        process::close_on_exec()?;
-        inherited.iter().try_for_each(|fd| {
-            use kiln_sys::Context;
-            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).context("pass on", "a descriptor")
-        })
-    };
-    let error = match prepare() {
-        Err(error) => error,
-        Ok(()) => process::exec(arguments, &[], ""),
-    };
-    use std::io::Write;
-    let mut printed = printed;
-    let _ = writeln!(printed, "{}", error.line());
-    126
-}
-
 /// Somebody who wants to know something.
 struct Client {
     socket: OwnedFd,
@@ -209,10 +75,12 @@ pub(super) struct Watch<'a> {
     lines: [Lines; 2],
     clients: Vec<Client>,
     questions: u32,
+    has_spoken: bool,
     is_running: bool,
     stop_wanted: bool,
     killed_until: Option<Instant>,
-    boot_until: Instant,
+    /// Until when the guest has to have said anything, and until when its service has to run.
+    boot_until: [Instant; 2],
     /// QEMU has ended.
     is_over: bool,
     outcome: Option<Outcome>,
@@ -238,6 +106,7 @@ impl<'a> Watch<'a> {
         let (qemu, port, signals) = started;
         // A machine with a part of a processor takes the longer.
         let cpu_milli = given.record.spec.resources.cpu_milli.clamp(10, 1000);
+        let (now, boot_max) = (Instant::now(), given.boot_max * 1000 / cpu_milli);
         Ok(Self {
             qemu,
             guest: Guest::new(port)?,
@@ -248,10 +117,11 @@ impl<'a> Watch<'a> {
             lines: Default::default(),
             clients: vec![],
             questions: 0,
+            has_spoken: false,
             is_running: false,
             stop_wanted: false,
             killed_until: None,
-            boot_until: Instant::now() + given.boot_max * 1000 / cpu_milli,
+            boot_until: [now + boot_max / 3, now + boot_max],
             is_over: false,
             outcome: None,
         })
@@ -305,10 +175,9 @@ impl<'a> Watch<'a> {
     fn wait(&self) -> Ready {
         let mut ready = Ready { clients: vec![false; self.clients.len()], ..Ready::default() };
         let clients = self.clients.iter().filter_map(|client| Some(client.asked?.1));
-        let boot = (!self.is_running).then_some(self.boot_until);
+        let boot = (!self.is_running).then_some(self.boot_until[usize::from(self.has_spoken)]);
         let first = clients.chain(boot).chain(self.killed_until).min();
         let limit = first.map(|first| first.saturating_duration_since(Instant::now()));
-        // Rounded up: a wait that ends too early would only be followed by the next.
         let limit = limit
             .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
@@ -360,6 +229,7 @@ impl<'a> Watch<'a> {
     fn handle(&mut self, word: FromGuest) {
         match word {
             FromGuest::Hello if !self.is_running => {
+                self.has_spoken = true;
                 // Longer than a frame was refused before the start.
                 self.guest.say(&ToGuest::Start(self.given.records.clone()));
             }
@@ -433,9 +303,11 @@ impl<'a> Watch<'a> {
     /// Ends what has taken too long.
     fn enforce_deadlines(&mut self) {
         let now = Instant::now();
-        if self.outcome.is_none() && !self.is_running && now >= self.boot_until {
+        let is_late = now >= self.boot_until[usize::from(self.has_spoken)];
+        if self.outcome.is_none() && !self.is_running && is_late {
+            let step = if self.has_spoken { "boot the machine" } else { FIRST_WORD };
             let detail = format!("no word from it in time; {}", self.qemu.console());
-            self.outcome = Some(Outcome::Failed(Failure::retry("boot the machine", detail)));
+            self.outcome = Some(Outcome::Failed(Failure::retry(step, detail)));
         }
         if self.outcome.is_none() && self.killed_until.is_some_and(|until| now >= until) {
             self.outcome = Some(Outcome::Ended(ExitReason::Signal { signal: libc::SIGKILL }));

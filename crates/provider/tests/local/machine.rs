@@ -22,6 +22,13 @@ fn archive(path: &str, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Puts one more file into the initial RAM disk of a machine.
+pub fn add(machine: &Machine, path: &str, content: &[u8]) {
+    let mut bytes = std::fs::read(&machine.initrd).unwrap();
+    bytes.extend(archive(path, content));
+    std::fs::write(&machine.initrd, bytes).unwrap();
+}
+
 /// A machine whose init is `init`; its initial RAM disk lies in `folder`.
 pub fn with_init(init: &[u8], folder: &Path) -> Machine {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("machine");
