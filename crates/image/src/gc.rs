@@ -245,7 +245,9 @@ mod tests {
         };
         let bases = [("x.test/y".to_owned(), kiln_spec::lock::LockedBase { manifest })].into();
         let lock = Lock { packages: vec![package], bases, ..Lock::default() };
+        let kernel = objects.put(b"a kernel").unwrap();
         let roots = Roots {
+            others: vec![(kernel, "kernel".into())],
             images: vec![(kept, "release 3".into()), (Digest::of(b"never baked"), "release 1".into())],
             locks: vec![(lock, "release 3".into())],
         };
@@ -267,7 +269,8 @@ mod tests {
         assert!(verdicts.iter().any(|v| v.what == "package a 1"));
         let bytes = remove(&objects, &verdicts).unwrap();
         assert_eq!(bytes, verdicts.iter().filter(|v| v.kept_by.is_none()).map(|v| v.size).sum::<u64>());
-        for there in [kept, Digest::of(b"shared"), Digest::of(b"one"), deb, manifest, oci[0], oci[1]] {
+        for there in [kept, Digest::of(b"shared"), Digest::of(b"one"), deb, manifest, oci[0], oci[1], kernel]
+        {
             assert!(objects.has(there), "{there}");
         }
         assert!(!objects.has(lost) && !objects.has(stray));
