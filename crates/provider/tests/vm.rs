@@ -56,7 +56,7 @@ async fn all(wanted: &str) {
         )*};
     }
     cases! {
-        contract inside limits black_box checks refusals other_ways hostile_guest killed damage speed many_boots
+        contract inside limits black_box checks refusals other_ways hostile_guest killed swept damage speed many_boots
     }
     local::sweep(host.state()).unwrap();
     assert_eq!(inventory(host.state()), Inventory::default());
@@ -130,6 +130,12 @@ async fn inside(host: &Host) {
     assert_eq!(ended(&provider, &reach.id).await, ExitReason::Status { code: 0 });
     let lines = host.printed(&reach.id, Stream::Out);
     assert!(lines.len() == 4 && lines.iter().all(|line| line.ends_with(": not reached")), "{lines:?}");
+    let mut able = host.spec(105, &["probe", "capabilities"]);
+    able.confinement.capabilities = [Capability::NetBindService, Capability::Chown].into();
+    provider.ensure(fence(), &able).await.unwrap();
+    ended(&provider, &able.id).await;
+    let lines = host.printed(&able.id, Stream::Out);
+    assert!(lines.len() == 5 && lines.iter().all(|line| line.ends_with("\t0000000000000401")), "{lines:?}");
     let mut bare = host.spec(104, &["probe", "environment"]);
     bare.environment = [("A".to_owned(), "b c\nd".to_owned())].into();
     provider.ensure(fence(), &bare).await.unwrap();
@@ -141,7 +147,7 @@ async fn inside(host: &Host) {
             && lines[..2] == ["A=b c", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
         "{lines:?}"
     );
-    for spec in [other, spec, reach, bare] {
+    for spec in [other, spec, reach, able, bare] {
         provider.absent(fence(), &spec.id).await.unwrap();
     }
     nothing_is_left(host);
@@ -472,6 +478,27 @@ async fn killed(host: &Host) {
     }
 }
 
+/// Without a server: a machine whose folder is gone is removed by the next one, and `kiln down` ends one that serves.
+async fn swept(host: &Host) {
+    let provider = host.provider();
+    let spec = Subject::spec(&host, 180, Behaviour::Serve);
+    provider.ensure(fence(), &spec).await.unwrap();
+    drop(provider);
+    std::fs::remove_dir_all(local::instance_folder(host.state(), &spec.id)).unwrap();
+    assert!(inventory(host.state()).processes > 0);
+    let provider = host.provider();
+    nothing_is_left(host);
+    let spec = Subject::spec(&host, 181, Behaviour::Serve);
+    provider.ensure(fence(), &spec).await.unwrap();
+    assert_eq!(inventory(host.state()).links, 2, "the bridge and the card");
+    drop(provider);
+    local::sweep(host.state()).unwrap();
+    assert_eq!(inventory(host.state()), Inventory::default());
+    let exit = local::instance_folder(host.state(), &spec.id).join("exit.json");
+    let exit = std::fs::read_to_string(exit).unwrap();
+    assert!(exit.contains("\"signal\":15"), "{exit}");
+}
+
 /// What a QEMU that was taken over could do.
 fn confined(qemu: i32) {
     let status = std::fs::read_to_string(format!("/proc/{qemu}/status")).unwrap();
@@ -515,7 +542,7 @@ async fn damage(host: &Host) {
     let mut bad = good.clone();
     bad[good.len() / 2] ^= 1;
     std::fs::write(&path, &bad).unwrap();
-    let spec = host.spec(180, &["probe", "sleep"]);
+    let spec = host.spec(185, &["probe", "sleep"]);
     let error = provider.ensure(fence(), &spec).await.unwrap_err();
     assert!(matches!(error, ProviderError::Damaged { .. }), "{error:?}");
     std::fs::write(&path, &good).unwrap();
