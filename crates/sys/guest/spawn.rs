@@ -68,8 +68,10 @@ pub struct Program<'a> {
 
 /// Everything that the child needs, made before it is born: it may not allocate.
 struct Prepared {
-    argv: Vec<CString>,
-    env: Vec<CString>,
+    /// What the pointers point to.
+    _texts: [Vec<CString>; 2],
+    argv: Vec<*const c_char>,
+    env: Vec<*const c_char>,
     paths: Vec<CString>,
     root: CString,
     capabilities: [u32; 6],
@@ -190,6 +192,11 @@ fn search(env: &[(String, String)]) -> &str {
     env.iter().rfind(|(name, _)| name == "PATH").map_or(PATH_DEFAULT, |(_, value)| value)
 }
 
+/// An array of pointers as `execve` wants it.
+fn pointers(texts: &[CString]) -> Vec<*const c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
 impl Prepared {
     fn new(program: &Program<'_>, report: &PipeWriter) -> Result<Self> {
         let text = |text: String| CString::new(text).map_err(|_| Error::other("a NUL byte in it"));
@@ -205,10 +212,13 @@ impl Prepared {
         if !program.env.iter().any(|(name, _)| name == "PATH") {
             env.push(format!("PATH={PATH_DEFAULT}"));
         }
+        let argv = program.argv.iter().cloned().map(text).collect::<Result<Vec<_>>>()?;
+        let env = env.into_iter().map(text).collect::<Result<Vec<_>>>()?;
         let (low, high) = (program.capabilities as u32, (program.capabilities >> 32) as u32);
         Ok(Self {
-            argv: program.argv.iter().cloned().map(text).collect::<Result<_>>()?,
-            env: env.into_iter().map(text).collect::<Result<_>>()?,
+            argv: pointers(&argv),
+            env: pointers(&env),
+            _texts: [argv, env],
             paths,
             root: text(program.root.to_owned())?,
             // Effective, permitted, inheritable, twice.
@@ -224,24 +234,13 @@ impl Prepared {
     /// # Safety
     /// In a fresh child only.
     unsafe fn become_program(&self) -> ! {
-        let pointers = |list: &[CString], space: &mut [*const c_char]| {
-            for (place, text) in space.iter_mut().zip(list) {
-                *place = text.as_ptr();
-            }
-        };
         // SAFETY: numbers, and pointers to what `self` owns; the arrays of pointers end with a null.
         unsafe {
             let mut errno = self.prepare();
             if errno == 0 {
                 errno = ENOENT;
-                // In a child of a process with threads nothing may be allocated but by the C library, whose fork takes care of
-                // its allocator; these are freed by no one.
-                let mut argv = vec![std::ptr::null(); self.argv.len() + 1];
-                let mut env = vec![std::ptr::null(); self.env.len() + 1];
-                pointers(&self.argv, &mut argv);
-                pointers(&self.env, &mut env);
                 for path in &self.paths {
-                    execve(path.as_ptr(), argv.as_ptr(), env.as_ptr());
+                    execve(path.as_ptr(), self.argv.as_ptr(), self.env.as_ptr());
                     match Error::last_os_error().raw_os_error().unwrap_or(0) {
                         ENOENT | ENOTDIR => {}
                         other => errno = other,

@@ -1,6 +1,6 @@
 //! Pid 1 of a machine that means harm: it does to its host what the service's command says. Compiled by the test, of the same
 //! parts as the real one.
-#![allow(dead_code, reason = "it uses some of those parts")]
+#![expect(dead_code, reason = "it uses some of those parts")]
 
 #[path = "../../../sys/guest/call.rs"]
 mod call;
@@ -114,6 +114,7 @@ fn raw(bytes: &[u8]) {
         if is_port {
             // The device can be opened once only.
             let number: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
+            // SAFETY: the descriptor is open, and forgotten below, so that only its owner closes it.
             let mut port = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(number) };
             port.write_all(bytes).unwrap();
             std::mem::forget(port);
