@@ -13,6 +13,7 @@ mod forced;
 mod host_rebooted;
 mod internal_names;
 mod lint;
+mod machine_service;
 mod machines;
 mod old_host;
 mod operations;
@@ -46,6 +47,7 @@ fn main() {
         ("old_host", old_host::run),
         ("forced_fallbacks", forced::run),
         ("host_rebooted", host_rebooted::run),
+        ("machine_service", machine_service::run),
         ("bases_of_oci", bases::oci),
         ("bases_of_buildah", bases::containerfile),
         ("bases_with_playbooks", bases::provision),

@@ -32,6 +32,7 @@ impl Workshop {
         let _nobody_bakes = self.collecting.write().unwrap_or_else(PoisonError::into_inner);
         let mut roots = self.release_roots(snapshot);
         roots.images.extend(self.recent(young.max(LATELY)));
+        roots.others.extend(self.kernel_objects());
         let verdicts = gc::plan(self.objects(), &self.cache_path(), &roots, young)?;
         if plan {
             return Ok(Collected { verdicts, freed: 0 });

@@ -6,7 +6,7 @@ use crate::handle::{Handle, Progress};
 use crate::keeper::{Keeper, KeeperConfig};
 use crate::keys::{Keys, KeysError};
 use crate::reconcile::{ReconcileError, Reconciler, Shared};
-use crate::workshop::{SharedWorkshop, Workshop, WorkshopConfig};
+use crate::workshop::{GuestKernels, SharedWorkshop, Workshop, WorkshopConfig};
 use kiln_edge::{EdgeClient, SpawnError, control_socket};
 use kiln_image::ObjectError;
 use kiln_provider::local::{Forced, LocalConfig, LocalProvider, OpenError, Subnet};
@@ -110,6 +110,7 @@ impl Control {
             subnet: config.subnet,
             program: config.program.clone(),
             forced: config.forced,
+            machine: Some(Arc::new(GuestKernels(workshop.clone()))),
             ..LocalConfig::new(&state)
         };
         let provider = Arc::new(LocalProvider::open(local)?);

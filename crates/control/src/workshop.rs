@@ -3,12 +3,14 @@
 
 mod error;
 mod exchange;
+mod kernel;
 mod lock;
 pub mod rebuild;
 mod shared;
 mod vouch;
 
 pub use error::WorkshopError;
+pub use kernel::GuestKernels;
 pub use kiln_image::sbom::Format;
 pub use shared::SharedWorkshop;
 
@@ -122,6 +124,8 @@ pub struct Workshop {
     logs: LogFolder,
     bakes: Semaphore,
     resolving: Mutex<()>,
+    /// That of virtual machines, once it was looked at.
+    kernel: Mutex<Option<kiln_image::kernel::GuestKernel>>,
     /// Held for reading by bakes, for writing while objects are removed.
     pub(crate) collecting: RwLock<()>,
     /// Images that are being baked.
@@ -150,6 +154,7 @@ impl Workshop {
             logs: LogFolder::new(&config.state),
             bakes: Semaphore::new(BAKES_MAX),
             resolving: Mutex::new(()),
+            kernel: Mutex::new(None),
             collecting: RwLock::new(()),
             turns: Mutex::default(),
             drafts: Mutex::new(VecDeque::new()),

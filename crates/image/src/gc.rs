@@ -20,6 +20,8 @@ pub struct Roots {
     pub images: Vec<(Digest, String)>,
     /// Locks: their packages and bases, so that their commits can be baked again without a network.
     pub locks: Vec<(Lock, String)>,
+    /// Other objects, with what they are.
+    pub others: Vec<(Digest, String)>,
 }
 
 /// What becomes of one object.
@@ -158,6 +160,9 @@ fn reach(objects: &Objects, roots: &Roots) -> Result<Reached, GcError> {
             reached.entry(layer.digest).or_insert((format!("{} layer", layer.role), kept_by.clone()));
         }
     }
+    for (object, what) in &roots.others {
+        reached.entry(*object).or_insert((what.clone(), "this server needs it".to_owned()));
+    }
     for (lock, kept_by) in &roots.locks {
         for package in &lock.packages {
             let what = format!("package {} {}", package.name, package.version);
@@ -240,7 +245,9 @@ mod tests {
         };
         let bases = [("x.test/y".to_owned(), kiln_spec::lock::LockedBase { manifest })].into();
         let lock = Lock { packages: vec![package], bases, ..Lock::default() };
+        let kernel = objects.put(b"a kernel").unwrap();
         let roots = Roots {
+            others: vec![(kernel, "kernel".into())],
             images: vec![(kept, "release 3".into()), (Digest::of(b"never baked"), "release 1".into())],
             locks: vec![(lock, "release 3".into())],
         };
@@ -262,7 +269,8 @@ mod tests {
         assert!(verdicts.iter().any(|v| v.what == "package a 1"));
         let bytes = remove(&objects, &verdicts).unwrap();
         assert_eq!(bytes, verdicts.iter().filter(|v| v.kept_by.is_none()).map(|v| v.size).sum::<u64>());
-        for there in [kept, Digest::of(b"shared"), Digest::of(b"one"), deb, manifest, oci[0], oci[1]] {
+        for there in [kept, Digest::of(b"shared"), Digest::of(b"one"), deb, manifest, oci[0], oci[1], kernel]
+        {
             assert!(objects.has(there), "{there}");
         }
         assert!(!objects.has(lost) && !objects.has(stray));

@@ -18,6 +18,7 @@ pub mod erofs;
 pub mod export;
 pub mod gc;
 pub mod import;
+pub mod kernel;
 pub mod layers;
 pub mod lint;
 pub mod lookup;

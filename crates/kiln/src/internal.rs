@@ -1,7 +1,7 @@
 //! The parts that kiln plays for itself, each in a process of its own: `kiln internal PART …`. Not for people.
 
-use kiln_image::{builder, containerfile, debian, worker};
-use kiln_provider::local;
+use kiln_image::{builder, containerfile, debian, kernel, worker};
+use kiln_provider::{local, vm};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -13,6 +13,8 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match part.as_str() {
         // The process that clones pids 1 of instances.
         "zygote" => local::zygote::main(arguments),
+        // The parent of a virtual machine.
+        "machine" => vm::main(arguments),
         // A `command` check inside an instance.
         "exec" => local::exec::main(),
         // One bake.
@@ -25,6 +27,8 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         "build" => builder::main(),
         // Fills a folder that serves as `--mirror file:DIR`; used by the demo and the tests.
         "mirror" => debian::fill::main(texts(&mut arguments)),
+        // The kernel of virtual machines, for tests.
+        "kernel" => kernel::main(texts(&mut arguments)),
         _ => {
             eprintln!("error: `{part}` is not a part that kiln plays");
             ExitCode::from(64)

@@ -36,9 +36,13 @@ pub trait Subject {
     fn spec(&self, sequence: u64, behaviour: Behaviour) -> InstanceSpec;
     /// Kills what looks after an instance, without a warning.
     fn kill_supervisor(&mut self, id: &InstanceId);
+    /// How long a condition may take to come true. Never waited for when all is well.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 }
 
-/// How long a condition may take to come true. Never waited for when all is well.
+/// The patience with most subjects.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A specification without an image, to be changed as a subject needs.
@@ -98,7 +102,16 @@ pub async fn until(
     id: &InstanceId,
     wanted: impl Fn(&SeenState) -> bool,
 ) -> SeenState {
-    let end = Instant::now() + PATIENCE;
+    until_within(PATIENCE, provider, id, wanted).await
+}
+
+async fn until_within(
+    patience: Duration,
+    provider: &impl Provider,
+    id: &InstanceId,
+    wanted: impl Fn(&SeenState) -> bool,
+) -> SeenState {
+    let end = Instant::now() + patience;
     loop {
         let state = seen(provider, id).await.map(|seen| seen.state);
         if let Some(state) = state.filter(|state| wanted(state)) {
@@ -120,7 +133,11 @@ fn has_ended(state: &SeenState) -> bool {
 
 /// Waits until a check passes.
 pub async fn until_ready(provider: &impl Provider, id: &InstanceId, check: &Check) {
-    let end = Instant::now() + PATIENCE;
+    ready_within(PATIENCE, provider, id, check).await;
+}
+
+async fn ready_within(patience: Duration, provider: &impl Provider, id: &InstanceId, check: &Check) {
+    let end = Instant::now() + patience;
     loop {
         let evidence = provider.check(id, check).await;
         if evidence.passed {
@@ -153,8 +170,8 @@ async fn ensure_is_idempotent(provider: &impl Provider, subject: &impl Subject) 
     let spec = subject.spec(1, Behaviour::Serve);
     let first = provider.ensure(fence(1, 1), &spec).await.expect("ensure");
     assert!(first.address.is_some());
-    until(provider, &spec.id, is_running).await;
-    until_ready(provider, &spec.id, &check()).await;
+    until_within(subject.patience(), provider, &spec.id, is_running).await;
+    ready_within(subject.patience(), provider, &spec.id, &check()).await;
     let again = provider.ensure(fence(1, 2), &spec).await.expect("ensure again");
     assert_eq!((again.address, again.state), (first.address, SeenState::Running));
     assert_eq!(provider.list().await.expect("list").len(), 1);
@@ -220,7 +237,7 @@ async fn exit_reasons(provider: &impl Provider, subject: &impl Subject) {
     for (n, (behaviour, expected)) in cases.into_iter().enumerate() {
         let spec = subject.spec(30 + n as u64, behaviour);
         provider.ensure(fence(2, 10), &spec).await.expect("ensure");
-        let state = until(provider, &spec.id, has_ended).await;
+        let state = until_within(subject.patience(), provider, &spec.id, has_ended).await;
         assert!(matches!(&state, SeenState::Exited(reason) if expected(reason)), "{behaviour:?}: {state:?}");
         let again = provider.ensure(fence(2, 10), &spec).await.expect("ensure again");
         assert_eq!(again.state, state);
@@ -239,7 +256,7 @@ async fn exit_reasons(provider: &impl Provider, subject: &impl Subject) {
 async fn the_stubborn_go_too(provider: &impl Provider, subject: &impl Subject) {
     let spec = subject.spec(40, Behaviour::Stubborn);
     provider.ensure(fence(2, 11), &spec).await.expect("ensure");
-    until(provider, &spec.id, is_running).await;
+    until_within(subject.patience(), provider, &spec.id, is_running).await;
     provider.absent(fence(2, 11), &spec.id).await.expect("absent");
     assert_eq!(seen(provider, &spec.id).await, None);
     kept("a program that ignores its signal is killed");
@@ -274,15 +291,15 @@ async fn reopened(subject: &mut impl Subject) {
     provider.ensure(fence(3, 13), &ended).await.expect("ensure");
     provider.ensure(fence(3, 13), &gone).await.expect("ensure");
     provider.absent(fence(3, 13), &gone.id).await.expect("absent");
-    until(&provider, &running.id, is_running).await;
+    until_within(subject.patience(), &provider, &running.id, is_running).await;
     drop(provider);
 
     let provider = subject.open();
-    let state = until(&provider, &ended.id, has_ended).await;
+    let state = until_within(subject.patience(), &provider, &ended.id, has_ended).await;
     assert_eq!(state, SeenState::Exited(ExitReason::Status { code: 7 }));
     let after = seen(&provider, &running.id).await.expect("the running one is adopted");
     assert_eq!((after.address, after.state), (before.address, SeenState::Running));
-    until_ready(&provider, &running.id, &check()).await;
+    ready_within(subject.patience(), &provider, &running.id, &check()).await;
     let again = provider.ensure(fence(3, 14), &running).await.expect("ensure");
     assert_eq!((again.address, again.state), (before.address, SeenState::Running));
     kept("a provider that is opened again adopts what lives, and knows how the others ended");
@@ -307,9 +324,9 @@ async fn supervisor_killed(subject: &mut impl Subject) {
     let provider = subject.open();
     let spec = subject.spec(70, Behaviour::Serve);
     provider.ensure(fence(3, 16), &spec).await.expect("ensure");
-    until(&provider, &spec.id, is_running).await;
+    until_within(subject.patience(), &provider, &spec.id, is_running).await;
     subject.kill_supervisor(&spec.id);
-    let state = until(&provider, &spec.id, has_ended).await;
+    let state = until_within(subject.patience(), &provider, &spec.id, has_ended).await;
     assert_eq!(state, SeenState::Exited(ExitReason::Unknown));
     provider.absent(fence(3, 16), &spec.id).await.expect("absent");
     assert_eq!(provider.list().await.expect("list"), []);

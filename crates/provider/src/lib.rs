@@ -1,5 +1,5 @@
 //! Where instances run. [`Provider`] is the contract, [`conformance`] its test suite, and each provider has one folder:
-//! [`local`] runs sandboxes on this host, [`fake`] keeps them in memory for tests.
+//! [`local`] runs sandboxes on this host, and virtual machines by [`vm`]; [`fake`] keeps them in memory for tests.
 //!
 //! A provider is told what must exist (`ensure`) and what must not (`absent`), never "create" or "delete": both may be
 //! repeated, lost, delayed and answered late. Each carries a [`Fence`]; see [`ProviderError::Stale`].
@@ -9,6 +9,7 @@
 pub mod conformance;
 pub mod fake;
 pub mod local;
+pub mod vm;
 
 use async_trait::async_trait;
 use kiln_model::{Check, Evidence, Fence, InstanceId, InstanceSpec};

@@ -10,32 +10,34 @@
 //!                          └──────────────┴──────────────┴─ absent ─▶ gone.json
 //! ```
 
-mod blackbox;
+pub(crate) mod blackbox;
 mod check;
 mod cloner;
-mod etc;
+pub(crate) mod etc;
 pub mod exec;
-mod folder;
-mod forced;
+pub(crate) mod folder;
+pub(crate) mod forced;
 mod http;
 mod inventory;
 mod layers;
-mod mark;
-mod network;
-mod order;
+mod machine;
+pub(crate) mod mark;
+pub(crate) mod network;
+pub(crate) mod order;
 mod policy;
 mod pool;
-mod program;
+pub(crate) mod program;
 mod pump;
 mod root;
 mod rootfs;
-mod shim;
+pub(crate) mod shim;
 mod slot;
 mod start;
 mod stop;
-mod subnet;
+pub(crate) mod subnet;
+pub(crate) mod supervise;
 mod verify;
-mod wire;
+pub(crate) mod wire;
 pub mod zygote;
 
 pub use forced::{Forced, ForcedError};
@@ -45,11 +47,14 @@ pub use pool::Spare;
 pub use stop::{SweepError, sweep};
 pub use subnet::{Subnet, SubnetError};
 
+use crate::vm::{Accelerator, MachineSource};
 use crate::{Provider, ProviderError};
 use async_trait::async_trait;
 use cloner::Cloner;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
-use kiln_model::{Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Seen, SeenState};
+use kiln_model::{
+    Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Millis, Seen, SeenState,
+};
 use kiln_sys::cgroup::Trees;
 use kiln_sys::netlink::{Netlink, Route};
 use kiln_sys::{CallError, process};
@@ -69,6 +74,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+/// Debian's kernel takes 2 to 3 s when it is emulated on an idle processor.
+const BOOT_MAX: Millis = Millis(60_000);
+
 /// How a [`LocalProvider`] works.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
@@ -80,6 +88,10 @@ pub struct LocalConfig {
     pub objects: PathBuf,
     /// The kiln program, started as `PROGRAM internal zygote|exec`.
     pub program: PathBuf,
+    /// Where the kernel of virtual machines comes from; without one there are none.
+    pub machine: Option<Arc<dyn MachineSource>>,
+    /// How long a virtual machine with a whole processor may take until its service runs; one with a part takes the longer.
+    pub boot_max: Millis,
     /// What is kept ready for instances to come.
     pub spare: Spare,
     /// Fallbacks that are taken although they are not needed, for tests.
@@ -95,6 +107,8 @@ impl LocalConfig {
             state,
             subnet: Subnet::default(),
             program: "/proc/self/exe".into(),
+            machine: None,
+            boot_max: BOOT_MAX,
             spare: Spare::default(),
             forced: Forced::default(),
         }
@@ -171,6 +185,8 @@ struct Inner {
     policy: OnceLock<Policy>,
     books: Mutex<Books>,
     changed: Notify,
+    /// What runs machines, once it was tried.
+    accelerator: OnceLock<Accelerator>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -209,6 +225,7 @@ impl LocalProvider {
             policy: OnceLock::new(),
             books: Mutex::default(),
             changed: Notify::new(),
+            accelerator: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
             config: LocalConfig { state: path, ..config },
         });
@@ -492,6 +509,7 @@ impl Inner {
             group: self.host.trees.group(&self.host.mark.cgroup(), entry.record.group()),
             ids: subnet::ids_of(entry.record.number),
             program: self.config.program.clone(),
+            folder: self.host.root.folder(id).path,
         })
     }
 }

@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use kiln_api::{Code, ErrorBody, WireError, error::chain};
 use kiln_control::{KeysError, SubmitError, WorkshopError};
+use kiln_image::kernel::KernelError;
 use kiln_image::replicate::ReplicateError;
 use kiln_plan::Refusal;
 use kiln_store::StoreError;
@@ -86,7 +87,8 @@ impl From<WorkshopError> for Failure {
             | WorkshopError::NoServices { .. } => Code::InvalidProject,
             WorkshopError::Resolve { mirror: true, .. } => Code::Mirror,
             WorkshopError::Resolve { .. } | WorkshopError::Base { .. } => Code::LockFailed,
-            WorkshopError::Bake(_) => Code::BakeFailed,
+            WorkshopError::Kernel(error) if matches!(**error, KernelError::Mirror(_)) => Code::Mirror,
+            WorkshopError::Bake(_) | WorkshopError::Kernel(_) => Code::BakeFailed,
             WorkshopError::Policy(_) => Code::ImageRefused,
             WorkshopError::Sbom(_) => Code::ImageBroken,
             WorkshopError::Trust(_) => Code::Keys,

@@ -68,6 +68,13 @@ impl Project {
         services.filter(|s| s.image == *image).flat_map(|s| s.writable.iter().cloned()).collect()
     }
 
+    /// Whether a service with that image runs in virtual machines, in any environment.
+    pub fn needs_machine(&self, image: &ImageName) -> bool {
+        let environments = std::iter::once(&self.base).chain(self.environments.values());
+        let mut services = environments.flat_map(|env| env.services.values());
+        services.any(|s| s.image == *image && s.confinement.isolation == kiln_model::Isolation::Vm)
+    }
+
     /// What a lock must pin.
     pub fn recipes(&self) -> Recipes {
         let mut recipes = Recipes::default();

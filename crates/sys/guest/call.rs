@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::fs::File;
 use std::io::{Error, Result};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -29,15 +29,26 @@ unsafe extern "C" {
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn prctl(option: c_int, ...) -> c_int;
     fn umask(mask: u32) -> u32;
+    fn mknod(path: *const c_char, mode: u32, device: u64) -> c_int;
 }
 
 pub const MS_RDONLY: u64 = 1;
 pub const MS_NOSUID: u64 = 2;
 pub const MS_NODEV: u64 = 4;
 pub const MS_NOEXEC: u64 = 8;
+pub const MS_REMOUNT: u64 = 32;
 pub const MS_BIND: u64 = 4096;
 pub const MS_MOVE: u64 = 8192;
 const SYS_FINIT_MODULE: c_long = 313;
+const SYS_OPENAT2: c_long = 437;
+const AT_FDCWD: c_int = -100;
+const O_CLOEXEC: u64 = 0o2_000_000;
+/// `openat2`: symbolic links stay below the root, and no magic one of /proc is followed.
+const RESOLVE_IN_ROOT: u64 = 0x10;
+const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
+pub const O_PATH: u64 = 0o10_000_000;
+pub const O_NONBLOCK: u64 = 0o4000;
+const CHARACTER_DEVICE: u32 = 0o020_000;
 const RB_POWER_OFF: c_int = 0x4321_fedc;
 const RB_DISABLE_CAD: c_int = 0;
 const PR_SET_NO_NEW_PRIVS: c_int = 38;
@@ -69,6 +80,46 @@ pub fn change_root(path: &Path) -> Result<()> {
     let path = text(path.as_os_str().as_bytes())?;
     // SAFETY: a string that ends in NUL and outlives the call.
     done(unsafe { chroot(path.as_ptr()) })
+}
+
+/// Opens `path` as a program whose root is the directory `root` sees it.
+pub fn open_below(root: &File, path: &str, flags: u64) -> Result<File> {
+    let path = text(path.as_bytes())?;
+    // `struct open_how`: flags, mode, resolve.
+    let how = [flags | O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS];
+    // SAFETY: a string that ends in NUL, and a structure of the size that is passed; both outlive the call.
+    let fd = unsafe { syscall(SYS_OPENAT2, root.as_raw_fd(), path.as_ptr(), how.as_ptr(), size_of_val(&how)) }
+        as c_int;
+    done(fd)?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// A directory, as a place to look below.
+pub fn open_directory(path: &str) -> Result<File> {
+    let path = text(path.as_bytes())?;
+    let how = [O_PATH | O_CLOEXEC, 0, 0];
+    // SAFETY: as above.
+    let fd =
+        unsafe { syscall(SYS_OPENAT2, AT_FDCWD, path.as_ptr(), how.as_ptr(), size_of_val(&how)) } as c_int;
+    done(fd)?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Makes a character device that everybody may use.
+pub fn character_device(path: &str, major: u64, minor: u64) -> Result<()> {
+    let path = text(path.as_bytes())?;
+    // SAFETY: a string that ends in NUL and outlives the call; numbers.
+    done(unsafe { mknod(path.as_ptr(), CHARACTER_DEVICE | 0o666, major << 8 | minor) })
+}
+
+/// Sends a signal to one of this process's children that was not waited for yet.
+pub fn signal_child(pid: i32, number: i32) {
+    if pid > 1 {
+        // SAFETY: no memory is involved.
+        unsafe { kill(pid, number) };
+    }
 }
 
 /// Gives a module to the kernel.

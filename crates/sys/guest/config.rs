@@ -1,5 +1,5 @@
-//! What the guest's init is told: `NAME VALUE` records, each with a NUL at its end, in the file `/kiln/start` of the initrd. The
-//! other side is `kiln_image::export::boot`.
+//! What the guest's init is told: `NAME VALUE` records, each with a NUL at its end. An exported machine has them in the file
+//! `/kiln/start` of its initrd (`kiln_image::export::boot`), an instance gets them from its host (`kiln_provider::vm`).
 
 use std::path::PathBuf;
 
@@ -26,6 +26,18 @@ pub struct Config {
     pub address: Option<String>,
     /// The way out.
     pub gateway: Option<String>,
+    /// An instance's image has that many disks, each with the serial number `layerN`, the lowest with 0.
+    pub layers: usize,
+    /// Bytes of memory that an instance's programs share; 0 for no limit of their own.
+    pub memory_bytes: u64,
+    /// Processes and threads that an instance's programs may have; 0 for no limit of their own.
+    pub pids: u32,
+    /// Capabilities that an instance's programs keep, as a mask.
+    pub capabilities: u64,
+    /// The content of /etc/hosts.
+    pub hosts: String,
+    /// The text of /etc/resolv.conf of an instance.
+    pub resolver: String,
 }
 
 impl Config {
@@ -46,6 +58,12 @@ impl Config {
                 "stop" => config.stop = pair().and_then(|(s, t)| Some((s.parse().ok()?, t.parse().ok()?)))?,
                 "address" => config.address = Some(value.to_owned()),
                 "gateway" => config.gateway = Some(value.to_owned()),
+                "layers" => config.layers = value.parse().ok()?,
+                "memory-bytes" => config.memory_bytes = value.parse().ok()?,
+                "pids" => config.pids = value.parse().ok()?,
+                "capabilities" => config.capabilities = value.parse().ok()?,
+                "hosts" => config.hosts = value.to_owned(),
+                "resolver" => config.resolver = value.to_owned(),
                 // Of a later kiln.
                 _ => {}
             }
@@ -57,7 +75,8 @@ impl Config {
                 _ => {}
             }
         }
-        (!config.root.is_empty() && !config.command.is_empty()).then_some(config)
+        let has_root = !config.root.is_empty() || config.layers > 0;
+        (has_root && !config.command.is_empty()).then_some(config)
     }
 }
 

@@ -1,13 +1,23 @@
 //! Pid 1 of a virtual machine that runs one service of one image: loads the modules of the initrd, mounts the image, brings up the
 //! network, starts the service as its user, hands on what asks it to end, and turns the machine off when it has ended.
 //!
+//! An exported machine is told what to run by its initrd, and what it prints goes to the console: this file. A machine that is an
+//! instance (`isolation = "vm"`) is told by its host, and tells it everything: `instance.rs`.
+//!
 //! Compiled by the build script into a static program without any crate, and embedded in kiln, which puts it into the initrd of
 //! an exported disk. What an instance has in a sandbox, it has here as well: a read-only root, a tmpfs at each writable place.
 #![allow(unsafe_code, reason = "system calls, in the module `call` only; each block says why it is sound")]
 
 mod call;
+mod check;
 mod config;
+mod host;
+mod instance;
 mod network;
+mod place;
+mod spawn;
+#[cfg_attr(not(test), expect(dead_code, reason = "a part of it is for the host"))]
+mod wire;
 
 use config::Config;
 use network::Setup;
@@ -57,6 +67,10 @@ fn run() -> Result<String> {
     call::mount_at("sysfs", "/sys", "sysfs", plain | call::MS_RDONLY, "").map_err(at("mount /sys"))?;
     call::mount_at("devtmpfs", "/dev", "devtmpfs", call::MS_NOSUID, "mode=755").map_err(at("mount /dev"))?;
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if !Path::new("/kiln/start").exists() {
+        load_modules("first");
+        return instance::run();
+    }
     let start = fs::read("/kiln/start").map_err(at("read /kiln/start"))?;
     let config =
         Config::parse(&start, &command_line).ok_or_else(|| Error::other("/kiln/start is damaged"))?;

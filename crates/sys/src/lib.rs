@@ -20,8 +20,10 @@
 //! | [`clock`] | boot id and clocks |
 //! | [`message`] | datagrams with descriptors |
 //! | [`seal`] | the promise to leave the heap alone |
+//! | [`tap`] | network cards of virtual machines |
+//! | [`wire`] | what an instance in a virtual machine and its host say to each other |
 //!
-//! [`GUEST_INIT`] is a program of its own, pid 1 of exported virtual machines; its source is in `guest/`.
+//! [`GUEST_INIT`] is a program of its own, pid 1 of virtual machines; its source is in `guest/`.
 #![expect(
     unsafe_code,
     reason = "this crate is where raw system calls are made; each block says why it is sound"
@@ -44,9 +46,12 @@ pub mod sandbox;
 pub mod seal;
 pub mod seccomp;
 pub mod syscalls;
+pub mod tap;
 pub mod text;
+#[path = "../guest/wire.rs"]
+pub mod wire;
 
-/// The static program that is pid 1 of an exported virtual machine.
+/// The static program that is pid 1 of a virtual machine.
 pub const GUEST_INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest-init"));
 
 pub use error::{CallError, Context};

@@ -248,6 +248,13 @@ impl Netlink {
         self.index(name)
     }
 
+    /// Makes an interface a port of a bridge.
+    pub fn enslave(&self, link: u32, bridge: u32) -> Result<(), CallError> {
+        let mut message = Message::new(libc::RTM_NEWLINK, 0).link(link, 0);
+        message.attribute(IFLA_MASTER, &bridge.to_ne_bytes());
+        self.change(message, "add bridge port", &link.to_string())
+    }
+
     /// A port of a bridge that exchanges nothing with other isolated ports of it, only with the bridge itself.
     pub fn isolate(&self, port: u32) -> Result<(), CallError> {
         let mut message = Message::new(libc::RTM_NEWLINK, 0).link(port, 0);

@@ -1,6 +1,7 @@
 //! Why a commit cannot become a release or an image.
 
 use kiln_image::attest::{PolicyError, TrustError};
+use kiln_image::kernel::KernelError;
 use kiln_image::replicate::ReplicateError;
 use kiln_image::sbom::SbomError;
 use kiln_image::worker::WorkerError;
@@ -97,6 +98,9 @@ pub enum WorkshopError {
     /// An image from another server.
     #[error(transparent)]
     Replicate(#[from] ReplicateError),
+    /// There is no kernel for virtual machines.
+    #[error(transparent)]
+    Kernel(#[from] Box<KernelError>),
     /// The content store failed.
     #[error("the content store failed")]
     Objects(#[from] ObjectError),
@@ -122,6 +126,7 @@ impl WorkshopError {
             Self::Resolve { hint, .. } | Self::Base { hint, .. } => Some(hint.clone()),
             Self::Bake(error) => error.hint.clone(),
             Self::Policy(error) => Some(error.hint().to_owned()),
+            Self::Kernel(error) => Some(error.hint().to_owned()),
             _ => None,
         }
     }

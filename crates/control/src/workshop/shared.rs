@@ -14,6 +14,7 @@ fn bakery_error(error: &WorkshopError) -> BakeryError {
         WorkshopError::Bake(error) => !error.may_pass,
         WorkshopError::Resolve { mirror, .. } => !mirror,
         WorkshopError::State { .. } | WorkshopError::Objects(_) => false,
+        WorkshopError::Kernel(error) => !error.may_pass(),
         _ => true,
     };
     let hint = error.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
@@ -49,7 +50,14 @@ impl SharedWorkshop {
 impl Bakery for SharedWorkshop {
     async fn bake(&self, release: &Release, image: &ImageName) -> Result<Digest, BakeryError> {
         let name = image.clone();
-        let found = self.with_draft(release, image, move |w, draft, _| Ok(w.baked(draft, &name))).await?;
+        let look = move |workshop: &Workshop, draft: &Draft, progress: &mut dyn FnMut(String)| {
+            // Fetched now, and not when an instance is to be there in time.
+            if draft.project.needs_machine(&name) {
+                workshop.guest_kernel(progress)?;
+            }
+            Ok(workshop.baked(draft, &name))
+        };
+        let found = self.with_draft(release, image, look).await?;
         if let Some(found) = found {
             // It waits for nobody's bake.
             return Ok(found);

@@ -33,6 +33,9 @@ const REST: &[&str] = &[
     "e1000",
     "e1000e",
 ];
+/// Modules of a machine that is an instance (`isolation = "vm"`).
+const INSTANCE: &[&str] =
+    &["virtio_mmio", "virtio_blk", "virtio_console", "virtio_net", "virtio_rng", "erofs", "overlay"];
 /// Both consoles; the last one is where the service prints. A panic restarts the machine.
 const COMMAND_LINE: &str = "console=tty0 console=ttyS0 quiet panic=10";
 /// Packages that an image takes a kernel from.
@@ -154,23 +157,30 @@ impl Boot {
         let version = newest(tree).ok_or(missing)?;
         let kernel = read(tree, &[KERNELS, version.as_bytes()].concat())?;
         let modules = Modules::of(tree, &version);
-        let mut archive = cpio::Archive::default();
-        for path in ["proc", "sys", "dev", "root", "kiln", "kiln/modules"] {
-            archive.dir(path);
-        }
-        archive.program("init", kiln_sys::GUEST_INIT);
+        let mut archive = begin();
         archive.file("kiln/start", &guest.records(superblock));
         let mut known = BTreeSet::new();
         for (list, wanted, required) in [("first", FIRST, true), ("rest", REST, false)] {
-            let mut names = String::new();
-            for module in modules.in_order(wanted, required, &mut known)? {
-                let file = format!("{module}.ko");
-                archive.file(&format!("kiln/modules/{file}"), &modules.read(&module)?);
-                names.push_str(&format!("{file}\n"));
-            }
-            archive.file(&format!("kiln/modules.{list}"), names.as_bytes());
+            let order = modules.in_order(wanted, required, &mut known)?;
+            modules.write(&mut archive, list, &order)?;
         }
         Ok(Self { version, kernel, initrd: archive.finish(), command_line: COMMAND_LINE.to_owned() })
+    }
+
+    /// With the newest kernel of `tree`, for machines that are told by their host what to run (`kiln_provider::vm`). Their
+    /// command line is the host's to say.
+    ///
+    /// # Errors
+    /// [`BootError`].
+    pub fn instance(tree: &Tree) -> Result<Self, BootError> {
+        let missing = BootError::Missing { what: "kernel", package: KERNEL_PACKAGE };
+        let version = newest(tree).ok_or(missing)?;
+        let kernel = read(tree, &[KERNELS, version.as_bytes()].concat())?;
+        let modules = Modules::of(tree, &version);
+        let mut archive = begin();
+        let order = modules.in_order(INSTANCE, true, &mut BTreeSet::new())?;
+        modules.write(&mut archive, "first", &order)?;
+        Ok(Self { version, kernel, initrd: archive.finish(), command_line: String::new() })
     }
 
     /// All in one program for UEFI, a unified kernel image, with the stub of `tree`.
@@ -190,6 +200,16 @@ impl Boot {
         pe::with_sections(&stub, &sections)
             .ok_or_else(|| BootError::Stub { path: String::from_utf8_lossy(STUB).into_owned() })
     }
+}
+
+/// An archive with the init and with what it needs to be there.
+fn begin() -> cpio::Archive {
+    let mut archive = cpio::Archive::default();
+    for path in ["proc", "sys", "dev", "root", "kiln", "kiln/modules"] {
+        archive.dir(path);
+    }
+    archive.program("init", kiln_sys::GUEST_INIT);
+    archive
 }
 
 /// The version of the newest kernel.
@@ -232,6 +252,18 @@ impl<'a> Modules<'a> {
             module: module.to_owned(),
         })?;
         read(self.tree, path)
+    }
+
+    /// Puts modules into an archive, with the list of them that the init follows.
+    fn write(&self, archive: &mut cpio::Archive, list: &str, order: &[String]) -> Result<(), BootError> {
+        let mut names = String::new();
+        for module in order {
+            let file = format!("{module}.ko");
+            archive.file(&format!("kiln/modules/{file}"), &self.read(module)?);
+            names.push_str(&format!("{file}\n"));
+        }
+        archive.file(&format!("kiln/modules.{list}"), names.as_bytes());
+        Ok(())
     }
 
     /// `wanted` with what they need before them, without those that are `known` already. Those of the kernel itself, or of

@@ -4,8 +4,9 @@ use super::folder::Process;
 use super::http;
 use super::order::{self, ExecOrder, ExecReport};
 use super::program;
+use crate::vm;
 use kiln_model::limits::EVIDENCE_BYTES_MAX;
-use kiln_model::{Check, CheckKind, Evidence, InstanceSpec, Millis, Wall};
+use kiln_model::{Check, CheckKind, Evidence, InstanceSpec, Isolation, Millis, Wall};
 use kiln_sys::cgroup::Group;
 use kiln_sys::{mount, path, process};
 use rustix::fs::{Gid, Uid};
@@ -32,6 +33,8 @@ pub(super) struct Target {
     /// What the host calls the instance's user 0.
     pub ids: u32,
     pub program: PathBuf,
+    /// Its folder.
+    pub folder: PathBuf,
 }
 
 type Outcome = Result<String, String>;
@@ -74,6 +77,11 @@ pub(super) async fn run(target: Target, check: &Check) -> Outcome {
             let connect = TcpStream::connect((target.address, port));
             tokio::time::timeout(limit, connect).await.map_err(|_| late())?.map_err(text)?;
             Ok(format!("connected in {} ms", begun.elapsed().as_millis()))
+        }
+        // What is to be seen inside of a machine is asked of the machine.
+        kind if target.spec.confinement.isolation == Isolation::Vm => {
+            let timeout = check.timeout;
+            blocking(move || vm::ask::ask(&target.folder, kind, timeout)).await
         }
         CheckKind::File { path, contains } => {
             blocking(move || file(&target, &path, contains.as_deref())).await

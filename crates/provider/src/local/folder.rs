@@ -9,6 +9,7 @@
 //! | `process.json` | supervisor, before the program starts | [`Process`]: pid 1 as the host sees it |
 //! | `out.0`, `out.1` | pid 1 | the black box, `kiln_model::frame` |
 //! | `exit.json` | pid 1 | [`Exit`]; empty while it runs |
+//! | `machine.sock` | watcher of a virtual machine | where checks are asked for |
 //! | `gone.json` | server, after everything else is gone | [`Gone`], the tombstone |
 //!
 //! `spec.json`, the black box, `exit.json` and the tombstone stay.
@@ -271,6 +272,9 @@ impl Folder {
     pub(crate) fn strip(&self) -> io::Result<()> {
         let halves = [SPEC, FENCE, PROCESS, EXIT, GONE].map(temporary);
         let halves = halves.iter().map(String::as_str);
-        [FENCE, LOCK, DOOR, PROCESS].into_iter().chain(halves).try_for_each(|name| self.remove(name))
+        [FENCE, LOCK, DOOR, PROCESS, crate::vm::ask::SOCKET]
+            .into_iter()
+            .chain(halves)
+            .try_for_each(|name| self.remove(name))
     }
 }

@@ -8,6 +8,7 @@
 //! | `paths` | joining layers by descriptors | Linux before 6.15: a thread keeps them attached |
 //! | `cgroup-v1` | what the v2 tree has | a host without one |
 //! | `cgroup-v2` | what v1 trees have | a host with systemd's `unified` layout |
+//! | `emulation` | KVM, where a test boot proves it | a host without it |
 //! | `no-idmap` | showing an image's files with the owners of the instance's ids | a kernel below 5.19: refused |
 
 use super::order::Failure;
@@ -30,6 +31,8 @@ pub struct Forced {
     pub paths: bool,
     /// Which control groups are used.
     pub cgroups: Choice,
+    /// Emulate the processor of virtual machines, as without KVM.
+    pub emulation: bool,
     /// As if the kernel had no idmapped mounts.
     pub no_idmap: bool,
 }
@@ -45,7 +48,7 @@ pub struct ForcedError {
 impl ForcedError {
     /// What the user can do about it.
     pub fn hint(&self) -> &'static str {
-        "give words of `loop,remount,paths,cgroup-v1,cgroup-v2,no-idmap`"
+        "give words of `loop,remount,paths,cgroup-v1,cgroup-v2,emulation,no-idmap`"
     }
 }
 
@@ -61,6 +64,7 @@ impl FromStr for Forced {
                 "paths" => forced.paths = true,
                 "cgroup-v1" => forced.cgroups = Choice::V1,
                 "cgroup-v2" => forced.cgroups = Choice::V2,
+                "emulation" => forced.emulation = true,
                 "no-idmap" => forced.no_idmap = true,
                 _ => return Err(ForcedError { word: word.to_owned() }),
             }
@@ -77,6 +81,7 @@ impl fmt::Display for Forced {
             (self.paths, "paths"),
             (self.cgroups == Choice::V1, "cgroup-v1"),
             (self.cgroups == Choice::V2, "cgroup-v2"),
+            (self.emulation, "emulation"),
             (self.no_idmap, "no-idmap"),
         ];
         let forced: Vec<&str> = words.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();

@@ -39,7 +39,7 @@ pub fn inventory(state: &Path) -> Inventory {
     let ids = root.ids().unwrap_or_default();
     let records: Vec<Record> = ids.iter().filter_map(|id| root.folder(id).read(SPEC)).collect();
     let mut out = Inventory::default();
-    let (mut pids, mut spare) = (vec![], zygotes(&root.0));
+    let (mut pids, mut spare) = (machines(&root.0), zygotes(&root.0));
     if let Ok(trees) = Trees::detect(Choice::Auto) {
         out.cgroups = trees.count(&mark.cgroup());
         for name in trees.children(&mark.cgroup()) {
@@ -81,17 +81,34 @@ pub fn inventory(state: &Path) -> Inventory {
     out
 }
 
+/// Parents of virtual machines are known by their command line, which names the instance's folder. They are in no group.
+fn machines(root: &Path) -> Vec<i32> {
+    let inside = format!("{}/", root.display());
+    parts(|arguments| {
+        arguments.get(1..3) == Some(&[b"internal", b"machine"])
+            && arguments.get(3).is_some_and(|path| path.starts_with(inside.as_bytes()))
+    })
+}
+
+/// Processes whose arguments `ours` knows. Zombies have none.
+fn parts(ours: impl Fn(&[&[u8]]) -> bool) -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return vec![] };
+    let pids = entries.flatten().filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()));
+    let is_it = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        ours(&line.split(|byte| *byte == 0).collect::<Vec<_>>())
+    };
+    pids.filter(is_it).collect()
+}
+
 /// Zygotes are known by their command line, which names the folder of all instances. What they cloned and nobody has given
 /// a name to yet has the same, and is in a group.
 fn zygotes(root: &Path) -> Vec<i32> {
     use std::os::unix::ffi::OsStrExt;
-    let Ok(entries) = std::fs::read_dir("/proc") else { return vec![] };
-    let pids = entries.flatten().filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()));
-    let ours = |pid: &i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let arguments: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-        arguments.get(1..4) == Some(&[b"internal", b"zygote", root.as_os_str().as_bytes()])
-            && std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() != SHIM)
-    };
-    pids.filter(ours).collect()
+    let own = [&b"internal"[..], b"zygote", root.as_os_str().as_bytes()];
+    let mut pids = parts(|arguments| arguments.get(1..4) == Some(&own));
+    pids.retain(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() != SHIM)
+    });
+    pids
 }

@@ -46,18 +46,44 @@ impl Layers {
     /// The layers of an image, lowest first. They stay mounted while somebody holds them. Each is verified, also one that
     /// is mounted already: see `verify.rs`.
     pub(crate) fn of(&self, manifest: &ImageManifest) -> Result<Vec<Arc<Layer>>, Failure> {
-        if manifest.layers.is_empty() || manifest.layers.len() > LAYERS_MAX {
-            let detail = format!("it has {} layers, expected 1 to {LAYERS_MAX}", manifest.layers.len());
-            return Err(Failure::permanent("mount the image", detail));
-        }
+        count(manifest, LAYERS_MAX)?;
         manifest.layers.iter().map(|layer| self.layer(layer)).collect()
     }
 
-    fn layer(&self, layer: &LayerRef) -> Result<Arc<Layer>, Failure> {
-        let (digest, hex) = (layer.digest, layer.digest.hex());
-        let name = format!("layer {digest} ({})", layer.role);
-        let path = self.objects.join("sha256").join(&hex[..2]).join(&hex[2..]);
+    /// The files of at most `max` layers, lowest first, each verified.
+    pub(crate) fn files(&self, manifest: &ImageManifest, max: usize) -> Result<Vec<File>, Failure> {
+        count(manifest, max)?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        manifest.layers.iter().map(|layer| self.verified(&mut known, layer)).collect()
+    }
+
+    fn layer(&self, layer: &LayerRef) -> Result<Arc<Layer>, Failure> {
+        let (digest, name) = (layer.digest, name(layer));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.verified(&mut known, layer)?;
+        let meta = file.metadata().map_err(|error| Failure::io(format!("read {name}"), &error))?;
+        let key = (digest, meta.ino());
+        if let Some(mounted) = known.mounted.get(&key).and_then(Weak::upgrade) {
+            known.remember(&mounted);
+            return Ok(mounted);
+        }
+        let mounted = mount::erofs_of(&file, self.backing).and_then(|mount| self.roots.keep(mount));
+        let mounted = mounted.map_err(|error| Failure {
+            step: format!("mount {name}"),
+            detail: error.line(),
+            ..Failure::from(error)
+        })?;
+        let mounted = Arc::new(mounted);
+        known.mounted.retain(|_, mounted| mounted.strong_count() > 0);
+        known.mounted.insert(key, Arc::downgrade(&mounted));
+        known.remember(&mounted);
+        Ok(mounted)
+    }
+
+    /// The file of a layer, which is what its name says.
+    fn verified(&self, known: &mut Known, layer: &LayerRef) -> Result<File, Failure> {
+        let (digest, hex, name) = (layer.digest, layer.digest.hex(), name(layer));
+        let path = self.objects.join("sha256").join(&hex[..2]).join(&hex[2..]);
         // Opened once: what is verified is what is mounted.
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -75,22 +101,22 @@ impl Layers {
             let detail = format!("it is damaged: its content is {found}");
             return Err(Failure::damaged(format!("verify {name}"), detail));
         }
-        let key = (digest, file.metadata().map_err(io)?.ino());
-        if let Some(mounted) = known.mounted.get(&key).and_then(Weak::upgrade) {
-            known.remember(&mounted);
-            return Ok(mounted);
+        Ok(file)
+    }
+}
+
+/// What a layer is called in errors.
+fn name(layer: &LayerRef) -> String {
+    format!("layer {} ({})", layer.digest, layer.role)
+}
+
+fn count(manifest: &ImageManifest, max: usize) -> Result<(), Failure> {
+    match manifest.layers.len() {
+        count if (1..=max).contains(&count) => Ok(()),
+        count => {
+            let detail = format!("it has {count} layers, expected 1 to {max}");
+            Err(Failure::permanent("mount the image", detail))
         }
-        let mounted = mount::erofs_of(&file, self.backing).and_then(|mount| self.roots.keep(mount));
-        let mounted = mounted.map_err(|error| Failure {
-            step: format!("mount {name}"),
-            detail: error.line(),
-            ..Failure::from(error)
-        })?;
-        let mounted = Arc::new(mounted);
-        known.mounted.retain(|_, mounted| mounted.strong_count() > 0);
-        known.mounted.insert(key, Arc::downgrade(&mounted));
-        known.remember(&mounted);
-        Ok(mounted)
     }
 }
 

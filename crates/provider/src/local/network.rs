@@ -77,7 +77,7 @@ fn make(mark: &Mark, subnet: Subnet, number: u32, link: &str) -> Result<OwnedFd,
 
 /// The hardware address that goes with an address, locally administered. It is the same whenever the address comes back:
 /// whoever spoke to its last owner remembers it for up to a minute and would speak to nobody.
-fn hardware_of(address: Ipv4Addr) -> [u8; 6] {
+pub(crate) fn hardware_of(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
     [0x02, 0x69, a, b, c, d]
 }

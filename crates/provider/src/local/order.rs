@@ -2,8 +2,6 @@
 //! the process's standard input. Descriptors travel with the message, so that no other process that the server starts
 //! at the same time can inherit them.
 
-use super::etc::Neighbours;
-use super::mark::Mark;
 use kiln_model::Millis;
 use rustix::io::{IoSlice, IoSliceMut};
 use rustix::net::{
@@ -20,15 +18,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const MESSAGE_BYTES_MAX: usize = 128 * 1024;
 /// Descriptors of one message; the kernel's limit is 253.
 pub(crate) const DESCRIPTORS_MAX: usize = 64;
-
-/// To a supervisor. The rest it reads from the instance's folder. With it come the layers' mounts, lowest first.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Order {
-    pub mark: Mark,
-    pub neighbours: Neighbours,
-    /// Use v1 cgroups only.
-    pub cgroup_v1: bool,
-}
 
 /// From a supervisor.
 #[derive(Debug, Serialize, Deserialize)]

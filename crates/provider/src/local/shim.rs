@@ -29,7 +29,7 @@ use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Asks pid 1 to kill the program and to end as if the program had ended by itself.
-pub(super) const KILL: i32 = libc::SIGQUIT;
+pub(crate) const KILL: i32 = libc::SIGQUIT;
 /// What a shim is called in lists of processes.
 pub(super) const SHIM: &str = "kiln-shim";
 const SHIM_NAME: &std::ffi::CStr = c"kiln-shim";
@@ -320,7 +320,7 @@ fn finish(spool: &mut BlackBox, kept: &Kept, heir: Option<&OwnedFd>, reason: &Ex
 }
 
 /// Writes the last frame and then the exit record: whoever sees the record finds every line before it.
-fn end(spool: &mut BlackBox, mut exit: &File, reason: &ExitReason) {
+pub(crate) fn end(spool: &mut BlackBox, mut exit: &File, reason: &ExitReason) {
     let mut line = [0; 1024];
     spool.note(text::format(&mut line, format_args!("{reason}")));
     let record = Exit { at: Wall(kiln_sys::clock::wall_ms()), reason: reason.clone() };

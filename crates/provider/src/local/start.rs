@@ -11,7 +11,7 @@ use super::slot::{Begun, Slot};
 use super::wire::{self, Start};
 use super::{Entry, Inner, program};
 use crate::ProviderError;
-use kiln_model::{ExitReason, Fence, InstanceId, InstanceSpec, Seccomp, Seen, SeenState, Wall};
+use kiln_model::{ExitReason, Fence, InstanceId, InstanceSpec, Isolation, Seccomp, Seen, SeenState, Wall};
 use kiln_sys::exec::Words;
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
@@ -50,6 +50,10 @@ impl Inner {
     /// The first try.
     fn start(self: &Arc<Self>, pool: &Pool, fence: Fence, spec: InstanceSpec) -> Result<(), ProviderError> {
         let id = spec.id.clone();
+        if spec.confinement.isolation == Isolation::Vm {
+            self.write_down(fence, spec).map_err(|failure| failure.of(&id))?;
+            return self.boot(&id);
+        }
         let layers = self.layers.of(&spec.manifest);
         let (slot, layers) = match layers.and_then(|layers| Ok((pool.take()?, layers))) {
             Ok(ready) => ready,
@@ -105,6 +109,9 @@ impl Inner {
         }
         let known = self.books().entries.get(id).map(|entry| entry.record.clone());
         let known = known.ok_or_else(|| Failure::retry("start", "it vanished").of(id))?;
+        if known.spec.confinement.isolation == Isolation::Vm {
+            return self.clear(id).map_err(|failure| failure.of(id)).and_then(|()| self.boot(id));
+        }
         let made = self.clear(id).and_then(|()| {
             let layers = self.layers.of(&known.spec.manifest)?;
             let slot = Slot::make(&self.host, self.host.network_of(known.number)?)?;
@@ -122,6 +129,20 @@ impl Inner {
             Ok((layers, slot, record)) => self.begin(id, &record, slot, layers),
             Err(failure) => self.failed(id, failure),
         }
+    }
+
+    /// A virtual machine, of which nothing is there yet.
+    fn boot(self: &Arc<Self>, id: &InstanceId) -> Result<(), ProviderError> {
+        let record = self.books().entries.get(id).map(|entry| entry.record.clone());
+        let record = record.ok_or_else(|| Failure::retry("start", "it vanished").of(id))?;
+        if let Err(failure) =
+            self.allow(&record).and_then(|neighbours| self.launch_machine(&record, &neighbours))
+        {
+            return self.failed(id, failure);
+        }
+        self.settle(id);
+        self.watch(id);
+        Ok(())
     }
 
     /// From a slot that is the instance's by now to a running program.

@@ -4,13 +4,20 @@ use kiln_model::frame::{Frame, Stream};
 use kiln_model::*;
 use kiln_provider::conformance::{self, Behaviour, Subject};
 use kiln_provider::local::{Forced, LocalConfig, LocalProvider};
+use kiln_provider::vm::MachineSource;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
 
 pub struct Host {
     folder: tempfile::TempDir,
     pub manifest: ImageManifest,
     pub forced: Forced,
+    /// How its instances are kept apart; for machines with the kernel that they boot.
+    pub isolation: Isolation,
+    pub machine: Option<Arc<dyn MachineSource>>,
+    pub boot_max: Option<Millis>,
 }
 
 fn run(command: &mut Command) {
@@ -29,7 +36,8 @@ pub fn program(source: &str) -> PathBuf {
     let digest = Digest::of(&std::fs::read(&source).unwrap());
     let name = format!("{}-{}", source.file_stem().unwrap().display(), digest.short());
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    if !out.exists() {
+    // What has parts of others may have changed although its own text has not.
+    if !out.exists() || source.ends_with("hostile_init.rs") {
         let new = out.with_extension(std::process::id().to_string());
         run(Command::new("rustc")
             .args(["--edition=2024", "-O", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-o"])
@@ -69,7 +77,14 @@ impl Host {
         let layers = vec![layer(&objects, &base, "base"), layer(&objects, &app, "app")];
         let config = ImageConfig { epoch: 0, users: [("web".to_owned(), (1000, 1000))].into() };
         let manifest = ImageManifest { format: 1, architecture: "amd64".into(), layers, config };
-        Self { folder, manifest, forced: Forced::default() }
+        Self {
+            folder,
+            manifest,
+            forced: Forced::default(),
+            isolation: Isolation::Sandbox,
+            machine: None,
+            boot_max: None,
+        }
     }
 
     /// An image of one layer that holds everything, for the way without an overlay.
@@ -93,6 +108,8 @@ impl Host {
         let mut config = LocalConfig::new(self.state());
         config.program = std::env::current_exe().unwrap();
         config.forced = self.forced;
+        config.machine = self.machine.clone();
+        config.boot_max = self.boot_max.unwrap_or(config.boot_max);
         LocalProvider::open(config).unwrap()
     }
 
@@ -102,8 +119,17 @@ impl Host {
         spec.image = self.manifest.digest();
         spec.command = command.iter().map(|s| (*s).to_owned()).collect();
         spec.user = "web".into();
+        spec.confinement.isolation = self.isolation;
         spec.writable = vec!["/data".into(), "/run/deep/er".into()];
         spec
+    }
+
+    /// What looks after an instance, as the host numbers it.
+    pub fn supervisor(&self, id: &InstanceId) -> i32 {
+        let folder = kiln_provider::local::instance_folder(self.state(), id);
+        let text = std::fs::read(folder.join("process.json")).unwrap();
+        let process: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        process["pid"].as_i64().unwrap() as i32
     }
 
     /// What an instance printed, oldest first.
@@ -158,9 +184,14 @@ impl Subject for &Host {
     }
 
     fn kill_supervisor(&mut self, id: &InstanceId) {
-        let folder = kiln_provider::local::instance_folder(self.state(), id);
-        let text = std::fs::read(folder.join("process.json")).unwrap();
-        let process: serde_json::Value = serde_json::from_slice(&text).unwrap();
-        kiln_sys::process::signal_pid(process["pid"].as_i64().unwrap() as i32, 9).unwrap();
+        kiln_sys::process::signal_pid(self.supervisor(id), 9).unwrap();
+    }
+
+    fn patience(&self) -> Duration {
+        match self.isolation {
+            Isolation::Sandbox => Duration::from_secs(30),
+            // Emulated, on a machine that does other things as well.
+            Isolation::Vm => Duration::from_secs(180),
+        }
     }
 }

@@ -40,6 +40,13 @@ fn main() {
                 println!("{name}={value}");
             }
         }
+        "long" => long(arg(1).parse().unwrap()),
+        "flood" => flood(),
+        "capabilities" => {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            status.lines().filter(|line| line.starts_with("Cap")).for_each(|line| println!("{line}"));
+        }
+        "memory" => println!("{}", std::fs::read_to_string("/proc/meminfo").unwrap()),
         "true" => println!("fine"),
         "false" => std::process::exit(3),
         "audit" => audit(arg(1)),
@@ -58,6 +65,20 @@ fn main() {
         "datagram" => datagram(arg(1).parse().unwrap(), arg(2)),
         "forge" => forge(arg(1), arg(2)),
         other => panic!("{other}"),
+    }
+}
+
+/// One line of so many bytes.
+fn long(bytes: usize) {
+    std::io::stdout().write_all(&vec![b'x'; bytes]).unwrap();
+    println!();
+}
+
+/// Prints numbered lines for ever.
+fn flood() {
+    let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout());
+    for n in 0_u64.. {
+        writeln!(out, "flood {n}").unwrap();
     }
 }
 
