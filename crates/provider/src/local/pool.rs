@@ -31,7 +31,20 @@ impl Default for Spare {
 struct Stock {
     networks: VecDeque<Network>,
     slots: VecDeque<Slot>,
+    /// Starts that are under way. What is made meanwhile would take the kernel's locks from them.
+    n_starts: usize,
     is_over: bool,
+}
+
+/// A start that is under way.
+#[derive(Debug)]
+pub(super) struct Underway<'a>(&'a Shared);
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        self.0.stock().n_starts -= 1;
+        self.0.wake.notify_all();
+    }
 }
 
 #[derive(Debug)]
@@ -57,16 +70,21 @@ impl Pool {
         Ok(Self { shared, keeper: Some(keeper) })
     }
 
+    /// Says that an instance is being started, until what this answers is dropped.
+    pub(super) fn begin(&self) -> Underway<'_> {
+        self.shared.stock().n_starts += 1;
+        Underway(&self.shared)
+    }
+
     /// A slot: one that is ready, or a new one.
     pub(super) fn take(&self) -> Result<Slot, Failure> {
-        let Shared { host, wake, .. } = &*self.shared;
+        let Shared { host, .. } = &*self.shared;
         let (slot, network) = {
             let mut stock = self.shared.stock();
             let slot = stock.slots.pop_front();
             let network = if slot.is_none() { stock.networks.pop_front() } else { None };
             (slot, network)
         };
-        wake.notify_all();
         if let Some(slot) = slot {
             return Ok(slot);
         }
@@ -115,6 +133,10 @@ impl Shared {
         let mut stock = self.stock();
         while !stock.is_over {
             let (slots, networks) = (stock.slots.len(), stock.networks.len());
+            if stock.n_starts > 0 {
+                stock = self.wake.wait(stock).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
             let made = if slots < self.spare.slots {
                 let network = stock.networks.pop_front();
                 drop(stock);

@@ -181,6 +181,8 @@ impl Slot {
     pub(super) fn make(host: &Host, network: Network) -> Result<Self, Failure> {
         let tag = network.tag.clone();
         let group = host.trees.create(&host.mark.cgroup(), tag.as_str())?;
+        // Only to have limits: the first one of a kind on a host takes the kernel a while, a change does not.
+        group.limit(&host.trees, Limits { cpu_milli: 1_000_000, memory_bytes: 1 << 40, pids: 1000 })?;
         let folder = host.root.spare_of(&tag);
         let made = Self::fill(host, network, group.clone(), folder.clone());
         if made.is_err() {

@@ -50,6 +50,7 @@ impl Inner {
     /// The first try.
     fn start(self: &Arc<Self>, pool: &Pool, fence: Fence, spec: InstanceSpec) -> Result<(), ProviderError> {
         let id = spec.id.clone();
+        let _underway = pool.begin();
         if spec.confinement.isolation == Isolation::Vm {
             self.write_down(fence, spec).map_err(|failure| failure.of(&id))?;
             return self.boot(&id);
