@@ -300,6 +300,13 @@ pub fn cover_root(path: &str) -> Result<(), CallError> {
     rustix::process::chdir("/").context("chdir", "/")
 }
 
+/// Makes what another process of this mount namespace laid over the root ([`cover_root`]) the root of this one: a path that
+/// begins with a root stays below what lies on it, but one that comes back to it does not.
+pub fn enter_covered_root() -> Result<(), CallError> {
+    rustix::process::chroot("/..").context("chroot", "the covered root")?;
+    rustix::process::chdir("/").context("chdir", "/")
+}
+
 /// Nothing that is mounted from here on in this mount namespace shows up in another one, and vice versa.
 pub fn make_private() -> Result<(), CallError> {
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;

@@ -4,8 +4,9 @@
 //! rest.
 //!
 //! ```text
-//! cloned ─▶ joins its cgroups, makes /proc and /dev ─ "ready" ─▶ waits for what to run, or dies with the server
-//!        ─▶ root, tmpfs, /etc ─▶ clones the program ─ "started" ─▶ pumps ─▶ exit.json ─ "ended" ─▶ makes all durable
+//! cloned ─▶ joins its cgroups, makes /proc and /dev, clones the program's process ─ "ready" ─▶ waits for what to run, or
+//!        dies with the server ─▶ root, tmpfs, /etc ─▶ the program ─ "started" ─▶ pumps ─▶ exit.json ─ "ended" ─▶ makes all
+//!        durable
 //! ```
 
 use super::blackbox::{self, BlackBox, CHUNK_BYTES, Lines};
@@ -22,7 +23,7 @@ use kiln_sys::exec::{self, Room};
 use kiln_sys::message::{self, Descriptors};
 use kiln_sys::process::{self, Namespaces, SignalFd};
 use kiln_sys::seccomp::{self, Instruction, Listener, Others};
-use kiln_sys::{CallError, Context, namespace, privilege, seal, text};
+use kiln_sys::{CallError, Context, mount, namespace, privilege, seal, text};
 use rustix::fs::{Gid, Uid};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Write};
@@ -65,12 +66,12 @@ impl Default for Kit {
 /// The life of pid 1. The status is seen by nobody; `exit.json` is.
 pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go, doors: Descriptors) -> i32 {
     process::set_name(SHIM_NAME);
-    let signals = match prepare(templates, &socket, go, doors) {
-        Ok(Some(signals)) => signals,
+    let held = match prepare(kit, templates, &socket, go, doors) {
+        Ok(Some(held)) => held,
         Ok(None) => return 1,
         Err(error) => return fail(&socket, &error.into()),
     };
-    let Kit { filter, asking, message, chunk, room, lines, batch } = kit;
+    let Kit { message, chunk, lines, batch, .. } = kit;
     let Ok((length, descriptors)) = message::receive(&socket, message) else { return 1 };
     if length == 0 {
         // The server is gone, and nobody has heard of this process.
@@ -91,8 +92,7 @@ pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go
         return fail(&socket, &failure);
     }
     let kept = Kept { socket, exit, lock, door, oom };
-    let filter = if start.asks { asking } else { filter };
-    match launch(&start, filter, room, signals, &kept, &spool) {
+    match launch(&start, &message[..length], held, &kept, &spool) {
         Ok(launched) => {
             let _ = message::send(&kept.socket, &[&[STARTED]], &[]);
             let pump = Pump::new(launched, &kept.door, chunk, lines, &mut spool);
@@ -120,13 +120,23 @@ fn fail(socket: &OwnedFd, failure: &Failure) -> i32 {
     1
 }
 
+/// The program's process before it is known what the program is. It waits for that, and has all rights until then.
+struct Held {
+    pid: i32,
+    signals: SignalFd,
+    pipes: [PipeReader; 2],
+    /// Its other end is closed when the program is executed.
+    talk: OwnedFd,
+}
+
 /// What does not depend on which instance it is going to be. None: nobody would ever find this process again.
 fn prepare(
+    kit: &mut Kit,
     templates: &Templates,
     socket: &OwnedFd,
     go: Go,
     mut doors: Descriptors,
-) -> Result<Option<SignalFd>, CallError> {
+) -> Result<Option<Held>, CallError> {
     let doors: [Option<File>; DOORS_MAX] = std::array::from_fn(|_| doors.next().map(File::from));
     let [a, b, c] = doors.each_ref().map(|door| door.as_ref().map_or(socket.as_fd(), |door| door.as_fd()));
     process::close_all_but(&[socket.as_fd(), go.file().as_fd(), a, b, c])?;
@@ -144,8 +154,21 @@ fn prepare(
     process::new_session()?;
     let signals = SignalFd::new(&[libc::SIGTERM, KILL, libc::SIGCHLD])?;
     privilege::limit_bounding_set(program::declarable() | 1 << privilege::CAP_KILL)?;
+    let null = File::options().read(true).write(true).open("/dev/null").context("open", "/dev/null")?;
+    for number in 0..3 {
+        process::set_standard(&null, number)?;
+    }
+    drop(null);
+    let pipe = || io::pipe().context("pipe", "the program's output");
+    let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
+    let (talk, theirs) = message::pair().context("socketpair", "the program's process")?;
+    let child = process::Clone::new(Namespaces::default()).spawn(|| {
+        become_program(kit, [&out_write, &err_write], &theirs);
+        126
+    })?;
+    drop((out_write, err_write, theirs));
     message::send(socket, &[&[READY]], &[]).context("send", "ready")?;
-    Ok(Some(signals))
+    Ok(Some(Held { pid: child.pid(), signals, pipes: [out_read, err_read], talk }))
 }
 
 /// What a shim has for all its life.
@@ -192,41 +215,29 @@ const CONFINED: u8 = b'c';
 const UNCONFINED: u8 = b'u';
 const ERRNO: u8 = b'e';
 
-/// Starts the program and waits until it is executed.
+/// Starts the program and waits until it is executed. `order` is what `start` was read from.
 fn launch(
     start: &Start<'_>,
-    filter: &[Instruction],
-    room: &mut Room,
-    signals: SignalFd,
+    order: &[u8],
+    held: Held,
     kept: &Kept,
     spool: &BlackBox,
 ) -> Result<Launched, Problem> {
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    let ((out_read, out_write), (err_read, err_write)) = (io::pipe()?, io::pipe()?);
-    // Whoever owns them may open them by name: `/dev/stdout`.
+    let Held { pid, signals, pipes, talk } = held;
+    // Whoever owns them may open them by name: `/dev/stdout`. Both ends are one.
     let (uid, gid) = (Uid::from_raw(start.user.0), Gid::from_raw(start.user.1));
-    for pipe in [&out_write, &err_write] {
+    for pipe in &pipes {
         rustix::fs::fchown(pipe, Some(uid), Some(gid)).map_err(io::Error::from)?;
     }
-    let (ours, theirs) = message::pair()?;
-    let child = process::Clone::new(Namespaces::default()).spawn(|| {
-        let output = [&out_write, &err_write];
-        become_program(start, filter, room, &null, output, &theirs);
-        126
-    })?;
-    drop((out_write, err_write, theirs));
-    for number in 0..3 {
-        process::set_standard(&null, number)?;
-    }
-    drop(null);
+    message::send(&talk, &[order], &[])?;
     let [a, b] = spool.files();
-    let oom = kept.oom.as_ref().map_or(ours.as_fd(), |file| file.as_fd());
+    let [out, err] = &pipes;
+    let oom = kept.oom.as_ref().map_or(talk.as_fd(), |file| file.as_fd());
     let keep = [
         signals.as_fd(),
-        out_read.as_fd(),
-        err_read.as_fd(),
-        ours.as_fd(),
-        child.pidfd(),
+        out.as_fd(),
+        err.as_fd(),
+        talk.as_fd(),
         a.as_fd(),
         b.as_fd(),
         kept.socket.as_fd(),
@@ -243,8 +254,8 @@ fn launch(
     privilege::no_new_privileges()?;
     privilege::not_dumpable()?;
     message::listen(&kept.door)?;
-    let listener = release(start, &ours)?;
-    Ok(Launched { pid: child.pid(), signals, pipes: [out_read, err_read], listener })
+    let listener = release(start, &talk)?;
+    Ok(Launched { pid, signals, pipes, listener })
 }
 
 /// Lets the program begin, which was held until pid 1 had given up what it has.
@@ -273,24 +284,21 @@ fn release(start: &Start<'_>, talk: &OwnedFd) -> Result<Option<Listener>, Proble
 }
 
 /// In the program's process. Returns only on failure, which it has told.
-fn become_program(
-    start: &Start<'_>,
-    filter: &[Instruction],
-    room: &mut Room,
-    null: &File,
-    [out, err]: [&PipeWriter; 2],
-    talk: &OwnedFd,
-) {
-    let confined = process::set_standard(null, 0)
-        .and_then(|()| process::set_standard(out, 1))
+fn become_program(kit: &mut Kit, [out, err]: [&PipeWriter; 2], talk: &OwnedFd) {
+    let Kit { filter, asking, message, room, .. } = kit;
+    let alone = process::set_standard(out, 1)
         .and_then(|()| process::set_standard(err, 2))
-        .and_then(|()| process::new_session())
-        .and_then(|()| {
-            process::unblock_signals();
-            program::confine(start.user, start.capabilities)
-        })
+        .and_then(|()| process::close_all_but(&[talk.as_fd()]))
+        .and_then(|()| process::new_session());
+    process::unblock_signals();
+    let Ok((length, _)) = message::receive(talk, message) else { return };
+    let Some(start) = Start::decode(&message[..length]) else { return };
+    let confined = alone
+        // Pid 1 has put the root together by now, and has laid it over this process's own.
+        .and_then(|()| mount::enter_covered_root())
+        .and_then(|()| program::confine(start.user, start.capabilities))
         .and_then(|()| match start.asks {
-            true => seccomp::install_asking(filter).map(Some),
+            true => seccomp::install_asking(asking).map(Some),
             false => seccomp::install(filter).map(|()| None),
         });
     let told = match &confined {
