@@ -5,14 +5,14 @@
 
 use crate::{CallError, Context};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The controllers that limits need.
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
-/// Microseconds over which processor time is counted.
+/// Microseconds over which processor time is counted, by default and here.
 const CPU_PERIOD_US: u64 = 100_000;
 /// The kernel refuses quotas below one millisecond.
 const CPU_QUOTA_US_MIN: u64 = 1_000;
@@ -214,7 +214,8 @@ impl Group {
         let quota = (u64::from(limits.cpu_milli) * CPU_PERIOD_US / 1000).max(CPU_QUOTA_US_MIN);
         let write = |directory: &Path, file: &str, value: String| {
             let path = directory.join(file);
-            fs::write(&path, value).context("write", path.display())
+            let open = fs::File::options().write(true).open(&path);
+            open.and_then(|mut file| file.write_all(value.as_bytes())).context("write", path.display())
         };
         let (memory, pids) = (limits.memory_bytes.to_string(), limits.pids.to_string());
         if let (Some((_, controllers)), Some(directory)) = (&trees.unified, &self.unified) {
@@ -235,18 +236,17 @@ impl Group {
             match controller.0 {
                 "memory" => {
                     write(&directory, "memory.limit_in_bytes", memory.clone())?;
-                    if directory.join("memory.memsw.limit_in_bytes").exists() {
-                        write(&directory, "memory.memsw.limit_in_bytes", memory.clone())?;
-                    }
-                    // The first version counts what TCP has under way by itself, and without a limit not at all.
-                    if directory.join("memory.kmem.tcp.limit_in_bytes").exists() {
-                        write(&directory, "memory.kmem.tcp.limit_in_bytes", memory.clone())?;
+                    // The last: the first version counts what TCP has under way by itself, and without a limit not at all.
+                    for file in ["memory.memsw.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"] {
+                        match write(&directory, file, memory.clone()) {
+                            // A kernel that does not count it has no such file, and nobody may make one.
+                            Err(error) if [libc::ENOENT, libc::EACCES].contains(&error.errno()) => {}
+                            written => written?,
+                        }
                     }
                 }
-                "cpu" => {
-                    write(&directory, "cpu.cfs_period_us", CPU_PERIOD_US.to_string())?;
-                    write(&directory, "cpu.cfs_quota_us", quota.to_string())?;
-                }
+                // Over the kernel's own period, which is the same.
+                "cpu" => write(&directory, "cpu.cfs_quota_us", quota.to_string())?,
                 _ => write(&directory, "pids.max", pids.clone())?,
             }
         }

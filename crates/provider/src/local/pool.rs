@@ -23,7 +23,7 @@ pub struct Spare {
 
 impl Default for Spare {
     fn default() -> Self {
-        Self { networks: 8, slots: 4 }
+        Self { networks: 8, slots: 8 }
     }
 }
 
