@@ -53,8 +53,22 @@ fn prepared() -> (Kiln, Project, [usize; 5]) {
         tiny::deploy(&kiln, &project, n).expect(0);
     }
     settle(&kiln);
-    let usual = counts(&kiln);
+    let usual = resting(&kiln);
     (kiln, project, usual)
+}
+
+/// What the host has when the server has made ready what it keeps ready, and the last of what ended is gone.
+fn resting(kiln: &Kiln) -> [usize; 5] {
+    const LOOKS: usize = 40;
+    let (mut usual, mut same) = (counts(kiln), 0);
+    wait_until("the host is at rest", LIMIT, || {
+        std::thread::park_timeout(Duration::from_millis(50));
+        let now = counts(kiln);
+        same = if now == usual { same + 1 } else { 0 };
+        usual = now;
+        same >= LOOKS
+    });
+    usual
 }
 
 /// Begins a deploy of marker `n` as a process that outlives the server.

@@ -183,6 +183,8 @@ struct Inner {
     layers: Layers,
     /// In force from the end of `open`.
     policy: OnceLock<Policy>,
+    /// Held while the filter and the books are made to agree.
+    filtering: Mutex<()>,
     books: Mutex<Books>,
     changed: Notify,
     /// What runs machines, once it was tried.
@@ -223,6 +225,7 @@ impl LocalProvider {
             host: host.clone(),
             roots,
             policy: OnceLock::new(),
+            filtering: Mutex::default(),
             books: Mutex::default(),
             changed: Notify::new(),
             accelerator: OnceLock::new(),
@@ -287,6 +290,7 @@ impl Inner {
     /// Puts the policy in force again if somebody removed it.
     fn keep_policy(&self) -> Result<(), Failure> {
         let policy = self.policy()?;
+        let _filtering = self.filtering.lock().unwrap_or_else(PoisonError::into_inner);
         if !policy.is_enforced()? {
             eprintln!("kiln: warning: the packet filter table of instances was removed; making it anew");
             let records = self.records();
@@ -363,7 +367,7 @@ impl Inner {
                     reason = "its successor is unsafe; an `Arc<OwnedFd>` stays the same open descriptor"
                 )]
                 let registered = AsyncFd::with_interest(end, Interest::READABLE);
-                let Ok(end) = registered else { return };
+                let Ok(end) = registered else { continue };
                 if end.readable().await.is_ok() {
                     inner.settle(&id);
                 }

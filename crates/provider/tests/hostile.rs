@@ -69,7 +69,7 @@ async fn all(wanted: &str) {
     }
     cases! {
         full_tmpfs inotify_is_its_own reopened_output
-        stubborn_end
+        stubborn_end thief
         noisy_daemon_of_a_check helper_killed
         helpers_killed_at_any_moment owner_killed server_killed_at_any_moment
         late_zygote_after_absent late_zygote_after_sweep zygote_stopped zygote_killed
@@ -183,6 +183,20 @@ async fn stubborn_end(host: &Host) {
     let exit = std::fs::read(local::instance_folder(host.state(), &spec.id).join("exit.json")).unwrap();
     let exit: serde_json::Value = serde_json::from_slice(&exit).unwrap();
     assert_eq!((&exit["exit"], &exit["signal"]), (&"signal".into(), &9.into()));
+}
+
+/// A program that reads its own output holds nobody up: it is asked to end, ends, and how is written down.
+async fn thief(host: &Host) {
+    let provider = host.provider();
+    for sequence in 30..36 {
+        let spec = host.spec(sequence, &["probe", "thief"]);
+        provider.ensure(fence(), &spec).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        provider.absent(fence(), &spec.id).await.unwrap();
+        let exit = std::fs::read(local::instance_folder(host.state(), &spec.id).join("exit.json")).unwrap();
+        let exit: serde_json::Value = serde_json::from_slice(&exit).unwrap();
+        assert_eq!((&exit["exit"], &exit["signal"]), (&"signal".into(), &15.into()), "{exit}");
+    }
 }
 
 /// The program of a `command` check leaves nothing behind, and cannot keep the server busy.

@@ -50,6 +50,18 @@ pub fn file_in_root(root: impl AsFd, path: &str) -> Option<OwnedFd> {
     (kind == FileType::RegularFile).then_some(file)
 }
 
+/// Whether the root of a proc file system is at `path` below `root`, links followed.
+pub fn is_procfs_in_root(root: impl AsFd, path: &str) -> bool {
+    /// `PROC_SUPER_MAGIC` and `PROC_ROOT_INO` of the kernel.
+    const MAGIC: i64 = 0x9fa0;
+    const ROOT: u64 = 1;
+    let found = resolve(root, path, OFlags::PATH | OFlags::DIRECTORY);
+    found.is_ok_and(|found| {
+        let kind = rustix::fs::fstatfs(&found).map(|fs| fs.f_type as i64);
+        kind == Ok(MAGIC) && fstat(&found).is_ok_and(|stat| stat.st_ino == ROOT)
+    })
+}
+
 /// The kind of what is at `path` below `root`, links followed.
 pub fn kind_in_root(root: impl AsFd, path: &str) -> Result<FileType, CallError> {
     let fd = open_in_root(root, path, OFlags::PATH)?;

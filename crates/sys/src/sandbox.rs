@@ -87,18 +87,25 @@ impl Covers {
     /// Covers them in the /proc that is mounted at `proc` and that nobody but the kernel has written to. `empty` and
     /// `null` are a directory and a device to lie over them. Takes no memory from the heap.
     pub fn apply(&self, proc: impl AsFd, empty: &str, null: &str) -> Result<(), CallError> {
+        // What went since, with a module of the kernel, tells nothing any more.
         let at = |name: &str| {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rustix::fs::openat(&proc, name, flags, Mode::empty()).context("open in /proc", name)
+            match rustix::fs::openat(&proc, name, flags, Mode::empty()) {
+                Err(rustix::io::Errno::NOENT) => Ok(None),
+                other => other.map(Some).context("open in /proc", name),
+            }
         };
         for (name, is_directory) in &self.hidden {
             let cover = if *is_directory { empty } else { null };
-            mount::attach(mount::copy_at(rustix::fs::CWD, cover)?, at(name)?)?;
+            if let Some(place) = at(name)? {
+                mount::attach(mount::copy_at(rustix::fs::CWD, cover)?, place)?;
+            }
         }
         for name in &self.read_only {
+            let Some(place) = at(name)? else { continue };
             let cover = mount::copy_at(&proc, name)?;
             mount::make_read_only(&cover)?;
-            mount::attach(cover, at(name)?)?;
+            mount::attach(cover, place)?;
         }
         Ok(())
     }

@@ -147,12 +147,16 @@ enum Verdict {
     Refuse(i32),
     Clone,
     Socket,
+    /// Of the caller itself, whose number is 0.
+    Own,
 }
 
 fn verdict(number: u32) -> Verdict {
     let call = c_long::from(number);
     match call {
         _ if call == SYS_clone => Verdict::Clone,
+        // A program that may choose its user could take that of pid 1, and then its limits.
+        _ if call == SYS_prlimit64 => Verdict::Own,
         // A pair is made of sockets: some families (TIPC) make real ones, and others are loaded to refuse it.
         _ if call == SYS_socket || call == SYS_socketpair => Verdict::Socket,
         _ if call == SYS_clone3 || NOT_BUILT_IN.contains(&call) => Verdict::Refuse(ENOSYS),
@@ -179,6 +183,9 @@ fn leaf(verdict: Verdict) -> Vec<Instruction> {
             error(EPERM),
             allow,
         ],
+        Verdict::Own => {
+            vec![instruction(LOAD, 0, 0, ARGUMENT_0), instruction(JUMP_EQUAL, 1, 0, 0), error(EPERM), allow]
+        }
         Verdict::Socket => {
             let mut out = vec![instruction(LOAD, 0, 0, ARGUMENT_0)];
             for (n, family) in FAMILIES.iter().enumerate() {
@@ -324,6 +331,8 @@ mod tests {
         for number in (0..1000).chain([X32, X32 + 1, u32::MAX]) {
             let expected = match verdict(number) {
                 Verdict::Refuse(errno) => refused(errno),
+                // The argument below is another process's number.
+                Verdict::Own => refused(EPERM),
                 _ => ALLOW,
             };
             assert_eq!(run(&filter, ARCHITECTURE_X86_64, number, [AF_INET as u32, 0]), expected, "{number}");
@@ -332,6 +341,8 @@ mod tests {
             |call: c_long, argument: u32| run(&filter, ARCHITECTURE_X86_64, call as u32, [argument, 0]);
         assert_eq!(answer(SYS_clone, CLONE_NEWUSER as u32), refused(EPERM));
         assert_eq!(answer(SYS_clone, (CLONE_VM | CLONE_THREAD) as u32), ALLOW);
+        assert_eq!(answer(SYS_prlimit64, 0), ALLOW);
+        assert_eq!(answer(SYS_prlimit64, 1), refused(EPERM));
         assert_eq!(answer(SYS_clone3, 0), refused(ENOSYS));
         assert_eq!(answer(SYS_socket, AF_PACKET as u32), refused(EAFNOSUPPORT));
         assert_eq!(answer(SYS_socketpair, AF_TIPC as u32), refused(EAFNOSUPPORT));

@@ -48,21 +48,25 @@ impl Cloner {
         Self { program, folder, connection: Mutex::default() }
     }
 
-    /// Has a shim cloned. If the zygote is dead another one does it.
+    /// Has a shim cloned. A zygote that is dead is replaced first; one that dies over this request is an error that may
+    /// pass, as it may have cloned a shim that nobody knows: whoever asks again does so with other descriptors.
     pub(super) fn clone_shim(&self, request: Request, with: &[BorrowedFd<'_>]) -> Result<Cloned, Failure> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(living) = connection.as_ref() {
-            match living.ask(request, with) {
-                Ok(answer) => return answer,
-                Err(_) => *connection = None,
-            }
-        }
-        let new = connection.insert(self.start()?);
-        let answer = new.ask(request, with);
-        answer.unwrap_or_else(|failure| {
+        if connection.as_mut().is_some_and(|living| !matches!(living.child.try_wait(), Ok(None))) {
             *connection = None;
-            Err(failure)
-        })
+        }
+        if connection.is_none() {
+            *connection = Some(self.start()?);
+        }
+        let answer = connection.as_ref().map(|living| living.ask(request, with));
+        match answer {
+            Some(Ok(answer)) => answer,
+            Some(Err(failure)) => {
+                *connection = None;
+                Err(failure)
+            }
+            None => Err(Failure::retry("ask the zygote", "there is none")),
+        }
     }
 
     /// Ends the zygote; shims go on.
@@ -91,7 +95,8 @@ impl Connection {
     /// The outer failure: it does not answer.
     fn ask(&self, request: Request, with: &[BorrowedFd<'_>]) -> Result<Result<Cloned, Failure>, Failure> {
         let lost = |detail: String| Failure::retry("ask the zygote", detail);
-        message::send(&self.socket, &[&request.encode()], with).map_err(|error| lost(error.to_string()))?;
+        // One that could not get ready has said why before it ended.
+        let sent = message::send(&self.socket, &[&request.encode()], with);
         let mut buffer = vec![0; 4096];
         if !process::wait_readable(self.socket.as_fd(), Some(ANSWER_MAX))? {
             return Err(lost("it does not answer".into()));
@@ -100,7 +105,7 @@ impl Connection {
             message::receive(&self.socket, &mut buffer).map_err(|error| lost(error.to_string()))?;
         let bytes = &buffer[..length];
         if bytes.is_empty() {
-            return Err(lost("it was killed".into()));
+            return Err(lost(sent.err().map_or_else(|| "it was killed".into(), |error| error.to_string())));
         }
         if let (Ok(pid), Some(pidfd), Some(users)) =
             (bytes.try_into().map(i32::from_ne_bytes), descriptors.next(), descriptors.next())

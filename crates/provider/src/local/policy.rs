@@ -123,7 +123,13 @@ impl Policy {
             may_forward()?;
             batch.add(RESOLVERS, &resolvers().iter().map(std::slice::from_ref).collect::<Vec<_>>());
         }
-        Ok(self.commit(batch)?)
+        match self.commit(batch) {
+            // Somebody removed the table since it was looked for; it is made anew.
+            Err(error) if error.errno() == libc::ENOENT => {
+                Err(Failure::retry(error.to_string(), error.source.to_string()))
+            }
+            done => Ok(done?),
+        }
     }
 
     /// Takes it back, once nothing of the instance runs. Fine if it was never allowed.

@@ -34,6 +34,8 @@ struct Stock {
     /// Starts that are under way. What is made meanwhile would take the kernel's locks from them.
     n_starts: usize,
     is_over: bool,
+    /// Something changed since the keeper looked last.
+    has_news: bool,
 }
 
 /// A start that is under way.
@@ -42,7 +44,9 @@ pub(super) struct Underway<'a>(&'a Shared);
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        self.0.stock().n_starts -= 1;
+        let mut stock = self.0.stock();
+        stock.n_starts -= 1;
+        stock.has_news = true;
         self.0.wake.notify_all();
     }
 }
@@ -81,7 +85,14 @@ impl Pool {
         let Shared { host, .. } = &*self.shared;
         let (slot, network) = {
             let mut stock = self.shared.stock();
-            let slot = stock.slots.pop_front();
+            // One whose shim was killed meanwhile is of no use.
+            let mut slot = stock.slots.pop_front();
+            while let Some(dead) = slot.take_if(|slot| !slot.is_alive()) {
+                let number = dead.network.number;
+                dead.discard();
+                host.give_back(number);
+                slot = stock.slots.pop_front();
+            }
             let network = if slot.is_none() { stock.networks.pop_front() } else { None };
             (slot, network)
         };
@@ -95,6 +106,8 @@ impl Pool {
 
     /// Something is on its way out.
     pub(super) fn look_after(&self) {
+        // The lock, so that the keeper is not between its look and its sleep.
+        self.shared.stock().has_news = true;
         self.shared.wake.notify_all();
     }
 
@@ -137,6 +150,7 @@ impl Shared {
                 stock = self.wake.wait(stock).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
+            stock.has_news = false;
             let made = if slots < self.spare.slots {
                 let network = stock.networks.pop_front();
                 drop(stock);
@@ -148,14 +162,15 @@ impl Shared {
                 drop(stock);
                 None
             };
-            stock = self.stock();
             if made == Some(true) {
                 self.wake.notify_all();
+                stock = self.stock();
                 continue;
             }
-            if !stock.is_over {
-                let is_idle = made.is_none() && !self.host.see_off();
-                // Without anything to do until somebody takes one; after a failure, for a moment.
+            let is_idle = !self.host.see_off() && made.is_none();
+            stock = self.stock();
+            if !stock.is_over && !stock.has_news {
+                // Without anything to do until somebody has news; after a failure, or for who leaves, for a moment.
                 let pause = if is_idle { PAUSE * 3600 } else { PAUSE };
                 let waited = self.wake.wait_timeout(stock, pause);
                 stock = waited.unwrap_or_else(PoisonError::into_inner).0;

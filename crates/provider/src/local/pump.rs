@@ -167,6 +167,9 @@ impl<'a> Pump<'a> {
         for n in (0..2).filter(|n| ready.pipes[*n]) {
             let Some(pipe) = &mut self.pipes[n] else { continue };
             match pipe.read(self.chunk) {
+                // The program may have read it itself, as it may open what it prints to.
+                Err(error)
+                    if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {}
                 Ok(0) | Err(_) => self.pipes[n] = None,
                 // A full disk loses lines, not the program.
                 Ok(got) => drop(self.lines[n].push(&self.chunk[..got], STREAMS[n], self.spool)),

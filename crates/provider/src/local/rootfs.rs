@@ -74,6 +74,10 @@ pub(super) fn assemble(root: OwnedFd, start: &Start<'_>) -> Result<(), Failure> 
         let detail = "something else is mounted there; hint: `/dev` must not be a link in the image";
         return Err(Failure::permanent("mount `/dev`", detail));
     }
+    if !path::is_procfs_in_root(root, "/proc") {
+        let detail = "something else is there; hint: `/proc` must not be a link in the image";
+        return Err(Failure::permanent("mount `/proc`", detail));
+    }
     mount_etc(root, start)?;
     rustix::system::sethostname(start.host_name.as_bytes())
         .map_err(|error| Failure::io("set the host name", &error.into()))?;

@@ -159,7 +159,13 @@ fn prepare(
         process::set_standard(&null, number)?;
     }
     drop(null);
-    let pipe = || io::pipe().context("pipe", "the program's output");
+    // Only the ends that are read here: whoever prints may wait, a shim never.
+    let pipe = || {
+        let (read, write) = io::pipe().context("pipe", "the program's output")?;
+        let flags = rustix::fs::OFlags::NONBLOCK;
+        rustix::fs::fcntl_setfl(&read, flags).context("fcntl", "the program's output")?;
+        Ok::<_, CallError>((read, write))
+    };
     let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
     let (talk, theirs) = message::pair().context("socketpair", "the program's process")?;
     let child = process::Clone::new(Namespaces::default()).spawn(|| {
@@ -280,6 +286,9 @@ fn release(start: &Start<'_>, talk: &OwnedFd) -> Result<Option<Listener>, Proble
     };
     seal::lift();
     let error = io::Error::from_raw_os_error(errno);
+    if [libc::ENOMEM, libc::EAGAIN, libc::ENFILE, libc::EMFILE].contains(&errno) {
+        return Err(Problem::Before(Failure::io("execute the program", &error)));
+    }
     Err(Problem::Executing(program::explain(&error, start.argv.first(), start.search, start.user.0)))
 }
 
@@ -332,7 +341,7 @@ pub(crate) fn end(spool: &mut BlackBox, mut exit: &File, reason: &ExitReason) {
     let mut line = [0; 1024];
     spool.note(text::format(&mut line, format_args!("{reason}")));
     let record = Exit { at: Wall(kiln_sys::clock::wall_ms()), reason: reason.clone() };
-    let mut bytes = [0; 4096];
+    let mut bytes = [0; 16 * 1024];
     let mut room = &mut bytes[..];
     let free = room.len();
     // What cannot be written is seen as `ExitReason::Unknown`; there is nobody to tell.

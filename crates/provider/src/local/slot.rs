@@ -108,12 +108,17 @@ impl Host {
 
     /// Looks after those that departed, and helps along what has been on its way for too long. Whether there are any.
     pub(super) fn see_off(&self) -> bool {
-        let mut departing = self.departing.lock().unwrap_or_else(PoisonError::into_inner);
-        if departing.is_empty() {
+        let departing = || self.departing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Looked after outside of the lock: the kernel takes its time.
+        let mut leaving = std::mem::take(&mut *departing());
+        if leaving.is_empty() {
             return false;
         }
-        let Ok(host) = Netlink::open() else { return true };
-        departing.retain(|(since, link, number)| {
+        let Ok(host) = Netlink::open() else {
+            departing().extend(leaving);
+            return true;
+        };
+        leaving.retain(|(since, link, number)| {
             let found = match host.find(link) {
                 Err(error) if error.errno() == libc::ENODEV => None,
                 Err(_) => return true,
@@ -129,6 +134,8 @@ impl Host {
             }
             !is_gone
         });
+        let mut departing = departing();
+        departing.extend(leaving);
         !departing.is_empty()
     }
 
@@ -192,14 +199,10 @@ impl Slot {
     }
 
     fn fill(host: &Host, network: Network, group: Group, folder: PathBuf) -> Result<Self, Failure> {
-        let (doors, birthplace) = (group.doors(false)?, group.birthplace()?);
-        let (socket, theirs) = message::pair().map_err(|error| Failure::io("make a socket", &error))?;
-        let mut with: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), network.namespace.as_fd()];
-        with.extend(birthplace.as_ref().map(AsFd::as_fd));
-        with.extend(doors.iter().map(AsFd::as_fd));
-        let request = Request { number: network.number, has_birthplace: birthplace.is_some() };
-        let Cloned { pid, pidfd, users } = host.cloner.clone_shim(request, &with)?;
-        drop(theirs);
+        let once = || Self::clone_shim(host, &network, &group);
+        // The zygote may have been killed since the last one; what it may have cloned for that waits on another socket.
+        let cloned = once().or_else(|failure| if failure.permanent { Err(failure) } else { once() })?;
+        let (socket, Cloned { pid, pidfd, users }) = cloned;
         // The one reason for not finding it is that it is dead.
         let started = process::start_time(pid)
             .map_err(|error| Failure::retry("find pid 1", error.source.to_string()))?;
@@ -213,16 +216,32 @@ impl Slot {
         }
     }
 
+    /// A shim, and the socket on which nobody but it listens.
+    fn clone_shim(host: &Host, network: &Network, group: &Group) -> Result<(OwnedFd, Cloned), Failure> {
+        let (doors, birthplace) = (group.doors(false)?, group.birthplace()?);
+        let (socket, theirs) = message::pair().map_err(|error| Failure::io("make a socket", &error))?;
+        let mut with: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), network.namespace.as_fd()];
+        with.extend(birthplace.as_ref().map(AsFd::as_fd));
+        with.extend(doors.iter().map(AsFd::as_fd));
+        let request = Request { number: network.number, has_birthplace: birthplace.is_some() };
+        Ok((socket, host.cloner.clone_shim(request, &with)?))
+    }
+
     /// The next thing that the shim says.
     fn hear(&self) -> Result<Vec<u8>, Failure> {
         if !process::wait_readable(self.socket.as_fd(), Some(ANSWER_MAX))? {
             return Err(Failure::retry("start the instance", "pid 1 does not answer"));
         }
-        let mut buffer = vec![0; 4096];
+        let mut buffer = vec![0; 16 * 1024];
         let received = message::receive(&self.socket, &mut buffer);
         let (length, _) = received.map_err(|error| Failure::io("hear from pid 1", &error))?;
         buffer.truncate(length);
         Ok(buffer)
+    }
+
+    /// Whether its shim still waits.
+    pub(super) fn is_alive(&self) -> bool {
+        process::wait_readable(self.pidfd.as_fd(), Some(Duration::ZERO)).is_ok_and(|has_ended| !has_ended)
     }
 
     /// Makes it the instance of a record: the folder gets its name, and the groups get their limits.

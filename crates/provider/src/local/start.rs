@@ -185,6 +185,7 @@ impl Inner {
     fn allow(&self, record: &Record) -> Result<Neighbours, Failure> {
         let policy = self.policy()?;
         self.keep_policy()?;
+        let _filtering = self.filtering.lock().unwrap_or_else(PoisonError::into_inner);
         policy.allow(record)?;
         Ok(policy.neighbours(record))
     }

@@ -158,11 +158,14 @@ impl Inner {
         gone.map_err(|failure| failure.of(id))?;
         let mut books = self.books();
         let entry = books.entries.remove(id);
-        if let Some(entry) = entry {
-            self.host.depart(entry.record.link(&self.host.mark), entry.record.number);
-        }
         books.gone.insert(id.clone(), fence);
         drop(books);
+        if let Some(entry) = entry {
+            // Once more: a filter that was made anew meanwhile was made with it. What fails here was done above.
+            let _filtering = self.filtering.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = self.policy().and_then(|policy| policy.forget(&entry.record));
+            self.host.depart(entry.record.link(&self.host.mark), entry.record.number);
+        }
         self.changed.notify_one();
         Ok(())
     }

@@ -56,6 +56,7 @@ fn main() {
             std::fs::write("/proc/self/oom_score_adj", "0").unwrap();
             fill(arg(1));
         }
+        "thief" => thief(),
         "unlisted" => unlisted(),
         "inotify" => inotify(),
         "daemon" => daemon(),
@@ -133,6 +134,19 @@ fn fill(place: &str) {
     while file.write_all(&chunk).is_ok() {}
     println!("full");
     forever();
+}
+
+/// Takes what it prints away again before anybody else can read it, as far as it gets.
+fn thief() {
+    let mut own = std::fs::File::open("/proc/self/fd/1").unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while own.read(&mut buffer).is_ok() {}
+    });
+    loop {
+        println!("mine");
+        std::thread::yield_now();
+    }
 }
 
 /// Its capabilities, and what becomes of calls that are on no list: twice `personality`, and `mount`.
