@@ -57,7 +57,7 @@ pub fn is_procfs_in_root(root: impl AsFd, path: &str) -> bool {
     const ROOT: u64 = 1;
     let found = resolve(root, path, OFlags::PATH | OFlags::DIRECTORY);
     found.is_ok_and(|found| {
-        let kind = rustix::fs::fstatfs(&found).map(|fs| fs.f_type as i64);
+        let kind = rustix::fs::fstatfs(&found).map(|fs| fs.f_type);
         kind == Ok(MAGIC) && fstat(&found).is_ok_and(|stat| stat.st_ino == ROOT)
     })
 }
