@@ -188,7 +188,7 @@ async fn stubborn_end(host: &Host) {
 /// A program that reads its own output holds nobody up: it is asked to end, ends, and how is written down.
 async fn thief(host: &Host) {
     let provider = host.provider();
-    for sequence in 30..36 {
+    for sequence in 300..306 {
         let spec = host.spec(sequence, &["probe", "thief"]);
         provider.ensure(fence(), &spec).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
