@@ -165,6 +165,14 @@ struct Entry {
     told: Option<Arc<OwnedFd>>,
 }
 
+impl Entry {
+    /// Of what is written down, and nothing more.
+    fn starting(record: Arc<Record>) -> Self {
+        let (fence, state) = (record.fence, SeenState::Starting);
+        Self { record, fence, state, process: None, layers: vec![], told: None }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Books {
     entries: BTreeMap<InstanceId, Entry>,

@@ -18,13 +18,16 @@ pub struct Space {
     pub free_bytes: u64,
     /// Files that can still be made; none if the file system does not count them.
     pub free_files: Option<u64>,
+    /// Nothing can be written, however much room there is.
+    pub is_read_only: bool,
 }
 
 /// The room in the file system of an existing file or directory.
 pub fn space(path: &Path) -> Result<Space, CallError> {
     let found = rustix::fs::statvfs(path).context("statvfs", path.display())?;
     let free_files = (found.f_files > 0).then_some(found.f_favail);
-    Ok(Space { free_bytes: found.f_bavail.saturating_mul(found.f_frsize), free_files })
+    let is_read_only = found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+    Ok(Space { free_bytes: found.f_bavail.saturating_mul(found.f_frsize), free_files, is_read_only })
 }
 
 /// How many files this process may raise its own limit to; none is no limit.

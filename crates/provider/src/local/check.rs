@@ -203,7 +203,7 @@ fn command(target: &Target, argv: Vec<String>, timeout: Millis) -> Outcome {
     let (environment, search) = program::environment_of(&target.spec);
     let capabilities = program::mask_of(target.spec.confinement.capabilities.iter().copied());
     let order = ExecOrder { argv, environment, search, user, capabilities, timeout };
-    let (ours, theirs) = order::pair().map_err(|e| e.to_string())?;
+    let (ours, theirs) = kiln_sys::message::pair().map_err(|e| e.to_string())?;
     let (mut out_read, out_write) = io::pipe().map_err(|e| e.to_string())?;
     let pidfd =
         process::open_same(target.process.pid, target.process.started).ok_or("the instance has ended")?;

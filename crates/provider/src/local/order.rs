@@ -3,21 +3,14 @@
 //! at the same time can inherit them.
 
 use kiln_model::Millis;
-use rustix::io::{IoSlice, IoSliceMut};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
+use kiln_sys::message;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Bytes of one message.
 const MESSAGE_BYTES_MAX: usize = 128 * 1024;
-/// Descriptors of one message; the kernel's limit is 253.
-pub(crate) const DESCRIPTORS_MAX: usize = 64;
 
 /// From a supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -106,49 +99,22 @@ pub(crate) enum ExecReport {
     NotStarted(String),
 }
 
-/// Two connected ends.
-pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let kind = SocketType::SEQPACKET;
-    Ok(rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?)
-}
-
 /// Sends one message.
-pub(crate) fn send(socket: impl AsFd, message: &impl Serialize, with: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
-    if bytes.len() > MESSAGE_BYTES_MAX || with.len() > DESCRIPTORS_MAX {
+pub(crate) fn send(socket: impl AsFd, order: &impl Serialize, with: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(order).map_err(io::Error::other)?;
+    if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(io::Error::other("message too long"));
     }
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !with.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(with)) {
-        return Err(io::Error::other("too many descriptors"));
-    }
-    rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
+    message::send(socket, &[&bytes], with)
 }
 
 /// Waits for one message. None: the other end closed without one.
 pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MESSAGE_BYTES_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(
-            &socket,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    })?;
-    if got.bytes == 0 {
+    let (length, descriptors) = message::receive(socket, &mut bytes)?;
+    if length == 0 {
         return Ok(None);
     }
-    let mut descriptors = vec![];
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(list) = message {
-            descriptors.extend(list);
-        }
-    }
-    let message = serde_json::from_slice(&bytes[..got.bytes]).map_err(io::Error::other)?;
-    Ok(Some((message, descriptors)))
+    let order = serde_json::from_slice(&bytes[..length]).map_err(io::Error::other)?;
+    Ok(Some((order, descriptors.collect())))
 }

@@ -71,14 +71,7 @@ impl Inner {
             self.host.give_back(number);
             return Err(failure.of(&id));
         }
-        let entry = Entry {
-            record: record.clone(),
-            fence,
-            state: SeenState::Starting,
-            process: None,
-            layers: vec![],
-            told: None,
-        };
+        let entry = Entry::starting(record.clone());
         self.books().entries.insert(id.clone(), entry);
         self.begin(&id, &record, slot, layers)
     }
@@ -94,9 +87,7 @@ impl Inner {
             self.host.give_back(number);
             return Err(Failure::io("write `spec.json`", &error));
         }
-        let (record, state) = (Arc::new(record), SeenState::Starting);
-        let entry = Entry { record, fence, state, process: None, layers: vec![], told: None };
-        self.books().entries.insert(id, entry);
+        self.books().entries.insert(id, Entry::starting(Arc::new(record)));
         Ok(())
     }
 

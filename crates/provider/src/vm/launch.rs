@@ -64,7 +64,7 @@ fn start(
     order: &MachineOrder,
     files: &[File],
 ) -> io::Result<(Child, OwnedFd)> {
-    let (ours, theirs) = order::pair()?;
+    let (ours, theirs) = kiln_sys::message::pair()?;
     let mut child = Command::new(program)
         .args([OsStr::new("internal"), OsStr::new("machine"), argument])
         .env_clear()

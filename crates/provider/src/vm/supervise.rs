@@ -123,7 +123,7 @@ fn supervise(directory: &Path) -> Result<(), Failure> {
     let boot_max = order.boot_max.duration();
     let given = Given { record: &record, records, desk, oom: files.oom.take(), boot_max };
     let (go_read, mut go_write) = io::pipe().map_err(failed("make a pipe"))?;
-    let (report_read, report_write) = order::pair().map_err(failed("make a socket"))?;
+    let (report_read, report_write) = kiln_sys::message::pair().map_err(failed("make a socket"))?;
     let child = {
         let foreign = [go_write.as_fd(), report_read.as_fd(), home.as_fd()];
         let clone = isolated(ids_of(record.number), birthplace.as_ref());

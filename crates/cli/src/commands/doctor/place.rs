@@ -38,6 +38,10 @@ fn room(folder: &str, space: Result<Space, CallError>) -> Finding {
         Ok(space) => space,
         Err(error) => return Finding::bad(NAME, Level::Missing, error.line(), fix),
     };
+    if space.is_read_only {
+        let fix = "name a folder that can be written with `--state`";
+        return Finding::bad(NAME, Level::Missing, format!("`{folder}` is read-only"), fix);
+    }
     let found = format!("{} MiB free in `{folder}`", space.free_bytes >> 20);
     if space.free_bytes < BYTES_MIN {
         return Finding::bad(NAME, Level::Missing, found, fix);
@@ -96,12 +100,14 @@ mod tests {
     #[test]
     fn room_is_plenty_scarce_or_missing() {
         let level = |mebibytes: u64, free_files| {
-            room("/x", Ok(Space { free_bytes: mebibytes << 20, free_files })).level
+            room("/x", Ok(Space { free_bytes: mebibytes << 20, free_files, is_read_only: false })).level
         };
         assert_eq!(level(100, None), Level::Missing);
         assert_eq!((level(2000, None), level(9000, Some(10))), (Level::Warning, Level::Warning));
         assert_eq!((level(9000, None), level(9000, Some(1_000_000))), (Level::Ok, Level::Ok));
         assert_eq!(room("/x", host::space(Path::new("/no/such"))).level, Level::Missing);
+        let read_only = Space { free_bytes: 1 << 40, free_files: None, is_read_only: true };
+        assert_eq!(room("/x", Ok(read_only)).level, Level::Missing);
         assert_eq!(existing(Path::new("/proc/no/such/folder")), Path::new("/proc"));
     }
 
