@@ -15,10 +15,11 @@ mod images;
 mod programs;
 #[path = "attacks/requests.rs"]
 mod requests;
+#[path = "local/stage.rs"]
+mod stage;
 #[path = "attacks/world.rs"]
 mod world;
 
-use kiln_provider::local;
 use std::process::ExitCode;
 use std::time::Instant;
 use world::World;
@@ -27,8 +28,6 @@ fn main() -> ExitCode {
     let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
     let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
     match (word(0), word(1)) {
-        ("internal", "zygote") => return local::zygote::main(args.into_iter().skip(2)),
-        ("internal", "exec") => return local::exec::main(),
         ("steal", _) => return programs::steal(),
         ("bystander", _) => {
             let _ = std::io::Read::read(&mut std::io::stdin(), &mut [0]);
@@ -36,21 +35,15 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    if args.iter().any(|a| a == "--list") {
-        return ExitCode::SUCCESS;
+    if let Some(status) = stage::play() {
+        return status;
     }
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: the attacks on the local provider need root");
-        return ExitCode::SUCCESS;
-    }
-    kiln_sys::namespace::enter_private_net().unwrap();
+    let Some(wanted) = stage::enter("the attacks on the local provider") else { return ExitCode::SUCCESS };
+    let wanted = wanted.as_str();
     // What others on this machine mount meanwhile is no change of ours.
     kiln_sys::namespace::unshare(kiln_sys::process::Namespaces::MOUNT).unwrap();
     kiln_sys::mount::make_private().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let wanted = args.iter().filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')).unwrap_or("");
-    runtime.block_on(all(wanted));
-    ExitCode::SUCCESS
+    stage::run(all(wanted))
 }
 
 async fn all(wanted: &str) {

@@ -4,6 +4,11 @@
 
 #[path = "local/host.rs"]
 mod host;
+#[macro_use]
+#[path = "local/cases.rs"]
+mod cases;
+#[path = "local/stage.rs"]
+mod stage;
 
 use host::Host;
 use kiln_model::frame::Stream;
@@ -24,50 +29,28 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn main() -> ExitCode {
     let args: Vec<std::ffi::OsString> = std::env::args_os().collect();
     let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
-    match (word(1), word(2)) {
-        ("internal", "zygote") => {
-            if Path::new(word(0)).file_name().is_some_and(|name| name == SLOW) {
-                std::thread::sleep(SLOW_TIME);
-            }
-            return local::zygote::main(args.into_iter().skip(3));
+    match word(1) {
+        "internal" if Path::new(word(0)).file_name().is_some_and(|name| name == SLOW) => {
+            std::thread::sleep(SLOW_TIME);
         }
-        ("internal", "exec") => return local::exec::main(),
-        ("owners", _) => loop {
+        "owners" => loop {
             kiln_sys::namespace::user_namespace(100_000, 65_536).unwrap();
         },
-        ("server", state) => return server(state.into(), word(3), word(4)),
+        "server" => return server(word(2).into(), word(3), word(4)),
         _ => {}
     }
-    if args.iter().any(|a| a == "--list") {
-        return ExitCode::SUCCESS;
+    if let Some(status) = stage::play() {
+        return status;
     }
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: the local provider's tests need root");
-        return ExitCode::SUCCESS;
+    match stage::enter("the local provider's tests") {
+        Some(wanted) => stage::run(all(&wanted)),
+        None => ExitCode::SUCCESS,
     }
-    kiln_sys::namespace::enter_private_net().unwrap();
-    let runtime = runtime();
-    let wanted = args.iter().skip(1).filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')).unwrap_or("");
-    runtime.block_on(all(wanted));
-    ExitCode::SUCCESS
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 async fn all(wanted: &str) {
     let host = Host::new();
-    macro_rules! cases {
-        ($($case:ident)*) => {$(
-            if stringify!($case).contains(wanted) {
-                let begun = Instant::now();
-                $case(&host).await;
-                println!("{}: {} ms", stringify!($case), begun.elapsed().as_millis());
-            }
-        )*};
-    }
-    cases! {
+    cases! { wanted, &host;
         full_tmpfs inotify_is_its_own reopened_output
         stubborn_end thief
         noisy_daemon_of_a_check helper_killed
@@ -99,24 +82,6 @@ async fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// With a server: only the bridge and the parents of the groups. The kernel removes interfaces a little later.
-fn nothing_is_left(host: &Host) {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let left = inventory(host.state());
-        // A parent in the v2 tree, and in those of memory, cpu and pids.
-        let is_clean = left.cgroups <= 4;
-        if is_clean
-            && (Inventory { cgroups: 0, links: left.links - 1, tables: left.tables - 1, spare: 0, ..left })
-                == Inventory::default()
-        {
-            return;
-        }
-        assert!(Instant::now() < end, "{left:?}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// The memory of an instance may be full of files when its program is killed: the rest of it must still be able to
 /// tell.
 async fn full_tmpfs(host: &Host) {
@@ -141,7 +106,7 @@ async fn full_tmpfs(host: &Host) {
             assert_eq!(last, ExitReason::OutOfMemory.to_string());
         }
     }
-    nothing_is_left(host);
+    host.nothing_is_left().await;
 }
 
 /// What the kernel counts per user is counted for the instance, not for the host's root.
@@ -317,7 +282,7 @@ async fn helpers_killed_at_any_moment(host: &Host) {
         provider.ensure(fence(), &after).await.unwrap();
         assert_eq!(ended(&provider, &after.id).await, ExitReason::Status { code: 0 });
         provider.absent(fence(), &after.id).await.unwrap();
-        nothing_is_left(host);
+        host.nothing_is_left().await;
     }
     println!(
         "helpers killed: {} started all the same, {} ended, {} were given up",
@@ -386,7 +351,7 @@ async fn server_killed_at_any_moment(host: &Host) {
             }
         }
         provider.absent(fence(), &spec.id).await.unwrap();
-        nothing_is_left(host);
+        host.nothing_is_left().await;
         let mut names: Vec<_> = std::fs::read_dir(folder)
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -408,7 +373,7 @@ fn server(state: std::path::PathBuf, spec: &str, program: &str) -> ExitCode {
     let spec: InstanceSpec = serde_json::from_str(spec).unwrap();
     let mut config = LocalConfig::new(state);
     config.program = program.into();
-    runtime().block_on(async {
+    stage::runtime().block_on(async {
         let provider = LocalProvider::open(config).unwrap();
         let _ = provider.ensure(fence(), &spec).await;
         let _ = provider.absent(fence(), &spec.id).await;
@@ -445,7 +410,7 @@ async fn late_zygote_after_absent(host: &Host) {
     wait_for("the late zygote ends", || !zygotes(host).iter().any(|pid| late.contains(pid))).await;
     wait_for("what it cloned ends", || shims(host).iter().all(|shim| !late.contains(&parent_of(*shim))))
         .await;
-    nothing_is_left(host);
+    host.nothing_is_left().await;
 }
 
 async fn late_zygote_after_sweep(host: &Host) {
@@ -484,7 +449,7 @@ async fn zygote_lost(host: &Host, sequence: u64, signal: i32) {
         provider.absent(fence(), &spec.id).await.unwrap();
     }
     wait_for("the old zygote is gone", || !zygotes(host).contains(&old[0])).await;
-    nothing_is_left(host);
+    host.nothing_is_left().await;
 }
 
 /// A socket that is bound to the interface takes no heed of routes. Other instances and other networks stay out of reach.

@@ -1,8 +1,10 @@
 //! The local provider on a real kernel. Needs root; skips loudly otherwise. It is its own program: the provider starts
-//! it as supervisor and as exec helper. Everything happens in a network namespace of its own.
+//! it as zygote and as exec helper. Everything happens in a network namespace of its own.
 
 #[path = "local/host.rs"]
 mod host;
+#[path = "local/stage.rs"]
+mod stage;
 
 use host::Host;
 use kiln_model::frame::Stream;
@@ -19,29 +21,18 @@ use std::time::Instant;
 static ALLOCATOR: kiln_sys::seal::Strict = kiln_sys::seal::Strict;
 
 fn main() -> ExitCode {
-    let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
-    let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
-    match (word(0), word(1)) {
-        ("internal", "zygote") => return local::zygote::main(args.into_iter().skip(2)),
-        ("internal", "exec") => return local::exec::main(),
-        _ => {}
+    if let Some(status) = stage::play() {
+        return status;
     }
-    if args.iter().any(|a| a == "--list") {
-        return ExitCode::SUCCESS;
-    }
-    if args.iter().any(|a| a == "--prepare") {
+    if stage::arguments().iter().any(|a| a == "--prepare") {
         // What needs a compiler, for a host that has none.
         host::probe();
         return ExitCode::SUCCESS;
     }
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: the local provider's tests need root");
-        return ExitCode::SUCCESS;
+    match stage::enter("the local provider's tests") {
+        Some(_) => stage::run(all()),
+        None => ExitCode::SUCCESS,
     }
-    kiln_sys::namespace::enter_private_net().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(all());
-    ExitCode::SUCCESS
 }
 
 async fn all() {
@@ -57,7 +48,7 @@ async fn all() {
 /// All that holds whichever way the host makes the provider go.
 async fn suite(host: &Host) {
     conformance::suite(&mut &*host).await;
-    nothing_is_left(host).await;
+    host.nothing_is_left().await;
     isolation(host).await;
     limits(host).await;
     declared(host).await;
@@ -80,23 +71,6 @@ async fn run(host: &Host, provider: &LocalProvider, sequence: u64, command: &[&s
     match until(provider, &spec.id, |state| matches!(state, SeenState::Exited(_))).await {
         SeenState::Exited(reason) => reason,
         other => panic!("{other:?}"),
-    }
-}
-
-/// A parent of groups in the v2 tree, and in those of memory, cpu and pids.
-const PARENTS_MAX: usize = 4;
-
-/// With a server: only the bridge and the parents of the groups. The kernel removes interfaces a little later.
-async fn nothing_is_left(host: &Host) {
-    let expected = Inventory { links: 1, tables: 1, ..Inventory::default() };
-    let end = Instant::now() + std::time::Duration::from_secs(30);
-    loop {
-        let left = Inventory { spare: 0, ..inventory(host.state()) };
-        if left.cgroups <= PARENTS_MAX && (Inventory { cgroups: 0, ..left }) == expected {
-            return;
-        }
-        assert!(Instant::now() < end, "{left:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
 }
 
@@ -343,7 +317,7 @@ async fn half_created(host: &Host) {
     }
     let provider = host.provider();
     provider.absent(fence(), &spec.id).await.unwrap();
-    nothing_is_left(host).await;
+    host.nothing_is_left().await;
     println!("half-created: finished by ensure, removed by absent");
 }
 
@@ -357,7 +331,7 @@ async fn strays(host: &Host) {
     std::fs::remove_dir_all(&folder).unwrap();
     assert!(inventory(host.state()).spare > 0);
     drop(host.provider());
-    nothing_is_left(host).await;
+    host.nothing_is_left().await;
     println!("strays: an instance without a folder is removed");
 }
 

@@ -5,6 +5,11 @@
 mod far;
 #[path = "local/host.rs"]
 mod host;
+#[macro_use]
+#[path = "local/cases.rs"]
+mod cases;
+#[path = "local/stage.rs"]
+mod stage;
 
 use far::{Far, HOST_OUTSIDE, METADATA, NEIGHBOUR, PUBLIC, PUBLIC_OTHER, RESOLVER};
 use host::Host;
@@ -16,32 +21,19 @@ use kiln_provider::{Provider, ProviderError};
 use kiln_sys::nftables::Nftables;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::ExitCode;
-use std::time::Instant;
 
 /// A service of the host itself, as its API or its SSH server.
 const HOST_PORT: u16 = 8081;
 
 fn main() -> ExitCode {
-    let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
-    let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
-    match (word(0), word(1)) {
-        ("internal", "zygote") => return local::zygote::main(args.into_iter().skip(2)),
-        ("internal", "exec") => return local::exec::main(),
-        _ => {}
+    if let Some(status) = stage::play() {
+        return status;
     }
-    if args.iter().any(|a| a == "--list") {
+    let Some(wanted) = stage::enter("the tests of what instances may reach") else {
         return ExitCode::SUCCESS;
-    }
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: the tests of what instances may reach need root");
-        return ExitCode::SUCCESS;
-    }
-    kiln_sys::namespace::enter_private_net().unwrap();
+    };
     far::own_resolver();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let wanted = args.iter().filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')).unwrap_or("");
-    runtime.block_on(all(wanted));
-    ExitCode::SUCCESS
+    stage::run(all(&wanted))
 }
 
 struct Stage {
@@ -59,16 +51,7 @@ async fn all(wanted: &str) {
     {
         far::listen(there, None);
     }
-    macro_rules! cases {
-        ($($case:ident)*) => {$(
-            if stringify!($case).contains(wanted) {
-                let begun = Instant::now();
-                $case(&stage).await;
-                println!("{}: {} ms", stringify!($case), begun.elapsed().as_millis());
-            }
-        )*};
-    }
-    cases! {
+    cases! { wanted, &stage;
         nothing_but_its_own_services names_and_resolvers the_internet_and_nothing_private
         no_forwarding_no_internet nobody_comes_in a_foreign_source the_next_at_the_address
         what_was_changed_is_repaired

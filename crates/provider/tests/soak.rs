@@ -12,8 +12,9 @@ mod host;
 mod logs;
 #[path = "soak/server.rs"]
 mod server;
+#[path = "local/stage.rs"]
+mod stage;
 
-use kiln_provider::local;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -21,8 +22,6 @@ fn main() -> ExitCode {
     let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
     let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
     match (word(0), word(1)) {
-        ("internal", "zygote") => return local::zygote::main(args.into_iter().skip(2)),
-        ("internal", "exec") => return local::exec::main(),
         ("server", state) => return server::main(state.as_ref()),
         ("bystander", _) => {
             // It goes with whoever holds its input, also after a failure.
@@ -31,17 +30,12 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    if args.iter().any(|a| a == "--list") {
-        return ExitCode::SUCCESS;
+    if let Some(status) = stage::play() {
+        return status;
     }
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: the local provider's soak tests need root");
-        return ExitCode::SUCCESS;
-    }
-    kiln_sys::namespace::enter_private_net().unwrap();
-    let runtime = server::runtime();
-    let wanted = args.iter().filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')).unwrap_or("");
-    runtime.block_on(async {
+    let Some(wanted) = stage::enter("the local provider's soak tests") else { return ExitCode::SUCCESS };
+    let wanted = wanted.as_str();
+    stage::run(async {
         macro_rules! cases {
             ($($module:ident::$case:ident)*) => {$(
                 if stringify!($case).contains(wanted) {
@@ -52,8 +46,7 @@ fn main() -> ExitCode {
             )*};
         }
         cases! { chaos::starts_and_stops logs::paced_lines logs::floods }
-    });
-    ExitCode::SUCCESS
+    })
 }
 
 /// A number of the environment.

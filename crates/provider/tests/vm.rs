@@ -6,13 +6,18 @@
 mod host;
 #[path = "local/machine.rs"]
 mod machine;
+#[macro_use]
+#[path = "local/cases.rs"]
+mod cases;
+#[path = "local/stage.rs"]
+mod stage;
 
 use host::Host;
 use kiln_model::frame::Stream;
 use kiln_model::*;
 use kiln_provider::conformance::{self, Behaviour, Subject, check, until, until_ready};
 use kiln_provider::local::{self, Inventory, LocalConfig, LocalProvider, inventory};
-use kiln_provider::{Provider, ProviderError, vm};
+use kiln_provider::{Provider, ProviderError};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,43 +27,21 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(180);
 
 fn main() -> ExitCode {
-    let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
-    let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
-    match (word(0), word(1)) {
-        ("internal", "machine") => return vm::main(args.into_iter().skip(2)),
-        ("internal", "zygote") => return local::zygote::main(args.into_iter().skip(2)),
-        ("internal", "exec") => return local::exec::main(),
-        _ => {}
+    if let Some(status) = stage::play() {
+        return status;
     }
-    if args.iter().any(|a| a == "--list") {
-        return ExitCode::SUCCESS;
+    match stage::enter("the tests of virtual machines") {
+        Some(wanted) => stage::run(all(&wanted)),
+        None => ExitCode::SUCCESS,
     }
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: the tests of virtual machines need root");
-        return ExitCode::SUCCESS;
-    }
-    kiln_sys::namespace::enter_private_net().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let wanted = args.iter().find_map(|a| a.to_str()).unwrap_or("").to_owned();
-    runtime.block_on(all(&wanted));
-    ExitCode::SUCCESS
 }
 
 async fn all(wanted: &str) {
     let host = Host::with_machines();
-    macro_rules! cases {
-        ($($case:ident)*) => {$(
-            if stringify!($case).contains(wanted) {
-                let begun = Instant::now();
-                $case(&host).await;
-                println!("{}: {} ms", stringify!($case), begun.elapsed().as_millis());
-            }
-        )*};
-    }
-    cases! { contract inside limits black_box checks }
+    cases! { wanted, &host; contract inside limits black_box checks }
     // Minutes of boots: `just nightly`, or by name.
     if !wanted.is_empty() || std::env::var_os("KILN_NIGHTLY").is_some() {
-        cases! { refusals other_ways hostile_guest killed swept damage speed many_boots }
+        cases! { wanted, &host; refusals other_ways hostile_guest killed swept damage speed many_boots }
     }
     local::sweep(host.state()).unwrap();
     assert_eq!(inventory(host.state()), Inventory::default());
@@ -77,24 +60,7 @@ impl Host {
 /// What every provider promises.
 async fn contract(host: &Host) {
     conformance::suite(&mut &*host).await;
-    nothing_is_left(host);
-}
-
-/// With a server: only the bridge, the packet filter and the parents of the groups. The kernel removes interfaces a little
-/// later.
-fn nothing_is_left(host: &Host) {
-    let end = Instant::now() + std::time::Duration::from_secs(30);
-    loop {
-        let left = inventory(host.state());
-        // A parent in the v2 tree, and in those of memory, cpu and pids.
-        let is_clean = left.cgroups <= 4;
-        let expected = Inventory { links: 1, tables: 1, ..Inventory::default() };
-        if is_clean && (Inventory { cgroups: 0, spare: 0, ..left }) == expected {
-            return;
-        }
-        assert!(Instant::now() < end, "{left:?}");
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
+    host.nothing_is_left().await;
 }
 
 fn fence() -> Fence {
@@ -163,7 +129,7 @@ async fn inside(host: &Host) {
     for spec in [other, spec, reach, able, bare] {
         provider.absent(fence(), &spec.id).await.unwrap();
     }
-    nothing_is_left(host);
+    host.nothing_is_left().await;
 }
 
 async fn limits(host: &Host) {
@@ -233,7 +199,7 @@ async fn black_box(host: &Host) {
         provider.absent(fence(), &spec.id).await.unwrap();
     }
     assert!(size() <= limits::SPOOL_BYTES_MAX);
-    nothing_is_left(host);
+    host.nothing_is_left().await;
 }
 
 async fn state_of(provider: &LocalProvider, id: &InstanceId) -> SeenState {
@@ -292,7 +258,7 @@ async fn checks(host: &Host) {
     }
     assert_eq!(state_of(&provider, &spec.id).await, SeenState::Running);
     provider.absent(fence(), &spec.id).await.unwrap();
-    nothing_is_left(host);
+    host.nothing_is_left().await;
 }
 
 async fn refusals(host: &Host) {
@@ -415,7 +381,7 @@ async fn hostile_guest(usual: &Host) {
     let begun = Instant::now();
     let error = refused(&provider, &host.spec(31, &["silent"])).await;
     assert!(error.contains("first word") && begun.elapsed() >= Duration::from_secs(6), "{error}");
-    nothing_is_left(&host);
+    host.nothing_is_left().await;
     drop(provider);
     local::sweep(host.state()).unwrap();
 }
@@ -461,7 +427,7 @@ async fn killed(host: &Host) {
     kiln_sys::process::signal_pid(qemu, 9).unwrap();
     assert_eq!(ended(&provider, &spec.id).await, ExitReason::Unknown);
     provider.absent(fence(), &spec.id).await.unwrap();
-    nothing_is_left(host);
+    host.nothing_is_left().await;
     let spec = Subject::spec(&host, 161, Behaviour::Serve);
     provider.ensure(fence(), &spec).await.unwrap();
     let watcher = host.supervisor(&spec.id);
@@ -470,7 +436,7 @@ async fn killed(host: &Host) {
     assert_eq!(ended(&provider, &spec.id).await, ExitReason::Unknown);
     wait_for("QEMU dies with its watcher", || !Path::new(&format!("/proc/{qemu}")).exists()).await;
     provider.absent(fence(), &spec.id).await.unwrap();
-    nothing_is_left(host);
+    host.nothing_is_left().await;
     // At moments all over a boot.
     for moment in 0..8 {
         let spec = Subject::spec(&host, 170 + moment, Behaviour::Serve);
@@ -487,7 +453,7 @@ async fn killed(host: &Host) {
             Err(error) => assert!(matches!(error, ProviderError::Retry { .. }), "{error:?}"),
         }
         provider.absent(fence(), &spec.id).await.unwrap();
-        nothing_is_left(host);
+        host.nothing_is_left().await;
     }
 }
 
@@ -500,7 +466,7 @@ async fn swept(host: &Host) {
     std::fs::remove_dir_all(local::instance_folder(host.state(), &spec.id)).unwrap();
     assert!(inventory(host.state()).processes > 0);
     let provider = host.provider();
-    nothing_is_left(host);
+    host.nothing_is_left().await;
     let spec = Subject::spec(&host, 181, Behaviour::Serve);
     provider.ensure(fence(), &spec).await.unwrap();
     assert_eq!(inventory(host.state()).links, 2, "the bridge and the card");

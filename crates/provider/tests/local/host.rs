@@ -3,12 +3,12 @@
 use kiln_model::frame::{Frame, Stream};
 use kiln_model::*;
 use kiln_provider::conformance::{self, Behaviour, Subject};
-use kiln_provider::local::{Forced, LocalConfig, LocalProvider};
+use kiln_provider::local::{Forced, Inventory, LocalConfig, LocalProvider, inventory};
 use kiln_provider::vm::MachineSource;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub struct Host {
     folder: tempfile::TempDir,
@@ -130,6 +130,23 @@ impl Host {
         let text = std::fs::read(folder.join("process.json")).unwrap();
         let process: serde_json::Value = serde_json::from_slice(&text).unwrap();
         process["pid"].as_i64().unwrap() as i32
+    }
+
+    /// Waits until nothing of any instance is there: with a server only the bridge, the packet filter and the parents of the
+    /// groups. The kernel removes interfaces a little later.
+    pub async fn nothing_is_left(&self) {
+        /// In the v2 tree, and in those of memory, cpu and pids.
+        const PARENTS_MAX: usize = 4;
+        let expected = Inventory { links: 1, tables: 1, ..Inventory::default() };
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let left = inventory(self.state());
+            if left.cgroups <= PARENTS_MAX && (Inventory { cgroups: 0, spare: 0, ..left }) == expected {
+                return;
+            }
+            assert!(Instant::now() < end, "{left:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// What an instance printed, oldest first.

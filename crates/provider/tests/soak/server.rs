@@ -58,17 +58,13 @@ pub fn start(state: &Path) -> Server {
     Server(command.arg("server").arg(state).stdin(Stdio::null()).spawn().unwrap())
 }
 
-pub fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
 /// A server's life. It ends with 0 when all wishes are fulfilled and none is to stay.
 pub fn main(state: &Path) -> ExitCode {
     let wishes: Vec<(InstanceSpec, Wish)> =
         serde_json::from_slice(&std::fs::read(state.join(WISHES)).unwrap()).unwrap();
     let mut config = LocalConfig::new(state);
     config.program = std::env::current_exe().unwrap();
-    runtime().block_on(async {
+    crate::stage::runtime().block_on(async {
         let provider = LocalProvider::open(config).unwrap();
         let stays = wishes.iter().any(|(_, wish)| *wish == Wish::Stay);
         let mut tasks = JoinSet::new();
