@@ -15,6 +15,9 @@ const FUSE_MS: u64 = 1_200;
 const ANSWER_MS: u64 = 5_000;
 /// Kernel memory that may be counted for nobody: the machine has other work, too.
 const SLACK_BYTES: u64 = 400 << 20;
+/// What the kernel forces upon a group that is full, to get on with ending something: the FIN of a TCP connection, pages
+/// of a process that it is killing (`__GFP_NOFAIL` in `sk_forced_mem_schedule`, net/ipv4/tcp_output.c).
+const FORCED_BYTES: u64 = 1 << 20;
 
 /// An instance that answers, for comparison.
 async fn victim(world: &World) -> InstanceSpec {
@@ -141,7 +144,8 @@ pub async fn nothing_runs_out(world: &World) {
             most.1 >> 20,
             slowest.as_millis()
         );
-        assert!(most.0 > 0 && most.0 <= limit && most.1 == limit, "{kind} took {most:?} of {limit}");
+        let bounded = most.0 <= limit + FORCED_BYTES && most.1 == limit;
+        assert!(most.0 > 0 && bounded, "{kind} took {most:?} of {limit}");
         // What is received is forced upon a group that has room for the socket no more, and others have sockets, too.
         assert!(tcp < before.1 + 3 * limit, "{kind}: {} MiB of TCP buffers of the host", tcp >> 20);
         assert!(
