@@ -14,6 +14,7 @@ use crate::digest::{CommitId, Digest};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, ServiceName};
 use crate::image::ImageManifest;
 use crate::network::NetworkNumber;
+use crate::secret::{SecretName, SecretVersion};
 use crate::service::{Resources, Stop};
 use crate::time::{Boot, Wall};
 use serde::{Deserialize, Serialize};
@@ -154,6 +155,9 @@ pub struct InstanceSpec {
     pub user: String,
     /// The whole environment of the program.
     pub environment: BTreeMap<String, String>,
+    /// The versions of its secrets, whose values come beside this and are written down nowhere.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<SecretName, SecretVersion>,
     /// Paths that are tmpfs, beside `/tmp`, `/run` and `/dev/shm`.
     pub writable: Vec<String>,
     /// Limits.

@@ -10,6 +10,16 @@ pub const ROUTES_MAX: usize = 256;
 pub const INSTANCES_PER_SERVICE_MAX: u32 = 250;
 /// `validate` checks of one service.
 pub const CHECKS_MAX: usize = 32;
+/// Bytes of the value of a secret.
+pub const SECRET_BYTES_MAX: usize = 64 * 1024;
+/// Secrets of one environment.
+pub const SECRETS_MAX: usize = 256;
+/// Secrets of one service.
+pub const SECRETS_PER_SERVICE_MAX: usize = 32;
+/// Bytes of all secrets of one service together.
+pub const SECRETS_PER_SERVICE_BYTES_MAX: usize = 192 * 1024;
+/// Bytes of the reason for going on although a requirement is not met.
+pub const REASON_BYTES_MAX: usize = 500;
 /// Bytes of a `kiln.toml`.
 pub const SPEC_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of a `kiln.lock`.

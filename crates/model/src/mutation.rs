@@ -8,6 +8,7 @@ use crate::op::{Op, OpKey};
 use crate::release::Release;
 use crate::rollout::Rollout;
 use crate::route::{Generation, RouteTable};
+use crate::secret::Secret;
 use crate::snapshot::Environment;
 use crate::time::Boot;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ pub enum Mutation {
     PutEnvironment(Environment),
     /// Write a release. Only `images` (once, from none) and `served` may differ from what is there.
     PutRelease(Box<Release>),
+    /// Write a version of a secret: the next one, or one whose value is removed.
+    PutSecret(Box<Secret>),
     /// Write a rollout.
     PutRollout(Box<Rollout>),
     /// Write an instance that is not gone. Its sequence number must be new or its own.

@@ -1,8 +1,10 @@
 //! A release: one numbered, immutable record of an environment.
 
 use crate::digest::{CommitId, Digest};
-use crate::ids::{EnvRef, ImageName, ReleaseNumber, ServiceName};
+use crate::ids::{EnvName, EnvRef, ImageName, ReleaseNumber, ServiceName};
+use crate::requirement::Requirement;
 use crate::route::RouteRule;
+use crate::secret::{SecretName, SecretVersion};
 use crate::service::ServiceSpec;
 use crate::time::Wall;
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,21 @@ pub struct ReleaseSpec {
     pub routes: Vec<RouteRule>,
     /// The images that the services use.
     pub images: Vec<ImageName>,
+    /// The versions of the secrets that the services name, as they were at acceptance.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<SecretName, SecretVersion>,
+    /// What another environment must have shown of the images before this one takes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requires: Option<Requirement>,
+}
+
+/// Where the images of a release come from, if they were not baked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotion {
+    /// The environment that ran them before.
+    pub env: EnvName,
+    /// Its release.
+    pub release: ReleaseNumber,
 }
 
 /// A release of an environment.
@@ -44,6 +61,12 @@ pub struct Release {
     pub actor: String,
     /// Whether traffic ever went to it.
     pub served: bool,
+    /// The release of another environment whose images it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted_from: Option<Promotion>,
+    /// Why it was accepted although the environment's requirement was not met.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overridden: Option<String>,
 }
 
 impl Release {

@@ -3,6 +3,7 @@
 use crate::check::Check;
 use crate::confinement::Confinement;
 use crate::ids::{ImageName, ServiceName};
+use crate::secret::SecretName;
 use crate::time::Millis;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,6 +25,9 @@ pub struct ServiceSpec {
     pub user: String,
     /// Environment variables beside those that kiln sets.
     pub env: BTreeMap<String, String>,
+    /// Secrets that its instances find as files, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretName>,
     /// Absolute paths that are tmpfs, gone with the instance.
     pub writable: Vec<String>,
     /// Limits.

@@ -3,7 +3,7 @@
 use crate::digest::Digest;
 use crate::edge::Mark;
 use crate::fence::{Incarnation, OpId, Revision};
-use crate::ids::{EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
+use crate::ids::{EnvName, EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
 use crate::instance::Instance;
 use crate::mutation::Mutation;
 use crate::network::NetworkNumber;
@@ -11,6 +11,7 @@ use crate::op::{Op, OpKey};
 use crate::release::Release;
 use crate::rollout::Rollout;
 use crate::route::{Generation, RouteTable};
+use crate::secret::{self, Secret, SecretContent, SecretKey, SecretName};
 use crate::time::Boot;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,9 @@ pub struct Environment {
     /// Which service address it has.
     #[serde(default)]
     pub network: NetworkNumber,
+    /// The environment that it was made like: where a kiln.toml says nothing of this one, it is as that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub like: Option<EnvName>,
 }
 
 impl Environment {
@@ -58,6 +62,7 @@ impl Environment {
             kept_deaths: BTreeMap::new(),
             destroyed: false,
             network: NetworkNumber::default(),
+            like: None,
         }
     }
 
@@ -94,6 +99,8 @@ pub struct Snapshot {
     pub environments: BTreeMap<EnvRef, Arc<Environment>>,
     /// All of them.
     pub releases: BTreeMap<(EnvRef, ReleaseNumber), Arc<Release>>,
+    /// All versions of all secrets, sealed. No pass of the planner changes them: a copy of the snapshot shares them.
+    pub secrets: Arc<BTreeMap<SecretKey, Arc<Secret>>>,
     /// All of them.
     pub rollouts: BTreeMap<RolloutId, Arc<Rollout>>,
     /// Those that are not gone.
@@ -124,6 +131,10 @@ impl Snapshot {
             Mutation::PutRelease(release) => {
                 let key = (release.env.clone(), release.number);
                 self.releases.insert(key, Arc::new(Release::clone(release)));
+            }
+            Mutation::PutSecret(secret) => {
+                let row = Arc::new(Secret::clone(secret));
+                Arc::make_mut(&mut self.secrets).insert(secret.key(), row);
             }
             Mutation::PutRollout(rollout) => {
                 self.next_rollout = self.next_rollout.max(rollout.id.next());
@@ -204,6 +215,21 @@ impl Snapshot {
         self.releases
             .range((env.clone(), ReleaseNumber(0))..=(env.clone(), ReleaseNumber(u64::MAX)))
             .map(|(_, release)| release)
+    }
+
+    /// Versions of one secret of an environment, or of all of them, each secret's oldest first.
+    pub fn secrets_of<'a>(
+        &'a self,
+        env: &EnvRef,
+        name: Option<&SecretName>,
+    ) -> impl DoubleEndedIterator<Item = &'a Arc<Secret>> + use<'a> {
+        self.secrets.range(secret::keys(env, name)).map(|(_, secret)| secret)
+    }
+
+    /// The newest version of a secret that is set.
+    pub fn current_secret(&self, env: &EnvRef, name: &SecretName) -> Option<&Arc<Secret>> {
+        let newest = self.secrets_of(env, Some(name)).next_back()?;
+        matches!(newest.content, SecretContent::Sealed { .. }).then_some(newest)
     }
 
     /// Rollouts of one environment that have not ended, oldest first. At most one of them has left `planned`.

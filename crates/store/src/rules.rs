@@ -1,6 +1,9 @@
 //! The rule book: which mutation is legal after which snapshot. Both stores ask it before they write anything.
 
-use kiln_model::{Environment, Instance, InstanceId, Mutation, Release, Rollout, RolloutPhase, Snapshot};
+use kiln_model::{
+    Environment, Instance, InstanceId, Mutation, Release, Rollout, RolloutPhase, Secret, SecretContent,
+    SecretVersion, Snapshot,
+};
 
 /// Checks all mutations in order against `snapshot`, and answers the snapshot after them.
 pub fn check(
@@ -13,6 +16,7 @@ pub fn check(
         match mutation {
             Mutation::PutInstance(instance) => instance_rule(&after, instance, &tombstoned)?,
             Mutation::PutRelease(release) => release_rule(&after, release)?,
+            Mutation::PutSecret(secret) => secret_rule(&after, secret)?,
             Mutation::PutRollout(rollout) => rollout_rule(&after, rollout)?,
             Mutation::PutEnvironment(environment) => environment_rule(&after, environment)?,
             Mutation::PutRoute { generation, .. } if *generation != after.route.0.next() => {
@@ -90,6 +94,27 @@ fn release_rule(after: &Snapshot, release: &Release) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("release {} of `{}` is immutable", release.number, release.env))
+}
+
+/// Versions follow each other without gaps, and what one of them is never changes, but that its value is removed.
+fn secret_rule(after: &Snapshot, secret: &Secret) -> Result<(), String> {
+    let Secret { env, name, version, .. } = secret;
+    let newest = after.secrets_of(env, Some(name)).next_back().map(|newest| newest.version);
+    if *version == newest.unwrap_or(SecretVersion(0)).next() {
+        return match secret.content {
+            SecretContent::Removed => Err(format!("version {version} of `{name}` of `{env}` has no value")),
+            _ => Ok(()),
+        };
+    }
+    let Some(before) = after.secrets.get(&secret.key()) else {
+        return Err(format!("version {version} of `{name}` of `{env}` does not follow the newest"));
+    };
+    let removed = Secret { content: SecretContent::Removed, ..Secret::clone(before) };
+    let is_bound = after.releases_of(env).any(|release| release.spec.secrets.get(name) == Some(version));
+    if removed == *secret && newest > Some(*version) && !is_bound {
+        return Ok(());
+    }
+    Err(format!("version {version} of `{name}` of `{env}` is immutable"))
 }
 
 fn rollout_rule(after: &Snapshot, rollout: &Rollout) -> Result<(), String> {

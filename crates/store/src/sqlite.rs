@@ -4,7 +4,7 @@ use crate::reserve::Reserve;
 use crate::{LedgerEntry, Store, StoreError, ledger, rules};
 use kiln_model::{
     Environment, Epoch, Event, Generation, Incarnation, Instance, InstanceId, Mutation, Op, OpId, Release,
-    Revision, Rollout, RolloutId, RouteTable, Snapshot,
+    Revision, Rollout, RolloutId, RouteTable, Secret, Snapshot,
 };
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::Serialize;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The schema that this kiln writes.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 /// SQLite before 3.51.3 could corrupt a WAL that two connections reset.
 const SQLITE_MIN: i32 = 3_051_003;
 
@@ -29,6 +29,12 @@ CREATE TABLE op(key TEXT PRIMARY KEY, id INTEGER NOT NULL, body TEXT NOT NULL) S
 CREATE TABLE route(one INTEGER PRIMARY KEY CHECK(one = 1), generation INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
 CREATE TABLE ledger(sequence INTEGER PRIMARY KEY, revision INTEGER NOT NULL, body TEXT NOT NULL,
                     previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT;
+";
+
+/// From schema 1 to 2.
+const SECRETS: &str = "
+CREATE TABLE secret(env TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, body TEXT NOT NULL,
+                    PRIMARY KEY(env, name, version)) STRICT;
 ";
 
 struct State {
@@ -131,9 +137,17 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     if found > SCHEMA {
         return Err(StoreError::NewerSchema { path: path.display().to_string(), found, known: SCHEMA });
     }
-    if found == 0 {
+    if found < SCHEMA {
+        if found > 0 {
+            let copy = path.with_extension(format!("schema-{found}.db"));
+            let made = connection.execute("VACUUM INTO ?1", [copy.to_string_lossy()]);
+            // One that is there is of an earlier try, which changed nothing.
+            made.map(drop).or_else(|error| if copy.exists() { Ok(()) } else { Err(error) }).map_err(fail)?;
+        }
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
-        tx.execute_batch(TABLES).map_err(fail)?;
+        for step in &[TABLES, SECRETS][found as usize..] {
+            tx.execute_batch(step).map_err(fail)?;
+        }
         tx.pragma_update(None, "user_version", SCHEMA).map_err(fail)?;
         tx.commit().map_err(fail)?;
     }
@@ -174,6 +188,9 @@ fn read(connection: &Connection) -> rusqlite::Result<Snapshot> {
     }
     for release in bodies::<Release>(connection, "release")? {
         snapshot.apply(&Mutation::PutRelease(Box::new(release)));
+    }
+    for secret in bodies::<Secret>(connection, "secret")? {
+        snapshot.apply(&Mutation::PutSecret(Box::new(secret)));
     }
     for rollout in bodies::<Rollout>(connection, "rollout")? {
         snapshot.apply(&Mutation::PutRollout(Box::new(rollout)));
@@ -222,6 +239,12 @@ fn write(
                     "INSERT INTO release VALUES(?1, ?2, ?3) ON CONFLICT(env, number) DO UPDATE SET body = ?3",
                 )?
                 .execute(params![row.env.to_string(), row.number.0, json(row)])?;
+            }
+            Mutation::PutSecret(row) => {
+                tx.prepare_cached(
+                    "INSERT INTO secret VALUES(?1, ?2, ?3, ?4) ON CONFLICT(env, name, version) DO UPDATE SET body = ?4",
+                )?
+                .execute(params![row.env.to_string(), row.name.as_str(), row.version.0, json(row)])?;
             }
             Mutation::PutRollout(row) => {
                 tx.prepare_cached(

@@ -36,6 +36,95 @@ fn event(n: u64) -> Event {
     Event { at: Wall(n), actor: "test".into(), env: Some(env()), kind, subject, detail: String::new() }
 }
 
+fn secret(version: u64, content: SecretContent) -> Mutation {
+    let name = SecretName::new("API_KEY").unwrap();
+    let (version, actor) = (SecretVersion(version), "test".to_owned());
+    Mutation::PutSecret(Box::new(Secret {
+        env: env(),
+        name,
+        version,
+        created: Wall(version.0),
+        actor,
+        content,
+    }))
+}
+
+fn sealed() -> SecretContent {
+    SecretContent::Sealed { sealed: "YWdl".into(), key: "age1".into(), bytes: 3 }
+}
+
+/// A release that binds version 2.
+fn release_with_secret() -> Mutation {
+    let spec = ReleaseSpec {
+        commit: "a".repeat(40).parse().unwrap(),
+        commit_time: 0,
+        subject: String::new(),
+        pinned: true,
+        services: Default::default(),
+        routes: vec![],
+        images: vec![],
+        secrets: [(SecretName::new("API_KEY").unwrap(), SecretVersion(2))].into(),
+        requires: None,
+    };
+    let (number, actor) = (ReleaseNumber(1), "test".to_owned());
+    Mutation::PutRelease(Box::new(Release {
+        env: env(),
+        number,
+        spec,
+        images: None,
+        created: Wall(1),
+        actor,
+        served: false,
+        promoted_from: None,
+        overridden: None,
+    }))
+}
+
+fn secrets(store: &dyn Store) {
+    let (_, epoch) = store.take_lease("a").unwrap();
+    let commit = |m: &[Mutation]| store.commit(epoch, store.load().unwrap().revision, m, &[]);
+    let refused = |m: Mutation| matches!(commit(&[m]), Err(StoreError::Illegal { .. }));
+    assert!(refused(secret(2, sealed())), "versions begin with 1");
+    commit(&[secret(1, sealed()), secret(2, sealed()), release_with_secret()]).unwrap();
+    assert!(refused(secret(4, sealed())), "versions have no gaps");
+    assert!(refused(secret(2, SecretContent::Unset)), "a version is immutable");
+    assert!(refused(secret(2, SecretContent::Removed)), "the newest is kept");
+    commit(&[secret(3, SecretContent::Unset), secret(1, SecretContent::Removed)]).unwrap();
+    assert!(refused(secret(2, SecretContent::Removed)), "a release needs it");
+    let loaded = store.load().unwrap();
+    let name = SecretName::new("API_KEY").unwrap();
+    assert_eq!(loaded.current_secret(&env(), &name), None, "it was taken out");
+    let contents: Vec<_> = loaded.secrets_of(&env(), None).map(|s| s.content.clone()).collect();
+    assert_eq!(contents, [SecretContent::Removed, sealed(), SecretContent::Unset]);
+    commit(&[secret(4, sealed())]).unwrap();
+    assert_eq!(store.load().unwrap().current_secret(&env(), &name).unwrap().version, SecretVersion(4));
+}
+
+#[test]
+fn both_stores_keep_secrets() {
+    secrets(&MemStore::default());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln.db");
+    let store = SqliteStore::open(&path).unwrap();
+    secrets(&store);
+    let before = store.load().unwrap();
+    drop(store);
+    assert_eq!(*SqliteStore::open(&path).unwrap().load().unwrap(), *before);
+}
+
+#[test]
+fn a_store_of_the_first_schema_gets_secrets_and_keeps_a_copy() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln.db");
+    let before = history(&SqliteStore::open(&path).unwrap(), 3).pop().unwrap();
+    let old = "DROP TABLE secret; PRAGMA user_version = 1";
+    rusqlite::Connection::open(&path).unwrap().execute_batch(old).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
+    assert_eq!(*store.load().unwrap(), *before);
+    secrets(&store);
+    assert!(folder.path().join("kiln.schema-1.db").exists());
+}
+
 fn suite(store: &dyn Store) {
     let (_, epoch) = store.take_lease("a").unwrap();
     let commit = |base, m: &[Mutation]| store.commit(epoch, base, m, &[event(1)]);
