@@ -86,6 +86,7 @@ fn release() -> ReleaseSpec {
         port: Some(80),
         user: "65534".into(),
         env: BTreeMap::new(),
+        secrets: vec![],
         writable: vec![],
         resources: Resources::default(),
         confinement: Confinement::default(),
@@ -102,6 +103,8 @@ fn release() -> ReleaseSpec {
         services: [(name.clone(), service)].into(),
         routes: vec![RouteRule { host: None, path: "/".into(), service: name }],
         images: vec![image],
+        secrets: BTreeMap::new(),
+        requires: None,
     }
 }
 

@@ -5,16 +5,22 @@
 mod abort;
 mod deploy;
 mod destroy;
+mod environment;
+mod promote;
 mod refusal;
+mod requirement;
 mod rollback;
 mod rollout;
 mod scale;
+mod secret;
 
-pub use refusal::Refusal;
+pub use promote::source;
+pub use refusal::{NotMet, Refusal};
+pub use requirement::{Unmet, requirements};
 
 use kiln_model::{
-    Boot, EnvRef, Environment, Event, Mutation, ReleaseNumber, ReleaseSpec, Rollout, RolloutId, ServiceName,
-    Snapshot, Wall,
+    Boot, EnvName, EnvRef, Environment, Event, Mutation, ReleaseNumber, ReleaseSpec, Rollout, RolloutId,
+    SecretContent, SecretName, SecretVersion, ServiceName, Snapshot, Wall,
 };
 use std::collections::BTreeMap;
 
@@ -27,6 +33,24 @@ pub enum Command {
         env: EnvRef,
         /// What the release is.
         spec: Box<ReleaseSpec>,
+    },
+    /// Move an environment to a new release with the images of a release of another one.
+    Promote {
+        /// Where to.
+        env: EnvRef,
+        /// Whose images.
+        from: EnvName,
+        /// Which of its releases; without it the one that serves.
+        release: Option<ReleaseNumber>,
+        /// What the release is: that commit, configured for `env`.
+        spec: Box<ReleaseSpec>,
+    },
+    /// Carry out a deploy or a promotion also if what the environment requires is not met.
+    Override {
+        /// The deploy or promotion.
+        command: Box<Command>,
+        /// Why, for the record.
+        reason: String,
     },
     /// Move an environment to a release that exists.
     Rollback {
@@ -51,6 +75,29 @@ pub enum Command {
     Destroy {
         /// Which environment.
         env: EnvRef,
+    },
+    /// Make an environment without a release.
+    CreateEnvironment {
+        /// Which.
+        env: EnvRef,
+        /// The environment of the same project whose settings it gets.
+        like: Option<EnvName>,
+    },
+    /// Give a secret a new value. It takes effect with the next release that is made.
+    SetSecret {
+        /// Of which environment.
+        env: EnvRef,
+        /// Which.
+        name: SecretName,
+        /// The value, sealed.
+        content: SecretContent,
+    },
+    /// Take a secret out. Releases that have it keep it.
+    UnsetSecret {
+        /// Of which environment.
+        env: EnvRef,
+        /// Which.
+        name: SecretName,
     },
 }
 
@@ -104,16 +151,38 @@ pub enum Outcome {
     },
     /// Everything of the environment is being removed.
     Destroying,
+    /// The environment exists.
+    Created,
+    /// The secret has this version now.
+    Secret {
+        /// Which.
+        version: SecretVersion,
+    },
 }
 
 /// Decides on a command.
 pub fn decide(snapshot: &Snapshot, request: &Request) -> Result<Decision, Refusal> {
     match &request.command {
-        Command::Deploy { env, spec } => deploy::deploy(snapshot, request, env, spec),
+        Command::Deploy { env, spec } => deploy::deploy(snapshot, request, env, spec, None),
+        Command::Promote { env, from, release, spec } => {
+            promote::promote(snapshot, request, (env, spec), (from, *release), None)
+        }
+        Command::Override { command, reason } => match &**command {
+            Command::Deploy { env, spec } => deploy::deploy(snapshot, request, env, spec, Some(reason)),
+            Command::Promote { env, from, release, spec } => {
+                promote::promote(snapshot, request, (env, spec), (from, *release), Some(reason))
+            }
+            other => decide(snapshot, &Request { command: other.clone(), ..request.clone() }),
+        },
         Command::Rollback { env, to } => rollback::rollback(snapshot, request, env, *to),
         Command::Scale { env, instances } => scale::scale(snapshot, request, env, instances),
         Command::Abort { env } => abort::abort(snapshot, request, env),
         Command::Destroy { env } => destroy::destroy(snapshot, request, env),
+        Command::CreateEnvironment { env, like } => {
+            environment::create(snapshot, request, env, like.as_ref())
+        }
+        Command::SetSecret { env, name, content } => secret::set(snapshot, request, env, name, content),
+        Command::UnsetSecret { env, name } => secret::unset(snapshot, request, env, name),
     }
 }
 

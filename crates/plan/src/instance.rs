@@ -264,6 +264,11 @@ pub fn spec(instance: &Instance, release: &Release, manifest: ImageManifest) -> 
         command: service.command.clone(),
         user: service.user.clone(),
         environment,
+        secrets: service
+            .secrets
+            .iter()
+            .filter_map(|name| Some((name.clone(), *release.spec.secrets.get(name)?)))
+            .collect(),
         writable: service.writable.clone(),
         resources: service.resources,
         confinement: service.confinement.clone(),

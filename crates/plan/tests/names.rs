@@ -19,6 +19,7 @@ fn service(name: &str, port: Option<u16>) -> ServiceSpec {
         port,
         user: "65534".into(),
         env: BTreeMap::new(),
+        secrets: vec![],
         writable: vec![],
         resources: Resources::default(),
         confinement: Confinement::default(),
@@ -41,6 +42,8 @@ fn release(host: &str) -> ReleaseSpec {
         images: vec![ImageName::new("app").unwrap()],
         services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
         routes: vec![RouteRule { host: Some(host.into()), path: "/".into(), service: web }],
+        secrets: BTreeMap::new(),
+        requires: None,
     }
 }
 

@@ -124,6 +124,7 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
         port: Some(80),
         user: "65534".into(),
         env: BTreeMap::new(),
+        secrets: vec![],
         writable: vec![],
         resources: Resources::default(),
         confinement: Confinement::default(),
@@ -155,6 +156,8 @@ fn release(commit: u64, keep: u64) -> ReleaseSpec {
         images: services.iter().map(|s| s.image.clone()).collect(),
         services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
         routes: vec![rule("/", "web"), rule("/api", "api")],
+        secrets: BTreeMap::new(),
+        requires: None,
     }
 }
 

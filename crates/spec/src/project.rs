@@ -5,7 +5,9 @@ use crate::lock::{Lock, Recipes};
 use crate::reader::{Shared, Table, Value};
 use crate::recipe::{self, Base, ImageRecipe};
 use crate::service;
-use kiln_model::{EnvName, ImageName, ProjectName, RouteRule, ServiceName, ServiceSpec, limits};
+use kiln_model::{
+    EnvName, ImageName, Millis, ProjectName, Requirement, RouteRule, ServiceName, ServiceSpec, limits,
+};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
@@ -28,6 +30,8 @@ pub struct EnvironmentSpec {
     pub services: BTreeMap<ServiceName, ServiceSpec>,
     /// Its routes, in the order of the file.
     pub routes: Vec<RouteRule>,
+    /// What another environment must have shown of the images first.
+    pub requires: Option<Requirement>,
 }
 
 impl Project {
@@ -59,6 +63,11 @@ impl Project {
     /// What runs in the environment. One that the file does not name equals the file without environments.
     pub fn environment(&self, env: &EnvName) -> &EnvironmentSpec {
         self.environments.get(env).unwrap_or(&self.base)
+    }
+
+    /// Whether the file has an `[environments.NAME]` of that name.
+    pub fn names(&self, env: &EnvName) -> bool {
+        self.environments.contains_key(env)
     }
 
     /// The paths that services with that image may write to, in any environment: an image is the same in all of them.
@@ -137,7 +146,7 @@ fn read(mut root: Table<'_>, sink: Shared<'_, '_>) -> Option<Project> {
             };
             let Some(value) = tables.take_named(&key) else { continue };
             let Some(table) = value.as_table(format!("[environments.{key}]"), sink) else { continue };
-            if let Some(spec) = overlay(table, services.as_ref(), routes.as_ref(), &names, sink) {
+            if let Some(spec) = overlay(&env, table, services.as_ref(), routes.as_ref(), &names, sink) {
                 environments.insert(env, spec);
             }
         }
@@ -226,7 +235,7 @@ fn environment(
     let mut read = BTreeMap::new();
     let Some(mut table) = services else {
         // That there are none was reported; routes to them would only bring more errors.
-        return EnvironmentSpec { services: read, routes: vec![] };
+        return EnvironmentSpec { services: read, routes: vec![], requires: None };
     };
     for (key, span) in table.keys() {
         let Some(value) = table.take_named(&key) else { continue };
@@ -237,7 +246,7 @@ fn environment(
         sink.borrow_mut().push(0..0, format!("more than {} services", limits::SERVICES_MAX), None);
     }
     let routes = read_routes(routes, &read, sink);
-    EnvironmentSpec { services: read, routes }
+    EnvironmentSpec { services: read, routes, requires: None }
 }
 
 fn one_service(
@@ -255,6 +264,7 @@ fn one_service(
 
 /// An environment: tables merge, arrays replace, images are never there.
 fn overlay<'d>(
+    env: &EnvName,
     mut table: Table<'d>,
     services: Option<&Value<'d>>,
     routes: Option<&Value<'d>>,
@@ -267,6 +277,7 @@ fn overlay<'d>(
     }
     let over = table.take("services");
     let own_routes = table.take("routes");
+    let requires = table.table("requires", sink).and_then(|table| requirement(env, table, sink));
     table.finish(sink);
     let base = services?;
     let over = match &over {
@@ -293,7 +304,33 @@ fn overlay<'d>(
         merge_one(&mut merged, key, value);
     }
     let table = Table::new("[services]", base.span.clone(), &merged);
-    Some(environment(Some(table), own_routes.or(routes.cloned()), images, sink))
+    Some(EnvironmentSpec {
+        requires,
+        ..environment(Some(table), own_routes.or(routes.cloned()), images, sink)
+    })
+}
+
+/// `{ environment = "staging", for = "1h" }`.
+fn requirement(env: &EnvName, mut table: Table<'_>, sink: Shared<'_, '_>) -> Option<Requirement> {
+    let named = table.string("environment", sink);
+    if named.is_none() && !table.has_misspelt("environment") {
+        table.missing("environment", "\"staging\"", sink);
+    }
+    let time = table.duration("for", sink).unwrap_or(Millis(0));
+    table.finish(sink);
+    let (text, span) = named?;
+    match EnvName::new(text) {
+        Ok(name) if name == *env => {
+            let hint = "name the environment that has to run the images first".to_owned();
+            sink.borrow_mut().push(span, format!("`{env}` cannot require itself"), Some(hint));
+            None
+        }
+        Ok(env) => Some(Requirement { env, time }),
+        Err(error) => {
+            sink.borrow_mut().push(span, error.to_string(), None);
+            None
+        }
+    }
 }
 
 /// Tables merge, everything else replaces.

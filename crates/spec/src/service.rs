@@ -3,8 +3,8 @@
 use crate::reader::{Shared, Table, Value};
 use crate::recipe::is_absolute;
 use kiln_model::{
-    Check, CheckKind, Health, ImageName, Millis, Resources, RolloutPolicy, ServiceName, ServiceSpec, Stop,
-    limits,
+    Check, CheckKind, Health, ImageName, Millis, Resources, RolloutPolicy, SecretName, ServiceName,
+    ServiceSpec, Stop, limits, secret::SECRETS_DIR,
 };
 use std::collections::BTreeMap;
 
@@ -51,6 +51,7 @@ pub(crate) fn read(
         port,
         user: user(&mut table, sink),
         env: env(&mut table, sink),
+        secrets: secrets(&mut table, sink),
         writable: writable(&mut table, sink),
         resources: table.table("resources", sink).map_or_else(Resources::default, |t| resources(t, sink)),
         health,
@@ -60,7 +61,6 @@ pub(crate) fn read(
         name,
     };
     let hints = [
-        ("secrets", "set it in `env` if it is not secret"),
         ("uses", "give the address of an external service in `env`"),
         ("migrate", "run the migration before the deploy"),
     ];
@@ -128,13 +128,37 @@ pub(crate) fn env(table: &mut Table<'_>, sink: Shared<'_, '_>) -> BTreeMap<Strin
     variables
 }
 
+fn secrets(table: &mut Table<'_>, sink: Shared<'_, '_>) -> Vec<SecretName> {
+    let mut names = vec![];
+    for (text, span) in table.strings("secrets", sink).unwrap_or_default() {
+        match SecretName::new(text) {
+            Ok(name) if names.contains(&name) => {
+                sink.borrow_mut().push(span, format!("`{name}` is there twice"), None);
+            }
+            Ok(name) => names.push(name),
+            Err(error) => {
+                let hint = "the names of secrets; their values are set with `kiln secret set`".to_owned();
+                sink.borrow_mut().push(span, error.to_string(), Some(hint));
+            }
+        }
+    }
+    if names.len() > limits::SECRETS_PER_SERVICE_MAX {
+        let message = format!("more than {} secrets", limits::SECRETS_PER_SERVICE_MAX);
+        sink.borrow_mut().push(table.span.clone(), message, None);
+    }
+    names.sort();
+    names
+}
+
 fn writable(table: &mut Table<'_>, sink: Shared<'_, '_>) -> Vec<String> {
     let mut paths = vec![];
     for (path, span) in table.strings("writable", sink).unwrap_or_default() {
-        let below =
-            ["/proc", "/sys", "/dev"].iter().any(|p| path == *p || path.starts_with(&format!("{p}/")));
+        let below = ["/proc", "/sys", "/dev", SECRETS_DIR]
+            .iter()
+            .any(|p| path == *p || path.starts_with(&format!("{p}/")));
         if !is_absolute(&path) || below {
-            let hint = "an absolute path without `..`, not below /proc, /sys or /dev".to_owned();
+            let hint =
+                "an absolute path without `..`, not below /proc, /sys, /dev or /run/secrets".to_owned();
             sink.borrow_mut().push(span, format!("`{path}` cannot be writable"), Some(hint));
         } else if !["/tmp", "/run"].contains(&&*path) && !paths.contains(&path) {
             paths.push(path);

@@ -92,6 +92,7 @@ fn what_is_not_written_has_the_documented_value() {
         port: Some(80),
         user: "65534".into(),
         env: [].into(),
+        secrets: vec![],
         writable: vec![],
         resources: Resources::default(),
         confinement: Confinement::default(),
@@ -121,9 +122,30 @@ fn errors_name_the_place_and_the_fix() {
 }
 
 #[test]
+fn secrets_and_what_an_environment_requires() {
+    let text = SMALL.replace("port = 80", "port = 80\nsecrets = [\"DB\", \"API_KEY\"]");
+    let text = format!(
+        "{text}[environments.production]\nrequires = {{ environment = \"staging\", for = \"1h\" }}\n"
+    );
+    let project = Project::parse(&text, "kiln.toml").unwrap();
+    let [production, staging] = ["production", "staging"].map(|name| EnvName::new(name).unwrap());
+    let required = Requirement { env: staging.clone(), time: Millis(3_600_000) };
+    assert_eq!(project.environment(&production).requires, Some(required));
+    assert_eq!(project.environment(&staging).requires, None);
+    assert!(project.names(&production) && !project.names(&staging));
+    let names: Vec<_> = project.environment(&staging).services.values().flat_map(|s| &s.secrets).collect();
+    assert_eq!(names.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["API_KEY", "DB"], "sorted");
+    let itself = text.replace("\"staging\"", "\"production\"");
+    assert!(errors(&itself).contains("cannot require itself"), "{}", errors(&itself));
+}
+
+#[test]
 fn every_kind_of_mistake_is_found() {
     let mistakes = [
         ("port = 80", "port = \"80\"", "`port` must be a whole number from 1 to 65535"),
+        ("port = 80", "port = 80\nsecrets = [\"a-b\"]", "`a-b` is not a legal secret name"),
+        ("port = 80", "port = 80\nsecrets = [\"A\", \"A\"]", "`A` is there twice"),
+        ("port = 80", "port = 80\nwritable = [\"/run/secrets/x\"]", "cannot be writable"),
         ("port = 80", "port = 99999", "`port` must be a whole number"),
         ("image = \"a\"", "image = \"b\"", "there is no image `b`"),
         ("image = \"a\"", "", "has no `image`"),
@@ -212,7 +234,6 @@ fn every_kind_of_mistake_is_found() {
             "base = \"scratch\"\nbuild = { base = \"debian:bookworm\", run = [\"x\"], network = [\"crates\"] }",
             "`network` in `[images.a.build]` is not available yet",
         ),
-        ("port = 80", "port = 80\nsecrets = [\"A\"]", "`secrets` in `[services.a]` is not available yet"),
         ("port = 80", "port = 80\nuses = [\"main\"]", "not available yet"),
         ("port = 80", "port = 80\negress = [\"main\"]", "no place `main`"),
         ("port = 80", "port = 80\nisolation = \"jail\"", "unknown isolation `jail`"),

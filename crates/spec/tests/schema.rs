@@ -135,6 +135,10 @@ fn the_parser_knows_every_key_of_the_schema() {
         ("[services.a.stop]", &service["stop"]["properties"]),
         ("[[routes]]", &schema["$defs"]["routes"]["items"]["properties"]),
         ("[environments.a]", &schema["$defs"]["environment"]["properties"]),
+        (
+            "[environments.a.requires]",
+            &schema["$defs"]["environment"]["properties"]["requires"]["properties"],
+        ),
     ];
     for (table, properties) in tables {
         // A value of a type that no key has: whatever else is said, the key is not unknown.

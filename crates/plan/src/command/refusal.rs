@@ -1,6 +1,9 @@
 //! Why a command is refused, and what the user can do about it.
 
-use kiln_model::{EnvRef, ReleaseNumber, RolloutId, ServiceName, limits};
+use super::requirement::Unmet;
+use kiln_model::{
+    CommitId, EnvName, EnvRef, ImageName, Millis, ReleaseNumber, RolloutId, SecretName, ServiceName, limits,
+};
 
 /// Why a command is refused. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +76,79 @@ pub enum Refusal {
         /// Which rollout.
         rollout: RolloutId,
     },
+    /// There is such an environment.
+    #[error("there is an environment `{env}` already")]
+    EnvironmentExists {
+        /// Which.
+        env: EnvRef,
+    },
+    /// Nothing serves, so there is nothing to promote.
+    #[error("no release of `{env}` serves")]
+    NothingServes {
+        /// Which environment.
+        env: EnvRef,
+    },
+    /// The release never served, so nobody has seen that it works.
+    #[error("release {release} of `{env}` never served")]
+    NeverServed {
+        /// Of which environment.
+        env: EnvRef,
+        /// Which.
+        release: ReleaseNumber,
+    },
+    /// The release that is promoted does not have an image that is needed.
+    #[error("release {release} of `{env}` has no image `{image}`, which the other environment needs")]
+    LacksImage {
+        /// Of which environment.
+        env: EnvRef,
+        /// Which.
+        release: ReleaseNumber,
+        /// The image.
+        image: ImageName,
+    },
+    /// The images have not shown what the environment requires.
+    #[error(transparent)]
+    RequirementNotMet(Box<NotMet>),
+    /// An override without a reason.
+    #[error("the reason for an override has to be one line of 1 to {} bytes", limits::REASON_BYTES_MAX)]
+    NoReason,
+    /// A service needs a secret that is not set.
+    #[error("service `{service}` needs the secret `{secret}`, which is not set in `{env}`")]
+    SecretNotSet {
+        /// In which environment.
+        env: EnvRef,
+        /// Which service.
+        service: ServiceName,
+        /// Which secret.
+        secret: SecretName,
+    },
+    /// The secrets of a service have too many bytes.
+    #[error(
+        "the secrets of service `{service}` in `{env}` have {bytes} bytes: at most {}",
+        limits::SECRETS_PER_SERVICE_BYTES_MAX
+    )]
+    SecretsTooLarge {
+        /// In which environment.
+        env: EnvRef,
+        /// Which service.
+        service: ServiceName,
+        /// How many.
+        bytes: usize,
+    },
+    /// More secrets than kiln allows.
+    #[error("`{env}` has {} secrets already", limits::SECRETS_MAX)]
+    TooManySecrets {
+        /// Which environment.
+        env: EnvRef,
+    },
+    /// No such secret.
+    #[error("the secret `{secret}` is not set in `{env}`")]
+    NoSecret {
+        /// In which environment.
+        env: EnvRef,
+        /// Which.
+        secret: SecretName,
+    },
 }
 
 impl Refusal {
@@ -94,6 +170,61 @@ impl Refusal {
             Refusal::AlreadySwitched { .. } => {
                 Some("`kiln rollback` brings the previous release back".into())
             }
+            Refusal::EnvironmentExists { env } => {
+                Some(format!("`kiln environment show {}` shows it", env.env))
+            }
+            Refusal::NothingServes { env } => {
+                Some(format!("`kiln deploy --env {}` first, or name a release with `--release N`", env.env))
+            }
+            Refusal::NeverServed { .. } => Some("`kiln release list` shows which releases served".into()),
+            Refusal::LacksImage { .. } => {
+                Some("deploy the commit instead: `kiln deploy --env ENV --ref COMMIT`".into())
+            }
+            Refusal::RequirementNotMet(not_met) => Some(not_met.hint()),
+            Refusal::NoReason => Some("say why, as in `--override \"fixes the outage\"`".into()),
+            Refusal::SecretNotSet { env, secret, .. } => Some(format!(
+                "`kiln secret set {secret} --env {}` reads its value from the terminal or stdin",
+                env.env
+            )),
+            Refusal::SecretsTooLarge { .. } => {
+                Some("give large files to the image, and keep only the key secret".into())
+            }
+            Refusal::TooManySecrets { env } => {
+                Some(format!("`kiln secret unset NAME --env {}` makes room", env.env))
+            }
+            Refusal::NoSecret { env, .. } => {
+                Some(format!("`kiln secret list --env {}` shows those that are set", env.env))
+            }
         }
+    }
+}
+
+/// What an environment requires of images, and what is missing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{env}` takes only images that `{required}` served for {time}: {unmet}")]
+pub struct NotMet {
+    /// Which environment.
+    pub env: EnvRef,
+    /// The commit that was asked for.
+    pub commit: CommitId,
+    /// Who has to have served them.
+    pub required: EnvName,
+    /// For how long.
+    pub time: Millis,
+    /// What is missing.
+    pub unmet: Unmet,
+}
+
+impl NotMet {
+    fn hint(&self) -> String {
+        let Self { commit, required, unmet, .. } = self;
+        let first = match unmet {
+            Unmet::TooShort { missing, runs: true, .. } => format!("ask again in {missing}"),
+            Unmet::TooShort { .. } | Unmet::Never => {
+                format!("`kiln deploy --env {required} --ref {}` first", commit.short())
+            }
+            Unmet::TakenBack => format!("mend it and deploy it to `{required}` again"),
+        };
+        format!("{first}; `--override REASON` goes on all the same and is recorded")
     }
 }
