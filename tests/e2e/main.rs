@@ -17,9 +17,11 @@ mod machine_service;
 mod machines;
 mod old_host;
 mod operations;
+mod promotion;
 mod rebuilt;
 mod retention;
 mod second_project;
+mod secrets;
 mod taken_back;
 mod tiny;
 mod trust;
@@ -65,6 +67,8 @@ fn main() {
         ("trust", trust::run),
         ("mutant_is_seen", deploys::mutant),
         ("second_project", second_project::run),
+        ("secrets", secrets::run_all),
+        ("promotion", promotion::run),
     ];
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut n_run = 0;

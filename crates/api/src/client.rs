@@ -8,7 +8,7 @@ use crate::error::{Code, ErrorBody, WireError};
 use crate::update::{ALIVE_EVERY, Update};
 use crate::{
     audit, bake, deploy, environment, export, image, instance, key, lock, logs, path, release, rollout,
-    scale, server,
+    scale, secret, server,
 };
 use crate::{source, status, why};
 use bytes::{Buf, Bytes, BytesMut};
@@ -17,7 +17,9 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::{Body, Frame, Incoming};
 use hyper_util::rt::TokioIo;
-use kiln_model::{CommitId, EnvRef, InstanceId, ProjectName, ReleaseNumber, RolloutId, limits};
+use kiln_model::{
+    CommitId, EnvRef, InstanceId, ProjectName, ReleaseNumber, RolloutId, SecretName, SecretValue, limits,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -164,6 +166,67 @@ impl Client {
         request: &deploy::RollbackRequest,
     ) -> Result<deploy::DeployView, ClientError> {
         self.post(path::ROLLBACK, request).await
+    }
+
+    /// Asks for a promotion. The stream's one item is the answer.
+    pub async fn promote(
+        &self,
+        request: &deploy::PromoteRequest,
+    ) -> Result<Updates<deploy::DeployView>, ClientError> {
+        self.stream(Method::POST, path::PROMOTE, json(request)).await
+    }
+
+    /// Environments with their settings.
+    pub async fn environments(
+        &self,
+        scope: &environment::Scope,
+    ) -> Result<environment::EnvironmentList, ClientError> {
+        self.get(&with_query(path::ENVIRONMENTS, scope)).await
+    }
+
+    /// Makes an environment.
+    pub async fn create_environment(
+        &self,
+        request: &environment::CreateRequest,
+    ) -> Result<environment::EnvironmentDetail, ClientError> {
+        self.post(path::ENVIRONMENTS, request).await
+    }
+
+    /// Secrets that are set.
+    pub async fn secrets(&self, query: &secret::SecretQuery) -> Result<secret::SecretList, ClientError> {
+        self.get(&with_query(path::SECRETS, query)).await
+    }
+
+    /// The versions of a secret.
+    pub async fn secret(
+        &self,
+        env: &EnvRef,
+        name: &SecretName,
+    ) -> Result<secret::SecretHistory, ClientError> {
+        self.get(&path::fill(path::SECRET, &[&env.project, &env.env, name])).await
+    }
+
+    /// Gives a secret a value.
+    pub async fn set_secret(
+        &self,
+        env: &EnvRef,
+        name: &SecretName,
+        value: &SecretValue,
+    ) -> Result<secret::SecretSet, ClientError> {
+        let path = path::fill(path::SECRET, &[&env.project, &env.env, name]);
+        let bytes = Bytes::copy_from_slice(value.expose());
+        let body = BodyExt::boxed(Full::new(bytes).map_err(|never| match never {}));
+        self.call(Method::PUT, &path, body, ANSWER_TIMEOUT).await
+    }
+
+    /// Takes a secret out.
+    pub async fn unset_secret(
+        &self,
+        env: &EnvRef,
+        name: &SecretName,
+    ) -> Result<secret::SecretSet, ClientError> {
+        let path = path::fill(path::SECRET, &[&env.project, &env.env, name]);
+        self.call(Method::DELETE, &path, empty(), ANSWER_TIMEOUT).await
     }
 
     /// Overrides how many instances services have.

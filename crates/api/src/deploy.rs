@@ -15,6 +15,29 @@ pub struct DeployRequest {
     /// Only say what would happen.
     #[serde(default)]
     pub plan: bool,
+    /// Go on also if what the environment requires is not met, and why.
+    #[serde(default, rename = "override", skip_serializing_if = "Option::is_none")]
+    pub override_reason: Option<String>,
+}
+
+/// Move an environment to a new release with the very images that another one runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromoteRequest {
+    /// The project.
+    pub project: ProjectName,
+    /// Whose images.
+    pub from: EnvName,
+    /// Where to.
+    pub to: EnvName,
+    /// Which release of `from`; without it the one that serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<ReleaseNumber>,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub plan: bool,
+    /// Go on also if what the environment requires is not met, and why.
+    #[serde(default, rename = "override", skip_serializing_if = "Option::is_none")]
+    pub override_reason: Option<String>,
 }
 
 /// Move an environment to a release that exists.

@@ -1,7 +1,8 @@
-//! Which environment a request is about, and its end.
+//! Environments: which one a request is about, their settings, and their end.
 
-use kiln_model::{EnvName, EnvRef, ProjectName};
+use kiln_model::{EnvName, EnvRef, ProjectName, ReleaseNumber, Requirement, ServiceName};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What a command that only reads is about. Without a project: everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,4 +46,44 @@ pub struct DestroyView {
     pub env: EnvRef,
     /// Instances that are still to be removed.
     pub instances: usize,
+}
+
+/// Make an environment, without a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// The project.
+    pub project: ProjectName,
+    /// Its name.
+    pub env: EnvName,
+    /// The environment whose settings it gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub like: Option<EnvName>,
+}
+
+/// Environments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentList {
+    /// By name.
+    pub environments: Vec<EnvironmentDetail>,
+}
+
+/// An environment with its settings. What runs of it is in [`crate::status::EnvironmentView`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentDetail {
+    /// Which.
+    pub env: EnvRef,
+    /// The environment that it was made like.
+    pub like: Option<EnvName>,
+    /// The release that serves.
+    pub serving: Option<ReleaseNumber>,
+    /// Whether it was removed; its history is there.
+    pub destroyed: bool,
+    /// How many releases it ever had.
+    pub releases: usize,
+    /// Instances of services, whatever a release asks for.
+    pub scale: BTreeMap<ServiceName, u32>,
+    /// What the release that serves requires of other environments; it holds for the next one.
+    pub requires: Vec<Requirement>,
+    /// Secrets that are set.
+    pub secrets: usize,
 }

@@ -125,6 +125,13 @@ table! {
     RouteTaken "route_taken" 409 Failed false User "another environment has that host and path" "give one of them another `host` or `path`, or `kiln destroy` the other";
     NoRollout "no_rollout" 404 Failed false User "no rollout is under way" "`kiln status` shows the rollouts";
     AlreadySwitched "already_switched" 409 Failed false User "traffic is on the new release already" "`kiln rollback` brings the previous release back";
+    EnvironmentExists "environment_exists" 409 Failed false User "there is such an environment already" "`kiln environment list` shows them";
+    NothingServes "nothing_serves" 409 Failed false User "no release of the environment serves, so there is nothing to promote" "deploy there first, or name a release with `--release N`";
+    NeverServed "never_served" 409 Failed false User "the release never served, so nobody has seen that it works" "`kiln release list` shows which releases served";
+    RequirementNotMet "requirement_not_met" 409 Failed true User "the images have not shown in another environment what this one requires" "the message says what is missing; `--override REASON` goes on and is recorded";
+    SecretNotSet "secret_not_set" 409 Failed false User "a service needs a secret that is not set" "`kiln secret set NAME --env ENV` reads its value from the terminal or stdin";
+    NoSecret "no_secret" 404 Failed false User "there is no such secret" "`kiln secret list` shows those that are set";
+    SecretUnreadable "secret_unreadable" 409 Failed false Host "a secret cannot be sealed or opened" "put the key `STATE/keys/secrets.age` back from a backup, or set the secret again and deploy";
     NoInstance "no_instance" 404 Failed false User "there is no such instance, alive or gone" "`kiln instance list` shows them";
     NoImage "no_image" 404 Failed false User "there is no such image" "`kiln image list` shows them";
     ImageBroken "image_broken" 409 Failed false User "something of an image is damaged or missing" "`kiln image verify --mend` bakes it again from its commit; so does the start of an instance";

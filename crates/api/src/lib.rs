@@ -23,6 +23,7 @@ pub mod release;
 pub mod replicate;
 pub mod rollout;
 pub mod scale;
+pub mod secret;
 pub mod server;
 pub mod source;
 pub mod status;

@@ -54,6 +54,15 @@ pub const IMAGE_BUILD_LOG: &str = "/v1/image/{digest}/build-log";
 pub const IMAGE_SBOM: &str = "/v1/image/{digest}/sbom";
 /// POST [`crate::image::VerifyRequest`]: a stream of [`crate::update::Update`] of [`crate::image::VerifyReport`].
 pub const IMAGE_VERIFY: &str = "/v1/image/verify";
+/// POST [`crate::deploy::PromoteRequest`]: a stream of [`crate::update::Update`] of [`crate::deploy::DeployView`].
+pub const PROMOTE: &str = "/v1/promote";
+/// GET with [`crate::environment::Scope`]: [`crate::environment::EnvironmentList`]. POST
+/// [`crate::environment::CreateRequest`]: [`crate::environment::EnvironmentDetail`].
+pub const ENVIRONMENTS: &str = "/v1/environment";
+/// GET with [`crate::secret::SecretQuery`]: [`crate::secret::SecretList`].
+pub const SECRETS: &str = "/v1/secret";
+/// GET: [`crate::secret::SecretHistory`]. PUT the value, as it is: [`crate::secret::SecretSet`]. DELETE: the same.
+pub const SECRET: &str = "/v1/secret/{project}/{env}/{name}";
 /// GET: [`crate::key::KeyList`].
 pub const KEYS: &str = "/v1/key";
 /// POST: [`crate::key::KeyList`].

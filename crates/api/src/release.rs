@@ -1,8 +1,8 @@
 //! Releases: the numbered, immutable records of an environment.
 
 use kiln_model::{
-    CommitId, Digest, EnvRef, ImageName, ReleaseNumber, RolloutPhase, RouteRule, ServiceName, ServiceSpec,
-    Wall,
+    CommitId, Digest, EnvRef, ImageName, Promotion, ReleaseNumber, Requirement, RolloutPhase, RouteRule,
+    SecretName, SecretVersion, ServiceName, ServiceSpec, Wall,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -51,6 +51,18 @@ pub struct ReleaseDetail {
     pub services: BTreeMap<ServiceName, ServiceSpec>,
     /// Routes.
     pub routes: Vec<RouteRule>,
+    /// The versions of the secrets that its services name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<SecretName, SecretVersion>,
+    /// The release of another environment whose images it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted_from: Option<Promotion>,
+    /// What another environment must have shown of its images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requires: Option<Requirement>,
+    /// Why it was accepted although that was not met.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overridden: Option<String>,
     /// Why its last rollout failed.
     pub reason: Option<String>,
 }

@@ -81,6 +81,8 @@ macro_rules! commands {
 commands! {
     /// Deploy a commit: bake, launch, validate, switch
     Deploy(commands::deploy::DeployArgs) => waits deploy;
+    /// Deploy the very images that another environment runs
+    Promote(commands::promote::PromoteArgs) => waits promote;
     /// Go back to an earlier release
     Rollback(commands::rollback::RollbackArgs) => waits rollback;
     /// Show what runs
@@ -95,6 +97,10 @@ commands! {
     Abort(commands::abort::AbortArgs) => waits abort;
     /// Show releases
     Release(commands::release::ReleaseArgs) => waits release;
+    /// Show and make environments
+    Environment(commands::environment::EnvironmentArgs) => waits environment;
+    /// Set and show secrets; no value is ever shown
+    Secret(commands::secret::SecretArgs) => waits secret;
     /// Show images
     Image(commands::image::ImageArgs) => waits image;
     /// Show and change whose images may run
@@ -148,6 +154,15 @@ mod tests {
             "kiln logs --since 2026-11-24T09:15:03Z -n all",
             "kiln scale web=5 api=default --env staging",
             "kiln abort",
+            "kiln deploy --override outage",
+            "kiln promote --from staging --to production --release 3 --plan --override outage",
+            "kiln environment create staging --like production",
+            "kiln environment list --json",
+            "kiln environment show staging",
+            "kiln secret set API_KEY --env staging --file key.txt",
+            "kiln secret list",
+            "kiln secret history API_KEY",
+            "kiln secret unset API_KEY --json",
             "kiln release list",
             "kiln release show 3 --env staging",
             "kiln image list",
@@ -193,6 +208,11 @@ mod tests {
             "kiln scale",
             "kiln scale web",
             "kiln destroy",
+            "kiln promote --from staging",
+            "kiln environment create Staging",
+            "kiln secret set",
+            "kiln secret set API-KEY",
+            "kiln secret set API_KEY value",
             "kiln logs --since yesterday",
             "kiln logs --instance web",
             "kiln instance show ../x",

@@ -1,8 +1,10 @@
 //! Carries out effects. An effect has no choices left: it does what its intent row says, and reports how it ended.
 
 use crate::crash;
+use crate::vault::Vault;
 use async_trait::async_trait;
 use kiln_edge::client::{Router, RouterError};
+use kiln_image::worker::chain;
 use kiln_model::{
     Digest, EnvRef, Epoch, Fence, ImageManifest, ImageName, Incarnation, InstanceId, Op, OpKey,
     ReleaseNumber, Snapshot,
@@ -61,11 +63,18 @@ pub struct Engines<P, R, B> {
     pub router: Arc<R>,
     /// Where images come from.
     pub bakery: Arc<B>,
+    /// What opens secrets.
+    pub vault: Arc<Vault>,
 }
 
 impl<P, R, B> Clone for Engines<P, R, B> {
     fn clone(&self) -> Self {
-        Self { provider: self.provider.clone(), router: self.router.clone(), bakery: self.bakery.clone() }
+        Self {
+            provider: self.provider.clone(),
+            router: self.router.clone(),
+            bakery: self.bakery.clone(),
+            vault: self.vault.clone(),
+        }
     }
 }
 
@@ -181,7 +190,11 @@ async fn ensure<P: Provider, R: Router, B: Bakery>(
             release.number, instance.service
         ));
     };
-    match engines.provider.ensure(fence, &spec).await {
+    let secrets = match engines.vault.values(snapshot, &instance.env, &spec.secrets) {
+        Ok(secrets) => secrets,
+        Err(error) => return OpOutcome::Withheld(format!("{}; hint: {}", chain(&error), error.hint())),
+    };
+    match engines.provider.ensure(fence, &spec, &secrets).await {
         Ok(_) => OpOutcome::Done,
         Err(error @ ProviderError::Retry { .. }) => OpOutcome::Retry(error.to_string()),
         Err(error @ ProviderError::Damaged { .. }) => {

@@ -14,6 +14,7 @@ pub mod keeper;
 pub mod keys;
 pub mod reconcile;
 pub mod start;
+pub mod vault;
 pub mod workshop;
 
 pub use collect::Collected;
@@ -22,4 +23,5 @@ pub use keys::{Keys, KeysError};
 pub use kiln_image::debian::changes as lock_changes;
 pub use reconcile::ReconcileError;
 pub use start::{Control, ControlConfig, StartError, take_state};
+pub use vault::{Vault, VaultError};
 pub use workshop::{Draft, Workshop, WorkshopError};

@@ -6,6 +6,7 @@ use crate::handle::{Handle, Progress};
 use crate::keeper::{Keeper, KeeperConfig};
 use crate::keys::{Keys, KeysError};
 use crate::reconcile::{ReconcileError, Reconciler, Shared};
+use crate::vault::{Vault, VaultError};
 use crate::workshop::{GuestKernels, SharedWorkshop, Workshop, WorkshopConfig};
 use kiln_edge::{EdgeClient, SpawnError, control_socket};
 use kiln_image::ObjectError;
@@ -75,6 +76,9 @@ pub enum StartError {
     /// The keys.
     #[error("the keys of images cannot be used")]
     Keys(#[from] KeysError),
+    /// The key of secrets.
+    #[error("the key of secrets cannot be used")]
+    Vault(#[from] VaultError),
 }
 
 /// A running control plane.
@@ -83,6 +87,8 @@ pub struct Control {
     pub handle: Handle,
     /// Sources, bakes and logs.
     pub workshop: Arc<Workshop>,
+    /// Seals secrets and opens them.
+    pub vault: Arc<Vault>,
     /// Ends when it was asked to stop, or when the store failed.
     pub reconciler: JoinHandle<Result<(), ReconcileError>>,
     keeper: JoinHandle<()>,
@@ -98,6 +104,13 @@ impl Control {
         let clock = Arc::new(HostClock::new().map_err(unusable)?);
         let (progress, _) = broadcast::channel::<Progress>(PROGRESS_BACKLOG);
         let keys = Arc::new(Keys::open(&state, config.signing_key.as_deref(), config.trust.as_deref())?);
+        let vault = Arc::new(Vault::open(&state)?);
+        let n_unreadable = vault.unreadable(&*store.load()?)?;
+        if n_unreadable > 0 {
+            eprintln!(
+                "kiln: warning: {n_unreadable} versions of secrets are sealed with a key that is not in `keys/secrets.age`"
+            );
+        }
         let workshop = WorkshopConfig {
             state: state.clone(),
             program: config.program.clone(),
@@ -129,13 +142,14 @@ impl Control {
             provider,
             router: Arc::new(EdgeClient::new(control_socket(&dir))),
             bakery: Arc::new(SharedWorkshop(workshop.clone())),
+            vault: vault.clone(),
         };
         let reconciler = Reconciler::new(store.clone(), engines, clock.clone(), shared.clone(), server);
         let keeper = tokio::spawn(keeper.run(shared.stop.subscribe()));
         let handle = Handle::new(store, clock, shared, server.1, progress);
         keys.record_changes(|kind, subject, detail| handle.record("kiln", kind, subject, detail))?;
         let reconciler = tokio::spawn(reconciler.run());
-        Ok(Self { handle, workshop, reconciler, keeper, _lock: lock })
+        Ok(Self { handle, workshop, vault, reconciler, keeper, _lock: lock })
     }
 
     /// Asks everything to end and waits. Edge and instances go on.

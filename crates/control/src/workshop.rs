@@ -73,9 +73,11 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The release that it would be in an environment.
-    pub fn release(&self, env: &EnvName) -> Result<ReleaseSpec, WorkshopError> {
-        let spec = self.project.environment(env);
+    /// The release that it would be in an environment. Of `names`, its own and then that of the environment that it was made
+    /// like and so on, the first counts that the kiln.toml has a table for.
+    pub fn release(&self, env: &EnvName, names: &[EnvName]) -> Result<ReleaseSpec, WorkshopError> {
+        let named = names.iter().find(|name| self.project.names(name));
+        let spec = self.project.environment(named.unwrap_or(env));
         if spec.services.is_empty() {
             return Err(WorkshopError::NoServices { env: env.clone() });
         }
@@ -90,6 +92,8 @@ impl Draft {
             services: spec.services.clone(),
             routes: spec.routes.clone(),
             images,
+            secrets: BTreeMap::new(),
+            requires: spec.requires.clone(),
         })
     }
 

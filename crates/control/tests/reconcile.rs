@@ -125,8 +125,12 @@ impl World {
                 (FakeHost::default(), Arc::<Edge>::default(), Arc::<Kitchen>::default());
             let server = store.take_lease("test").unwrap();
             let (clock, shared) = (Arc::new(HostClock::new().unwrap()), Arc::new(Shared::default()));
-            let engines =
-                Engines { provider: Arc::new(host.open()), router: edge.clone(), bakery: kitchen.clone() };
+            let engines = Engines {
+                provider: Arc::new(host.open()),
+                router: edge.clone(),
+                bakery: kitchen.clone(),
+                vault: Arc::default(),
+            };
             let clock: Arc<dyn Clock> = clock;
             let progress = tokio::sync::broadcast::Sender::new(16);
             let handle = Handle::new(store.clone(), clock.clone(), shared.clone(), server.1, progress);

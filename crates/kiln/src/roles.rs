@@ -79,6 +79,8 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
             Failure::new(Code::Usage, text(error)).hint("write one with `gpg --export KEY... > FILE`")
         })?;
     }
+    // It has values of secrets in its memory for a moment, which no core file may show.
+    kiln_sys::privilege::not_dumpable().map_err(|error| Failure::new(Code::HostUnable, error.line()))?;
     let lock = take_state(&arguments.state).map_err(start_failure)?;
     let listener = kiln_server::bind(&arguments.listen).map_err(listen_failure)?;
     let config = ControlConfig {
@@ -95,7 +97,11 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     };
     let mut control = Control::start(config, lock).await.map_err(start_failure)?;
     eprintln!("kiln: state in `{}`, listening on `{}`", arguments.state.display(), arguments.listen);
-    let context = kiln_server::Context { handle: control.handle.clone(), workshop: control.workshop.clone() };
+    let context = kiln_server::Context {
+        handle: control.handle.clone(),
+        workshop: control.workshop.clone(),
+        vault: control.vault.clone(),
+    };
     let server = tokio::spawn(kiln_server::serve(listener, context));
     let fail = |error: &dyn std::error::Error| Failure::new(Code::Internal, chain(error));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| fail(&e))?;
@@ -135,6 +141,7 @@ fn start_failure(error: StartError) -> Failure {
         StartError::Store(_) | StartError::Objects(_) => Code::Store,
         StartError::Provider(_) => Code::HostUnable,
         StartError::Keys(_) => Code::Keys,
+        StartError::Vault(_) => Code::SecretUnreadable,
         StartError::Edge(SpawnError::InUse { .. }) => Code::AddressInUse,
         StartError::Edge(SpawnError::NoAddress { .. }) => Code::Usage,
         StartError::Edge(_) => Code::HostUnable,
@@ -149,6 +156,7 @@ fn start_failure(error: StartError) -> Failure {
             failure.hint("give one, as in `kiln serve --edge 0.0.0.0:80`, or start `kiln edge` first")
         }
         StartError::Keys(error) => failure.hint(error.hint()),
+        StartError::Vault(error) => failure.hint(error.hint()),
         _ => failure.hint(code.entry().help),
     }
 }

@@ -42,7 +42,7 @@ pub use release::{Promotion, Release, ReleaseSpec};
 pub use requirement::Requirement;
 pub use rollout::{Rollout, RolloutKind, RolloutPhase};
 pub use route::{Generation, InternalRoute, RouteRule, RouteTable, Target};
-pub use secret::{Secret, SecretContent, SecretName, SecretValue, SecretValues, SecretVersion};
+pub use secret::{NO_SECRETS, Secret, SecretContent, SecretName, SecretValue, SecretValues, SecretVersion};
 pub use service::{Health, Resources, RolloutPolicy, ServiceSpec, Stop};
 pub use snapshot::{Environment, Snapshot};
 pub use time::{Boot, Millis, Wall};

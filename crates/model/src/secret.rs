@@ -168,6 +168,9 @@ impl std::fmt::Debug for SecretValue {
 /// What an instance is given beside its specification, which has the versions of these.
 pub type SecretValues = BTreeMap<SecretName, SecretValue>;
 
+/// What most instances are given.
+pub static NO_SECRETS: SecretValues = SecretValues::new();
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -217,6 +217,20 @@ impl Snapshot {
             .map(|(_, release)| release)
     }
 
+    /// The names of an environment and of those that it was made like, nearest first.
+    pub fn names_of(&self, env: &EnvRef) -> Vec<EnvName> {
+        let mut names = vec![env.env.clone()];
+        while let Some(last) = names.last() {
+            let last = EnvRef { project: env.project.clone(), env: last.clone() };
+            let like = self.environments.get(&last).and_then(|environment| environment.like.clone());
+            match like.filter(|like| !names.contains(like)) {
+                Some(like) => names.push(like),
+                None => break,
+            }
+        }
+        names
+    }
+
     /// Versions of one secret of an environment, or of all of them, each secret's oldest first.
     pub fn secrets_of<'a>(
         &'a self,

@@ -54,6 +54,8 @@ pub enum OpOutcome {
     Permanent(String),
     /// The image may not run, as things are: nobody trusted vouches for it, or it is damaged and could not be mended.
     Refused(String),
+    /// A secret of the instance cannot be read, as things are.
+    Withheld(String),
     /// The image was found damaged and was mended: the next try will work.
     Mended(String),
 }

@@ -64,16 +64,15 @@ fn absorb_results(draft: &mut Draft<'_>) {
             continue;
         };
         match &result.outcome {
-            OpOutcome::Refused(error) if !is_needed(draft, &result.key) => {
-                tell(draft, &op, "image.refused", error);
+            OpOutcome::Refused(error) | OpOutcome::Withheld(error) if !is_needed(draft, &result.key) => {
+                tell(draft, &op, &result.outcome);
                 permanent(draft, &result.key, error);
             }
-            OpOutcome::Retry(error) | OpOutcome::Refused(error) | OpOutcome::Mended(error) => {
-                match &result.outcome {
-                    OpOutcome::Refused(_) => tell(draft, &op, "image.refused", error),
-                    OpOutcome::Mended(_) => tell(draft, &op, "image.damaged", error),
-                    _ => {}
-                }
+            OpOutcome::Retry(error)
+            | OpOutcome::Refused(error)
+            | OpOutcome::Withheld(error)
+            | OpOutcome::Mended(error) => {
+                tell(draft, &op, &result.outcome);
                 let backoff = Millis((50u64 << op.attempts.min(10)).min(BACKOFF_MAX.0));
                 let not_before = draft.now() + backoff;
                 draft.put(Mutation::PutOp(Op { not_before, last_error: Some(error.clone()), ..op }));
@@ -96,12 +95,22 @@ fn is_needed(draft: &Draft<'_>, key: &OpKey) -> bool {
     })
 }
 
-/// Puts into the ledger what is wrong with an image, once for each effect.
-fn tell(draft: &mut Draft<'_>, op: &Op, kind: &str, error: &str) {
+/// Puts into the ledger what is wrong with an image or a secret, once for each effect.
+fn tell(draft: &mut Draft<'_>, op: &Op, outcome: &OpOutcome) {
+    let (kind, error) = match outcome {
+        OpOutcome::Refused(error) => ("image.refused", error),
+        OpOutcome::Mended(error) => ("image.damaged", error),
+        OpOutcome::Withheld(error) => ("secret.unreadable", error),
+        OpOutcome::Done | OpOutcome::Retry(_) | OpOutcome::Permanent(_) => return,
+    };
     let OpKey::Ensure { instance } = &op.key else { return };
     let Some(instance) = draft.snapshot.instances.get(instance).cloned() else { return };
     if op.last_error.as_deref() != Some(error) {
-        draft.event(&instance.env, kind, format!("image {}", instance.image), error);
+        let subject = match outcome {
+            OpOutcome::Withheld(_) => format!("instance {}", instance.id),
+            _ => format!("image {}", instance.image),
+        };
+        draft.event(&instance.env, kind, subject, error);
     }
 }
 

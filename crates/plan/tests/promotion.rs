@@ -146,7 +146,9 @@ fn a_release_binds_the_versions_of_its_secrets() {
     let to = Some(ReleaseNumber(1));
     assert!(world.submit(Command::Rollback { env: env("production"), to }).is_ok());
     // Nobody needs 3 and 4 when 5 comes; 1 and 2 are of releases.
-    (0..3).for_each(|_| drop(world.set("API_KEY", 3)));
+    for _ in 0..3 {
+        world.set("API_KEY", 3);
+    }
     world.submit(Command::UnsetSecret { env: env("production"), name: key("API_KEY") }).unwrap();
     let all = world.snapshot.secrets_of(&env("production"), None);
     let kept: Vec<u64> = all.filter(|secret| secret.bytes().is_some()).map(|s| s.version.0).collect();
@@ -161,12 +163,16 @@ fn a_release_binds_the_versions_of_its_secrets() {
 fn secrets_are_limited() {
     let mut world = World::default();
     let names: Vec<String> = (0..4).map(|n| format!("S{n}")).collect();
-    names.iter().for_each(|name| drop(world.set(name, limits::SECRET_BYTES_MAX as u32)));
+    for name in &names {
+        world.set(name, limits::SECRET_BYTES_MAX as u32);
+    }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let deploy = |n| Command::Deploy { env: env("production"), spec: spec('a', &names[..n], None) };
     assert!(matches!(world.submit(deploy(4)), Err(Refusal::SecretsTooLarge { .. })));
     assert!(world.submit(deploy(3)).is_ok());
-    (0..limits::SECRETS_MAX - 4).for_each(|n| drop(world.set(&format!("N{n}"), 1)));
+    for n in 0..limits::SECRETS_MAX - 4 {
+        world.set(&format!("N{n}"), 1);
+    }
     let content = SecretContent::Sealed { sealed: "YWdl".into(), key: "age1".into(), bytes: 1 };
     let one_more = Command::SetSecret { env: env("production"), name: key("MORE"), content };
     assert!(matches!(world.submit(one_more), Err(Refusal::TooManySecrets { .. })));

@@ -4,8 +4,9 @@
 use crate::{Provider, ProviderError};
 use kiln_model::{
     Check, CheckKind, Confinement, Digest, EnvName, EnvRef, Epoch, ExitReason, Fence, ImageConfig,
-    ImageManifest, Incarnation, InstanceId, InstanceSpec, Millis, NetworkNumber, OpId, ProjectName,
-    ReleaseNumber, Resources, Revision, Seen, SeenState, ServiceName, Stop,
+    ImageManifest, Incarnation, InstanceId, InstanceSpec, Millis, NO_SECRETS, NetworkNumber, OpId,
+    ProjectName, ReleaseNumber, Resources, Revision, SecretName, SecretValue, SecretVersion, Seen, SeenState,
+    ServiceName, Stop,
 };
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,7 @@ pub fn spec(sequence: u64) -> InstanceSpec {
         command: vec!["serve".into()],
         user: "65534".into(),
         environment: [].into(),
+        secrets: [].into(),
         writable: vec![],
         resources: Resources { cpu_milli: 1000, memory_bytes: 64 << 20, pids: 64 },
         network: NetworkNumber::default(),
@@ -160,6 +162,23 @@ pub async fn suite(subject: &mut impl Subject) {
     drop(provider);
     reopened(subject).await;
     supervisor_killed(subject).await;
+    secrets_come_beside(&subject.open(), subject).await;
+}
+
+/// An instance that has secrets is not started without their values.
+async fn secrets_come_beside(provider: &impl Provider, subject: &impl Subject) {
+    let mut spec = subject.spec(90, Behaviour::Serve);
+    let name = SecretName::new("API_KEY").expect("a legal name");
+    spec.secrets = [(name.clone(), SecretVersion(1))].into();
+    let without = provider.ensure(fence(3, 17), &spec, &NO_SECRETS).await;
+    assert!(matches!(without, Err(ProviderError::Retry { .. })), "{without:?}");
+    let values = [(name, SecretValue::new(b"value".to_vec()))].into();
+    provider.ensure(fence(3, 17), &spec, &values).await.expect("ensure");
+    until_within(subject.patience(), provider, &spec.id, is_running).await;
+    let again = provider.ensure(fence(3, 17), &spec, &NO_SECRETS).await.expect("it runs");
+    assert_eq!(again.state, SeenState::Running);
+    provider.absent(fence(3, 17), &spec.id).await.expect("absent");
+    kept("secrets come beside the specification, and only when they are needed");
 }
 
 fn kept(promise: &str) {
@@ -168,17 +187,17 @@ fn kept(promise: &str) {
 
 async fn ensure_is_idempotent(provider: &impl Provider, subject: &impl Subject) {
     let spec = subject.spec(1, Behaviour::Serve);
-    let first = provider.ensure(fence(1, 1), &spec).await.expect("ensure");
+    let first = provider.ensure(fence(1, 1), &spec, &NO_SECRETS).await.expect("ensure");
     assert!(first.address.is_some());
     until_within(subject.patience(), provider, &spec.id, is_running).await;
     ready_within(subject.patience(), provider, &spec.id, &check()).await;
-    let again = provider.ensure(fence(1, 2), &spec).await.expect("ensure again");
+    let again = provider.ensure(fence(1, 2), &spec, &NO_SECRETS).await.expect("ensure again");
     assert_eq!((again.address, again.state), (first.address, SeenState::Running));
     assert_eq!(provider.list().await.expect("list").len(), 1);
     kept("the same ensure again answers what is there");
 
     let other = subject.spec(2, Behaviour::Serve);
-    let second = provider.ensure(fence(1, 2), &other).await.expect("ensure");
+    let second = provider.ensure(fence(1, 2), &other, &NO_SECRETS).await.expect("ensure");
     assert_ne!(second.address, first.address);
     for id in [&spec.id, &other.id] {
         provider.absent(fence(1, 3), id).await.expect("absent");
@@ -187,7 +206,7 @@ async fn ensure_is_idempotent(provider: &impl Provider, subject: &impl Subject) 
         assert!(!provider.check(id, &check()).await.passed);
     }
     let third = subject.spec(3, Behaviour::Serve);
-    let third_seen = provider.ensure(fence(1, 3), &third).await.expect("ensure");
+    let third_seen = provider.ensure(fence(1, 3), &third, &NO_SECRETS).await.expect("ensure");
     assert!(third_seen.address != first.address && third_seen.address != second.address);
     provider.absent(fence(1, 3), &third.id).await.expect("absent");
     kept("addresses are not shared, and come back late");
@@ -195,18 +214,18 @@ async fn ensure_is_idempotent(provider: &impl Provider, subject: &impl Subject) 
 
 async fn stale_is_refused(provider: &impl Provider, subject: &impl Subject) {
     let spec = subject.spec(10, Behaviour::Serve);
-    provider.ensure(fence(2, 5), &spec).await.expect("ensure");
+    provider.ensure(fence(2, 5), &spec, &NO_SECRETS).await.expect("ensure");
     let mut other = spec.clone();
     other.environment.insert("OTHER".into(), "content".into());
     let stale = |result: Result<(), ProviderError>| {
         assert!(matches!(result, Err(ProviderError::Stale { .. })), "{result:?}");
     };
-    stale(provider.ensure(fence(2, 6), &other).await.map(|_| ()));
+    stale(provider.ensure(fence(2, 6), &other, &NO_SECRETS).await.map(|_| ()));
     kept("the same id with other content is refused");
-    stale(provider.ensure(fence(2, 4), &spec).await.map(|_| ()));
+    stale(provider.ensure(fence(2, 4), &spec, &NO_SECRETS).await.map(|_| ()));
     stale(provider.absent(fence(2, 4), &spec.id).await);
     kept("an older plan is refused");
-    stale(provider.ensure(fence(1, 9), &subject.spec(11, Behaviour::Serve)).await.map(|_| ()));
+    stale(provider.ensure(fence(1, 9), &subject.spec(11, Behaviour::Serve), &NO_SECRETS).await.map(|_| ()));
     stale(provider.absent(fence(1, 9), &spec.id).await);
     kept("an older server is refused, for ids it never saw as well");
     assert!(seen(provider, &spec.id).await.is_some());
@@ -217,7 +236,7 @@ async fn destroyed_stays_destroyed(provider: &impl Provider, subject: &impl Subj
     let spec = subject.spec(20, Behaviour::Serve);
     provider.absent(fence(2, 8), &spec.id).await.expect("absent of an unknown id");
     for revision in [7, 8, 9] {
-        let result = provider.ensure(fence(2, revision), &spec).await;
+        let result = provider.ensure(fence(2, revision), &spec, &NO_SECRETS).await;
         assert!(matches!(result, Err(ProviderError::Tombstoned { .. })), "{result:?}");
     }
     assert_eq!(seen(provider, &spec.id).await, None);
@@ -236,17 +255,17 @@ async fn exit_reasons(provider: &impl Provider, subject: &impl Subject) {
     ];
     for (n, (behaviour, expected)) in cases.into_iter().enumerate() {
         let spec = subject.spec(30 + n as u64, behaviour);
-        provider.ensure(fence(2, 10), &spec).await.expect("ensure");
+        provider.ensure(fence(2, 10), &spec, &NO_SECRETS).await.expect("ensure");
         let state = until_within(subject.patience(), provider, &spec.id, has_ended).await;
         assert!(matches!(&state, SeenState::Exited(reason) if expected(reason)), "{behaviour:?}: {state:?}");
-        let again = provider.ensure(fence(2, 10), &spec).await.expect("ensure again");
+        let again = provider.ensure(fence(2, 10), &spec, &NO_SECRETS).await.expect("ensure again");
         assert_eq!(again.state, state);
         assert!(!provider.check(&spec.id, &check()).await.passed);
         provider.absent(fence(2, 10), &spec.id).await.expect("absent");
         kept(&format!("{behaviour:?} is seen, and it is not started again"));
     }
     let spec = subject.spec(35, Behaviour::Broken);
-    let result = provider.ensure(fence(2, 10), &spec).await;
+    let result = provider.ensure(fence(2, 10), &spec, &NO_SECRETS).await;
     assert!(matches!(result, Err(ProviderError::Permanent { .. })), "{result:?}");
     provider.absent(fence(2, 10), &spec.id).await.expect("absent of what never ran");
     assert_eq!(seen(provider, &spec.id).await, None);
@@ -255,7 +274,7 @@ async fn exit_reasons(provider: &impl Provider, subject: &impl Subject) {
 
 async fn the_stubborn_go_too(provider: &impl Provider, subject: &impl Subject) {
     let spec = subject.spec(40, Behaviour::Stubborn);
-    provider.ensure(fence(2, 11), &spec).await.expect("ensure");
+    provider.ensure(fence(2, 11), &spec, &NO_SECRETS).await.expect("ensure");
     until_within(subject.patience(), provider, &spec.id, is_running).await;
     provider.absent(fence(2, 11), &spec.id).await.expect("absent");
     assert_eq!(seen(provider, &spec.id).await, None);
@@ -264,7 +283,7 @@ async fn the_stubborn_go_too(provider: &impl Provider, subject: &impl Subject) {
 
 async fn at_the_same_time(provider: &impl Provider, subject: &impl Subject) {
     let spec = subject.spec(50, Behaviour::Serve);
-    let ensure = || provider.ensure(fence(2, 12), &spec);
+    let ensure = || provider.ensure(fence(2, 12), &spec, &NO_SECRETS);
     let (a, b, c) = tokio::join!(ensure(), ensure(), ensure());
     let addresses: Vec<_> = [a, b, c].map(|r| r.expect("ensure").address).into();
     assert!(addresses.iter().all(|a| *a == addresses[0]));
@@ -287,9 +306,9 @@ async fn reopened(subject: &mut impl Subject) {
         subject.spec(62, Behaviour::Serve),
     );
     let provider = subject.open();
-    let before = provider.ensure(fence(3, 13), &running).await.expect("ensure");
-    provider.ensure(fence(3, 13), &ended).await.expect("ensure");
-    provider.ensure(fence(3, 13), &gone).await.expect("ensure");
+    let before = provider.ensure(fence(3, 13), &running, &NO_SECRETS).await.expect("ensure");
+    provider.ensure(fence(3, 13), &ended, &NO_SECRETS).await.expect("ensure");
+    provider.ensure(fence(3, 13), &gone, &NO_SECRETS).await.expect("ensure");
     provider.absent(fence(3, 13), &gone.id).await.expect("absent");
     until_within(subject.patience(), &provider, &running.id, is_running).await;
     drop(provider);
@@ -300,18 +319,18 @@ async fn reopened(subject: &mut impl Subject) {
     let after = seen(&provider, &running.id).await.expect("the running one is adopted");
     assert_eq!((after.address, after.state), (before.address, SeenState::Running));
     ready_within(subject.patience(), &provider, &running.id, &check()).await;
-    let again = provider.ensure(fence(3, 14), &running).await.expect("ensure");
+    let again = provider.ensure(fence(3, 14), &running, &NO_SECRETS).await.expect("ensure");
     assert_eq!((again.address, again.state), (before.address, SeenState::Running));
     kept("a provider that is opened again adopts what lives, and knows how the others ended");
-    let late = provider.ensure(fence(3, 14), &gone).await;
+    let late = provider.ensure(fence(3, 14), &gone, &NO_SECRETS).await;
     assert!(matches!(late, Err(ProviderError::Tombstoned { .. })), "{late:?}");
-    let stale = provider.ensure(fence(2, 99), &subject.spec(63, Behaviour::Serve)).await;
+    let stale = provider.ensure(fence(2, 99), &subject.spec(63, Behaviour::Serve), &NO_SECRETS).await;
     assert!(matches!(stale, Err(ProviderError::Stale { .. })), "{stale:?}");
     let stale = provider.absent(fence(3, 1), &running.id).await;
     assert!(matches!(stale, Err(ProviderError::Stale { .. })), "{stale:?}");
     kept("it remembers tombstones and fences");
     let next = subject.spec(64, Behaviour::Serve);
-    let next_seen = provider.ensure(fence(3, 14), &next).await.expect("ensure");
+    let next_seen = provider.ensure(fence(3, 14), &next, &NO_SECRETS).await.expect("ensure");
     assert_ne!(next_seen.address, before.address);
     for spec in [&running, &ended, &next] {
         provider.absent(fence(3, 15), &spec.id).await.expect("absent");
@@ -323,7 +342,7 @@ async fn reopened(subject: &mut impl Subject) {
 async fn supervisor_killed(subject: &mut impl Subject) {
     let provider = subject.open();
     let spec = subject.spec(70, Behaviour::Serve);
-    provider.ensure(fence(3, 16), &spec).await.expect("ensure");
+    provider.ensure(fence(3, 16), &spec, &NO_SECRETS).await.expect("ensure");
     until_within(subject.patience(), &provider, &spec.id, is_running).await;
     subject.kill_supervisor(&spec.id);
     let state = until_within(subject.patience(), &provider, &spec.id, has_ended).await;

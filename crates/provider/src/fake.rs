@@ -4,8 +4,8 @@
 use crate::{Provider, ProviderError};
 use async_trait::async_trait;
 use kiln_model::{
-    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Millis, Seen,
-    SeenState, Wall,
+    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Millis, SecretValues,
+    Seen, SeenState, Wall,
 };
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -153,7 +153,12 @@ impl Provider for FakeProvider {
         Ok(out)
     }
 
-    async fn ensure(&self, fence: Fence, spec: &InstanceSpec) -> Result<Seen, ProviderError> {
+    async fn ensure(
+        &self,
+        fence: Fence,
+        spec: &InstanceSpec,
+        secrets: &SecretValues,
+    ) -> Result<Seen, ProviderError> {
         let id = &spec.id;
         let script = (self.0.0.script.lock().unwrap_or_else(PoisonError::into_inner))(spec);
         let mut world = self.0.world();
@@ -170,6 +175,10 @@ impl Provider for FakeProvider {
         if let Some(one) = world.instances.get(id) {
             let address = Some(one.address.into());
             return Ok(Seen { id: id.clone(), address, state: one.state.clone() });
+        }
+        if let Some(name) = spec.secrets.keys().find(|name| !secrets.contains_key(*name)) {
+            let (step, detail) = ("give the instance its secrets".into(), format!("`{name}` did not come"));
+            return Err(ProviderError::Retry { id: id.clone(), step, detail });
         }
         if script == Script::Broken {
             let (step, detail) = ("mount the image".into(), "it is damaged".into());
@@ -224,6 +233,7 @@ impl Provider for FakeProvider {
 mod tests {
     use super::*;
     use crate::conformance::{self, Behaviour, Subject};
+    use kiln_model::NO_SECRETS;
 
     struct Fake(FakeHost);
 
@@ -281,18 +291,21 @@ mod tests {
             let provider = host.open();
             let fence = Fence::default();
             let [a, b, c] = [1, 2, 3].map(conformance::spec);
-            assert!(matches!(provider.ensure(fence, &a).await, Err(ProviderError::Retry { .. })));
-            assert_eq!(provider.ensure(fence, &a).await.unwrap().state, SeenState::Running);
+            assert!(matches!(
+                provider.ensure(fence, &a, &NO_SECRETS).await,
+                Err(ProviderError::Retry { .. })
+            ));
+            assert_eq!(provider.ensure(fence, &a, &NO_SECRETS).await.unwrap().state, SeenState::Running);
             assert_eq!(host.starts(&a.id), 1);
             assert!(matches!(provider.absent(fence, &a.id).await, Err(ProviderError::Retry { .. })));
             assert_eq!(provider.absent(fence, &a.id).await, Ok(()));
-            provider.ensure(fence, &b).await.unwrap();
+            provider.ensure(fence, &b, &NO_SECRETS).await.unwrap();
             let mut states = vec![];
             for _ in 0..3 {
                 states.push(provider.list().await.unwrap()[0].state.clone());
             }
             assert_eq!(states, [SeenState::Starting, SeenState::Starting, SeenState::Running]);
-            provider.ensure(fence, &c).await.unwrap();
+            provider.ensure(fence, &c, &NO_SECRETS).await.unwrap();
             assert!(!provider.check(&c.id, &conformance::check()).await.passed);
             assert!(provider.check(&b.id, &conformance::check()).await.passed);
         });

@@ -12,7 +12,7 @@ pub mod local;
 pub mod vm;
 
 use async_trait::async_trait;
-use kiln_model::{Check, Evidence, Fence, InstanceId, InstanceSpec};
+use kiln_model::{Check, Evidence, Fence, InstanceId, InstanceSpec, SecretValues};
 pub use kiln_model::{Seen, SeenState};
 
 /// Why a provider refused or failed.
@@ -72,8 +72,14 @@ pub trait Provider: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<Seen>, ProviderError>;
 
     /// Makes the instance exist and its program started (not necessarily ready). Idempotent: the same id with the same
-    /// content again answers what is there, also if its program has ended since: it is never restarted.
-    async fn ensure(&self, fence: Fence, spec: &InstanceSpec) -> Result<Seen, ProviderError>;
+    /// content again answers what is there, also if its program has ended since: it is never restarted. `secrets` are the
+    /// values of [`InstanceSpec::secrets`]: the instance gets them as files in memory, and they are kept nowhere else.
+    async fn ensure(
+        &self,
+        fence: Fence,
+        spec: &InstanceSpec,
+        secrets: &SecretValues,
+    ) -> Result<Seen, ProviderError>;
 
     /// Asks the program to end ([`InstanceSpec::stop`]), kills what is left at its time-out, removes everything but what
     /// it printed, and leaves a tombstone, also for an id never seen. Idempotent. Only an `Ok` means gone.

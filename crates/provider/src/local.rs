@@ -30,6 +30,7 @@ pub(crate) mod program;
 mod pump;
 mod root;
 mod rootfs;
+mod secrets;
 pub(crate) mod shim;
 mod slot;
 mod start;
@@ -53,7 +54,8 @@ use async_trait::async_trait;
 use cloner::Cloner;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use kiln_model::{
-    Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Millis, Seen, SeenState,
+    Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Millis, SecretValues, Seen,
+    SeenState,
 };
 use kiln_sys::cgroup::Trees;
 use kiln_sys::netlink::{Netlink, Route};
@@ -480,9 +482,15 @@ impl Provider for LocalProvider {
         Ok(self.inner.books().entries.iter().map(|(id, entry)| seen(id, entry)).collect())
     }
 
-    async fn ensure(&self, fence: Fence, spec: &InstanceSpec) -> Result<Seen, ProviderError> {
+    async fn ensure(
+        &self,
+        fence: Fence,
+        spec: &InstanceSpec,
+        secrets: &SecretValues,
+    ) -> Result<Seen, ProviderError> {
         let (inner, pool, spec) = (self.inner.clone(), self.pool.clone(), spec.clone());
-        blocking(&spec.id.clone(), move || inner.ensure(&pool, fence, spec)).await
+        let secrets = secrets.clone();
+        blocking(&spec.id.clone(), move || inner.ensure(&pool, fence, spec, &secrets)).await
     }
 
     async fn absent(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {

@@ -95,7 +95,7 @@ async fn full_tmpfs(host: &Host) {
     ];
     for (sequence, (how, place)) in (1..).zip(cases) {
         let spec = host.spec(sequence, &["probe", how, place]);
-        provider.ensure(fence(), &spec).await.unwrap();
+        provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
         assert_eq!(ended(&provider, &spec.id).await, ExitReason::OutOfMemory, "{how} {place}");
         provider.absent(fence(), &spec.id).await.unwrap();
         let exit = local::instance_folder(host.state(), &spec.id).join("exit.json");
@@ -113,13 +113,13 @@ async fn full_tmpfs(host: &Host) {
 async fn inotify_is_its_own(host: &Host) {
     let provider = host.provider();
     let spec = host.spec(10, &["probe", "inotify"]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     wait_for("the program took all", || !host.printed(&spec.id, Stream::Out).is_empty()).await;
     println!("{:?}", host.printed(&spec.id, Stream::Out));
     let own = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC);
     assert!(own.is_ok(), "the host's root gets none: {own:?}");
     let other = host.spec(11, &["probe", "inotify"]);
-    provider.ensure(fence(), &other).await.unwrap();
+    provider.ensure(fence(), &other, &NO_SECRETS).await.unwrap();
     wait_for("the other took all", || !host.printed(&other.id, Stream::Out).is_empty()).await;
     assert_eq!(host.printed(&spec.id, Stream::Out), host.printed(&other.id, Stream::Out));
     provider.absent(fence(), &spec.id).await.unwrap();
@@ -129,7 +129,7 @@ async fn inotify_is_its_own(host: &Host) {
 async fn reopened_output(host: &Host) {
     let provider = host.provider();
     let spec = host.spec(20, &["probe", "reopen"]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 0 });
     assert_eq!(host.printed(&spec.id, Stream::Out), ["by name", "by name"]);
     assert_eq!(host.printed(&spec.id, Stream::Err), ["by name"]);
@@ -140,7 +140,7 @@ async fn reopened_output(host: &Host) {
 async fn stubborn_end(host: &Host) {
     let provider = host.provider();
     let spec = Subject::spec(&host, 30, Behaviour::Stubborn);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     wait_for("it prints", || !host.printed(&spec.id, Stream::Out).is_empty()).await;
     provider.absent(fence(), &spec.id).await.unwrap();
     let words = host.printed(&spec.id, Stream::Supervisor);
@@ -155,7 +155,7 @@ async fn thief(host: &Host) {
     let provider = host.provider();
     for sequence in 300..306 {
         let spec = host.spec(sequence, &["probe", "thief"]);
-        provider.ensure(fence(), &spec).await.unwrap();
+        provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         provider.absent(fence(), &spec.id).await.unwrap();
         let exit = std::fs::read(local::instance_folder(host.state(), &spec.id).join("exit.json")).unwrap();
@@ -168,7 +168,7 @@ async fn thief(host: &Host) {
 async fn noisy_daemon_of_a_check(host: &Host) {
     let provider = host.provider();
     let spec = Subject::spec(&host, 40, Behaviour::Serve);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     until_ready(&provider, &spec.id, &check()).await;
     let before = inventory(host.state()).processes;
     for _ in 0..3 {
@@ -204,7 +204,7 @@ fn parent_of(pid: i32) -> i32 {
 async fn helper_killed(host: &Host) {
     let provider = host.provider();
     let spec = Subject::spec(&host, 50, Behaviour::Serve);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     until_ready(&provider, &spec.id, &check()).await;
     let before = inventory(host.state()).processes;
     // Other tests on this host may run a program of the same name.
@@ -248,7 +248,7 @@ async fn helpers_killed_at_any_moment(host: &Host) {
         let task = std::thread::spawn({
             let (provider, spec, runtime) =
                 (provider.clone(), spec.clone(), tokio::runtime::Handle::current());
-            move || runtime.block_on(provider.ensure(fence(), &spec))
+            move || runtime.block_on(provider.ensure(fence(), &spec, &NO_SECRETS))
         });
         let begun = Instant::now();
         let is_for_shim = n % 2 == 1;
@@ -279,7 +279,7 @@ async fn helpers_killed_at_any_moment(host: &Host) {
         let absent = tokio::time::timeout(PATIENCE, provider.absent(fence(), &spec.id)).await;
         absent.expect("absent ends").unwrap();
         let after = host.spec(1500 + n, &["probe", "true"]);
-        provider.ensure(fence(), &after).await.unwrap();
+        provider.ensure(fence(), &after, &NO_SECRETS).await.unwrap();
         assert_eq!(ended(&provider, &after.id).await, ExitReason::Status { code: 0 });
         provider.absent(fence(), &after.id).await.unwrap();
         host.nothing_is_left().await;
@@ -343,7 +343,7 @@ async fn server_killed_at_any_moment(host: &Host) {
         }
         let provider = host.provider();
         if n % 3 == 1 {
-            match provider.ensure(fence(), &spec).await {
+            match provider.ensure(fence(), &spec, &NO_SECRETS).await {
                 // The server that died may have been stopping it.
                 Ok(seen) => assert_ne!(seen.state, SeenState::Starting),
                 Err(ProviderError::Tombstoned { .. }) => {}
@@ -375,7 +375,7 @@ fn server(state: std::path::PathBuf, spec: &str, program: &str) -> ExitCode {
     config.program = program.into();
     stage::runtime().block_on(async {
         let provider = LocalProvider::open(config).unwrap();
-        let _ = provider.ensure(fence(), &spec).await;
+        let _ = provider.ensure(fence(), &spec, &NO_SECRETS).await;
         let _ = provider.absent(fence(), &spec.id).await;
     });
     ExitCode::SUCCESS
@@ -438,12 +438,12 @@ async fn zygote_lost(host: &Host, sequence: u64, signal: i32) {
     config.spare = local::Spare { networks: 1, slots: 0 };
     let provider = LocalProvider::open(config).unwrap();
     let first = Subject::spec(&host, sequence, Behaviour::Serve);
-    provider.ensure(fence(), &first).await.unwrap();
+    provider.ensure(fence(), &first, &NO_SECRETS).await.unwrap();
     until_ready(&provider, &first.id, &check()).await;
     let old = zygotes(host);
     kiln_sys::process::signal_pid(old[0], signal).unwrap();
     let second = Subject::spec(&host, sequence + 1, Behaviour::Serve);
-    provider.ensure(fence(), &second).await.unwrap();
+    provider.ensure(fence(), &second, &NO_SECRETS).await.unwrap();
     for spec in [&first, &second] {
         until_ready(&provider, &spec.id, &check()).await;
         provider.absent(fence(), &spec.id).await.unwrap();
@@ -456,11 +456,11 @@ async fn zygote_lost(host: &Host, sequence: u64, signal: i32) {
 async fn past_the_routing_table(host: &Host) {
     let provider = host.provider();
     let other = Subject::spec(&host, 70, Behaviour::Serve);
-    let seen = provider.ensure(fence(), &other).await.unwrap();
+    let seen = provider.ensure(fence(), &other, &NO_SECRETS).await.unwrap();
     until_ready(&provider, &other.id, &check()).await;
     let address = format!("{}:8080", seen.address.unwrap());
     let spec = host.spec(71, &["probe", "reach", &address, "192.0.2.1:80"]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 0 });
     let lines = host.printed(&spec.id, Stream::Out);
     assert!(lines.len() == 4 && lines.iter().all(|line| line.ends_with(": not reached")), "{lines:?}");
@@ -493,7 +493,7 @@ async fn interface_of_another(host: &Host) {
 async fn leftovers_of_a_burial(host: &Host) {
     let provider = host.provider();
     let spec = host.spec(90, &["probe", "sleep"]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     provider.absent(fence(), &spec.id).await.unwrap();
     drop(provider);
     let folder = local::instance_folder(host.state(), &spec.id);

@@ -3,6 +3,8 @@
 
 #[path = "local/host.rs"]
 mod host;
+#[path = "local/secrets.rs"]
+mod secrets;
 #[path = "local/stage.rs"]
 mod stage;
 
@@ -52,6 +54,7 @@ async fn suite(host: &Host) {
     isolation(host).await;
     limits(host).await;
     declared(host).await;
+    secrets::run(host).await;
     black_box(host).await;
     checks(host).await;
     refusals(host).await;
@@ -67,7 +70,7 @@ fn fence() -> Fence {
 
 async fn run(host: &Host, provider: &LocalProvider, sequence: u64, command: &[&str]) -> ExitReason {
     let spec = host.spec(sequence, command);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     match until(provider, &spec.id, |state| matches!(state, SeenState::Exited(_))).await {
         SeenState::Exited(reason) => reason,
         other => panic!("{other:?}"),
@@ -77,7 +80,7 @@ async fn run(host: &Host, provider: &LocalProvider, sequence: u64, command: &[&s
 async fn isolation(host: &Host) {
     let provider = host.provider();
     let other = Subject::spec(&host, 101, Behaviour::Serve);
-    let seen = provider.ensure(fence(), &other).await.unwrap();
+    let seen = provider.ensure(fence(), &other, &NO_SECRETS).await.unwrap();
     until_ready(&provider, &other.id, &conformance::check()).await;
     let address = format!("{}:8080", seen.address.unwrap());
     let reason = run(host, &provider, 102, &["probe", "audit", &address]).await;
@@ -92,7 +95,7 @@ async fn isolation(host: &Host) {
 
     let mut bare = host.spec(103, &["probe", "environment"]);
     bare.environment = [("A".to_owned(), "b c".to_owned())].into();
-    provider.ensure(fence(), &bare).await.unwrap();
+    provider.ensure(fence(), &bare, &NO_SECRETS).await.unwrap();
     until(&provider, &bare.id, |state| matches!(state, SeenState::Exited(_))).await;
     let mut lines = host.printed(&bare.id, Stream::Out);
     lines.sort();
@@ -126,7 +129,7 @@ async fn declared(host: &Host) {
         sequence += 1;
         let mut spec = host.spec(sequence, &["probe", "unlisted"]);
         (spec.confinement, spec.user) = (confinement, user.into());
-        provider.ensure(fence(), &spec).await.unwrap();
+        provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
         let state = until(&provider, &spec.id, |state| matches!(state, SeenState::Exited(_))).await;
         assert_eq!(state, SeenState::Exited(ExitReason::Status { code: 0 }));
         let (lines, words) =
@@ -178,7 +181,7 @@ async fn black_box(host: &Host) {
 async fn checks(host: &Host) {
     let provider = host.provider();
     let spec = Subject::spec(&host, 130, Behaviour::Serve);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     until_ready(&provider, &spec.id, &conformance::check()).await;
     let http = |status, contains: Option<&str>| CheckKind::Http {
         port: 8080,
@@ -228,7 +231,7 @@ async fn refusals(host: &Host) {
         sequence += 1;
         let mut spec = host.spec(sequence, &["probe", "sleep"]);
         change(&mut spec);
-        let error = provider.ensure(fence(), &spec).await.unwrap_err();
+        let error = provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap_err();
         assert!(matches!(error, ProviderError::Permanent { .. }), "{error:?}");
         assert!(error.to_string().contains(expected), "{error}");
         println!("refused: {error}");
@@ -252,7 +255,7 @@ async fn refusals(host: &Host) {
 async fn damage(host: &Host) {
     let provider = host.provider();
     let first = host.spec(151, &["probe", "sleep"]);
-    provider.ensure(fence(), &first).await.unwrap();
+    provider.ensure(fence(), &first, &NO_SECRETS).await.unwrap();
     let layer = host.manifest.layers.last().unwrap();
     let path = host.object(layer.digest);
     let good = std::fs::read(&path).unwrap();
@@ -264,7 +267,7 @@ async fn damage(host: &Host) {
         drop(file);
         let spec = host.spec(sequence, &["probe", "sleep"]);
         for _ in 0..2 {
-            let error = provider.ensure(fence(), &spec).await.unwrap_err();
+            let error = provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap_err();
             assert!(matches!(error, ProviderError::Damaged { .. }), "{error:?}");
             let name = format!("layer {} (app)", layer.digest);
             assert!(error.to_string().contains(&name), "{error}");
@@ -276,13 +279,13 @@ async fn damage(host: &Host) {
         let new = path.with_extension("new");
         std::fs::write(&new, &good).unwrap();
         std::fs::rename(&new, &path).unwrap();
-        assert_eq!(provider.ensure(fence(), &spec).await.unwrap().state, SeenState::Running);
+        assert_eq!(provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap().state, SeenState::Running);
         provider.absent(fence(), &spec.id).await.unwrap();
     }
     provider.absent(fence(), &first.id).await.unwrap();
     let missing = host.spec(155, &["probe", "sleep"]);
     std::fs::rename(&path, path.with_extension("away")).unwrap();
-    let error = provider.ensure(fence(), &missing).await.unwrap_err();
+    let error = provider.ensure(fence(), &missing, &NO_SECRETS).await.unwrap_err();
     assert!(matches!(error, ProviderError::Damaged { .. }), "{error:?}");
     std::fs::rename(path.with_extension("away"), &path).unwrap();
     provider.absent(fence(), &missing.id).await.unwrap();
@@ -292,7 +295,7 @@ async fn damage(host: &Host) {
 async fn half_created(host: &Host) {
     let provider = host.provider();
     let spec = host.spec(160, &["probe", "sleep"]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     let folder = local::instance_folder(host.state(), &spec.id);
     let record = std::fs::read(folder.join("spec.json")).unwrap();
     let text = String::from_utf8(record).unwrap();
@@ -310,7 +313,10 @@ async fn half_created(host: &Host) {
         let provider = host.provider();
         until(&provider, &id, |state| *state == SeenState::Starting).await;
         if finish {
-            let seen = provider.ensure(fence(), &host.spec(sequence, &["probe", "sleep"])).await.unwrap();
+            let seen = provider
+                .ensure(fence(), &host.spec(sequence, &["probe", "sleep"]), &NO_SECRETS)
+                .await
+                .unwrap();
             assert_eq!(seen.state, SeenState::Running);
         }
         provider.absent(fence(), &id).await.unwrap();
@@ -325,7 +331,7 @@ async fn half_created(host: &Host) {
 async fn strays(host: &Host) {
     let provider = host.provider();
     let spec = host.spec(170, &["probe", "sleep"]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     drop(provider);
     let folder = local::instance_folder(host.state(), &spec.id);
     std::fs::remove_dir_all(&folder).unwrap();
@@ -339,7 +345,7 @@ async fn down(host: &Host) {
     let provider = host.provider();
     for sequence in 180..183 {
         // Ids that are tombstoned from an earlier round are refused, which is fine.
-        let _ = provider.ensure(fence(), &host.spec(sequence, &["probe", "sleep"])).await;
+        let _ = provider.ensure(fence(), &host.spec(sequence, &["probe", "sleep"]), &NO_SECRETS).await;
     }
     drop(provider);
     local::sweep(host.state()).unwrap();
@@ -348,7 +354,7 @@ async fn down(host: &Host) {
     assert_eq!(left, Inventory::default());
     until_no_loops(host).await;
     local::sweep(host.state()).unwrap();
-    let late = host.provider().ensure(fence(), &host.spec(180, &["probe", "sleep"])).await;
+    let late = host.provider().ensure(fence(), &host.spec(180, &["probe", "sleep"]), &NO_SECRETS).await;
     assert!(matches!(late, Err(ProviderError::Tombstoned { .. })), "{late:?}");
     // Opening it made its bridge again.
     local::sweep(host.state()).unwrap();
@@ -380,10 +386,10 @@ async fn addresses_come_back() {
     let provider = LocalProvider::open(config).unwrap();
     // A bridge without ports forgets its neighbours, so one instance stays.
     let other = Subject::spec(&&host, 1, Behaviour::Serve);
-    provider.ensure(fence(), &other).await.unwrap();
+    provider.ensure(fence(), &other, &NO_SECRETS).await.unwrap();
     for sequence in 2..10 {
         let spec = Subject::spec(&&host, sequence, Behaviour::Serve);
-        provider.ensure(fence(), &spec).await.unwrap();
+        provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
         loop {
             let evidence = provider.check(&spec.id, &conformance::check()).await;
             if evidence.passed {
@@ -406,7 +412,7 @@ async fn speed(host: &Host) {
     for sequence in 200..230 {
         let spec = host.spec(sequence, &["probe", "sleep"]);
         let begun = Instant::now();
-        assert_eq!(provider.ensure(fence(), &spec).await.unwrap().state, SeenState::Running);
+        assert_eq!(provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap().state, SeenState::Running);
         starts.push(begun.elapsed());
         let begun = Instant::now();
         provider.absent(fence(), &spec.id).await.unwrap();
@@ -445,7 +451,7 @@ async fn one_layer() {
         let provider = host.provider();
         let sequence = 1 + words.len() as u64;
         let spec = Subject::spec(&&host, sequence, Behaviour::Serve);
-        provider.ensure(fence(), &spec).await.unwrap();
+        provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
         until_ready(&provider, &spec.id, &conformance::check()).await;
         provider.absent(fence(), &spec.id).await.unwrap();
         drop(provider);
@@ -461,7 +467,7 @@ async fn no_idmap() {
     host.forced = "no-idmap".parse().unwrap();
     let provider = host.provider();
     let spec = host.spec(1, &["probe", "sleep"]);
-    let error = provider.ensure(fence(), &spec).await.unwrap_err();
+    let error = provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap_err();
     assert!(matches!(error, ProviderError::Permanent { .. }), "{error:?}");
     assert!(error.to_string().contains("idmapped mounts); hint: "), "{error}");
     provider.absent(fence(), &spec.id).await.unwrap();
@@ -476,7 +482,7 @@ async fn shards() {
     let host = Host::new();
     let provider = host.provider();
     let first = Subject::spec(&&host, 1, Behaviour::Serve);
-    provider.ensure(fence(), &first).await.unwrap();
+    provider.ensure(fence(), &first, &NO_SECRETS).await.unwrap();
     drop(provider);
     // As if a thousand had been there before.
     let path = local::instance_folder(host.state(), &first.id).join("spec.json");
@@ -487,7 +493,7 @@ async fn shards() {
     let mut blocks = std::collections::BTreeSet::new();
     for sequence in 10..22 {
         let spec = Subject::spec(&&host, sequence, Behaviour::Serve);
-        let address = provider.ensure(fence(), &spec).await.unwrap().address.unwrap();
+        let address = provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap().address.unwrap();
         until_ready(&provider, &spec.id, &conformance::check()).await;
         blocks.insert(address.to_string().rsplit_once('.').unwrap().0.to_owned());
     }

@@ -90,7 +90,7 @@ fn with_internet(mut spec: InstanceSpec) -> InstanceSpec {
 
 /// What the program of an instance printed by its end.
 async fn printed(stage: &Stage, provider: &LocalProvider, spec: &InstanceSpec) -> Vec<String> {
-    provider.ensure(fence(), spec).await.unwrap();
+    provider.ensure(fence(), spec, &NO_SECRETS).await.unwrap();
     until(provider, &spec.id, |state| matches!(state, SeenState::Exited(_))).await;
     let lines = stage.host.printed(&spec.id, Stream::Out);
     provider.absent(fence(), &spec.id).await.unwrap();
@@ -129,7 +129,7 @@ fn at(address: Ipv4Addr, port: u16) -> SocketAddr {
 /// Another instance that serves, and its address.
 async fn other(stage: &Stage, provider: &LocalProvider, sequence: u64) -> (InstanceSpec, SocketAddr) {
     let spec = Subject::spec(&&stage.host, sequence, Behaviour::Serve);
-    let seen = provider.ensure(fence(), &spec).await.unwrap();
+    let seen = provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     // The host's checks pass the filter.
     until_ready(provider, &spec.id, &check()).await;
     (spec, SocketAddr::new(seen.address.unwrap(), 8080))
@@ -176,7 +176,7 @@ async fn names_and_resolvers(stage: &Stage) {
     // More environments than the subnet has service addresses.
     let mut crowded = spec(stage, 13, &["probe", "sleep"]);
     crowded.network = NetworkNumber(9000);
-    let refused = provider.ensure(fence(), &crowded).await.unwrap_err();
+    let refused = provider.ensure(fence(), &crowded, &NO_SECRETS).await.unwrap_err();
     assert!(
         matches!(&refused, ProviderError::Permanent { .. }) && refused.to_string().contains("--subnet"),
         "{refused}"
@@ -215,7 +215,7 @@ async fn no_forwarding_no_internet(stage: &Stage) {
     let provider = stage.host.provider();
     far::forwarding(false);
     let asks = with_internet(spec(stage, 30, &["probe", "sleep"]));
-    let refused = provider.ensure(fence(), &asks).await.unwrap_err();
+    let refused = provider.ensure(fence(), &asks, &NO_SECRETS).await.unwrap_err();
     let text = refused.to_string();
     assert!(
         matches!(refused, ProviderError::Permanent { .. }) && text.contains("net.ipv4.ip_forward=1"),
@@ -276,7 +276,7 @@ async fn the_next_at_the_address(_: &Stage) {
         let asks = host.spec(sequence, &["probe", "datagram", "40000", &target]);
         let allowed = sequence == 60;
         let asks = if allowed { with_internet(asks) } else { asks };
-        let address = provider.ensure(fence(), &asks).await.unwrap().address;
+        let address = provider.ensure(fence(), &asks, &NO_SECRETS).await.unwrap().address;
         until(&provider, &asks.id, |state| matches!(state, SeenState::Exited(_))).await;
         let answer = host.printed(&asks.id, Stream::Out);
         provider.absent(fence(), &asks.id).await.unwrap();
@@ -318,7 +318,7 @@ async fn what_was_changed_is_repaired(stage: &Stage) {
     empty();
     let texts = targets.map(|target| target.to_string());
     let open = stage.host.spec(73, &["probe", "reach", &texts[0], &texts[1]]);
-    provider.ensure(fence(), &open).await.unwrap();
+    provider.ensure(fence(), &open, &NO_SECRETS).await.unwrap();
     until(&provider, &open.id, |state| matches!(state, SeenState::Exited(_))).await;
     let lines = stage.host.printed(&open.id, Stream::Out);
     assert!(lines.len() == 4 && lines.iter().all(|line| line.ends_with(": not reached")), "{lines:?}");

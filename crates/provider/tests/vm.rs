@@ -9,6 +9,8 @@ mod machine;
 #[macro_use]
 #[path = "local/cases.rs"]
 mod cases;
+#[path = "local/secrets.rs"]
+mod secrets;
 #[path = "local/stage.rs"]
 mod stage;
 
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
 
 async fn all(wanted: &str) {
     let host = Host::with_machines();
-    cases! { wanted, &host; contract inside limits black_box checks }
+    cases! { wanted, &host; contract inside secrets limits black_box checks }
     // Minutes of boots: `just nightly`, or by name.
     if !wanted.is_empty() || std::env::var_os("KILN_NIGHTLY").is_some() {
         cases! { wanted, &host; refusals other_ways hostile_guest killed swept damage speed many_boots }
@@ -55,6 +57,10 @@ impl Host {
         host.machine = Some(Arc::new(machine::with_init(kiln_sys::GUEST_INIT, host.state())));
         host
     }
+}
+
+async fn secrets(host: &Host) {
+    secrets::run(host).await;
 }
 
 /// What every provider promises.
@@ -89,11 +95,11 @@ async fn inside(host: &Host) {
     ];
     let provider = host.provider();
     let other = Subject::spec(&host, 101, Behaviour::Serve);
-    let seen = provider.ensure(fence(), &other).await.unwrap();
+    let seen = provider.ensure(fence(), &other, &NO_SECRETS).await.unwrap();
     until_ready(&provider, &other.id, &check()).await;
     let address = format!("{}:8080", seen.address.unwrap());
     let spec = host.spec(102, &["probe", "audit", &address]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     let reason = ended(&provider, &spec.id).await;
     let lines = host.printed(&spec.id, Stream::Out);
     assert_eq!(reason, ExitReason::Status { code: 0 }, "{:?}", host.printed(&spec.id, Stream::Err));
@@ -105,19 +111,19 @@ async fn inside(host: &Host) {
     }
     // Not by its interface either, past the routing table.
     let reach = host.spec(103, &["probe", "reach", &address, "192.0.2.1:80"]);
-    provider.ensure(fence(), &reach).await.unwrap();
+    provider.ensure(fence(), &reach, &NO_SECRETS).await.unwrap();
     assert_eq!(ended(&provider, &reach.id).await, ExitReason::Status { code: 0 });
     let lines = host.printed(&reach.id, Stream::Out);
     assert!(lines.len() == 4 && lines.iter().all(|line| line.ends_with(": not reached")), "{lines:?}");
     let mut able = host.spec(105, &["probe", "capabilities"]);
     able.confinement.capabilities = [Capability::NetBindService, Capability::Chown].into();
-    provider.ensure(fence(), &able).await.unwrap();
+    provider.ensure(fence(), &able, &NO_SECRETS).await.unwrap();
     ended(&provider, &able.id).await;
     let lines = host.printed(&able.id, Stream::Out);
     assert!(lines.len() == 5 && lines.iter().all(|line| line.ends_with("\t0000000000000401")), "{lines:?}");
     let mut bare = host.spec(104, &["probe", "environment"]);
     bare.environment = [("A".to_owned(), "b c\nd".to_owned())].into();
-    provider.ensure(fence(), &bare).await.unwrap();
+    provider.ensure(fence(), &bare, &NO_SECRETS).await.unwrap();
     ended(&provider, &bare.id).await;
     let mut lines = host.printed(&bare.id, Stream::Out);
     lines.sort();
@@ -136,7 +142,7 @@ async fn limits(host: &Host) {
     let provider = host.provider();
     for (sequence, command) in [(110, &["probe", "eat"][..]), (111, &["probe", "fill", "/tmp/x"])] {
         let spec = host.spec(sequence, command);
-        provider.ensure(fence(), &spec).await.unwrap();
+        provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
         let reason = ended(&provider, &spec.id).await;
         let words = host.printed(&spec.id, Stream::Supervisor);
         assert_eq!(reason, ExitReason::OutOfMemory, "{command:?}: {words:?}");
@@ -144,7 +150,7 @@ async fn limits(host: &Host) {
     }
     // The guest's own kernel and init can go on when the service has used up all that is its.
     let spec = host.spec(113, &["probe", "memory"]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     ended(&provider, &spec.id).await;
     let lines = host.printed(&spec.id, Stream::Out);
     let field = |name: &str| -> u64 {
@@ -156,7 +162,7 @@ async fn limits(host: &Host) {
     assert!(spare >= 32 << 20, "{lines:?}");
     provider.absent(fence(), &spec.id).await.unwrap();
     let spec = host.spec(112, &["probe", "forks"]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 0 });
     let line = host.printed(&spec.id, Stream::Out).remove(0);
     let forks: u32 = line.strip_prefix("forks ").unwrap().parse().unwrap();
@@ -168,7 +174,7 @@ async fn limits(host: &Host) {
 async fn black_box(host: &Host) {
     let provider = host.provider();
     let spec = host.spec(120, &["probe", "print", "20000", "5"]);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 5 });
     let expected: Vec<String> = (0..20_000).map(|n| format!("line {n}")).collect();
     assert!(host.printed(&spec.id, Stream::Out) == expected);
@@ -178,17 +184,17 @@ async fn black_box(host: &Host) {
     provider.absent(fence(), &spec.id).await.unwrap();
 
     let long = host.spec(121, &["probe", "long", "1000000"]);
-    provider.ensure(fence(), &long).await.unwrap();
+    provider.ensure(fence(), &long, &NO_SECRETS).await.unwrap();
     assert_eq!(ended(&provider, &long.id).await, ExitReason::Status { code: 0 });
     assert_eq!(host.printed(&long.id, Stream::Out).concat().len(), 1_000_000);
     let named = host.spec(122, &["probe", "reopen"]);
-    provider.ensure(fence(), &named).await.unwrap();
+    provider.ensure(fence(), &named, &NO_SECRETS).await.unwrap();
     assert_eq!(ended(&provider, &named.id).await, ExitReason::Status { code: 0 });
     assert_eq!(host.printed(&named.id, Stream::Out), ["by name", "by name"]);
     assert_eq!(host.printed(&named.id, Stream::Err), ["by name"]);
 
     let flood = host.spec(123, &["probe", "flood"]);
-    provider.ensure(fence(), &flood).await.unwrap();
+    provider.ensure(fence(), &flood, &NO_SECRETS).await.unwrap();
     let size = || {
         let folder = local::instance_folder(host.state(), &flood.id);
         ["out.0", "out.1"].map(|name| std::fs::metadata(folder.join(name)).unwrap().len()).iter().sum::<u64>()
@@ -208,7 +214,7 @@ async fn state_of(provider: &LocalProvider, id: &InstanceId) -> SeenState {
 
 async fn checks(host: &Host) {
     let spec = Subject::spec(&host, 130, Behaviour::Serve);
-    host.provider().ensure(fence(), &spec).await.unwrap();
+    host.provider().ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     // Also after the server that started it.
     let provider = host.provider();
     until_ready(&provider, &spec.id, &check()).await;
@@ -268,7 +274,7 @@ async fn refusals(host: &Host) {
         sequence += 1;
         let mut spec = host.spec(sequence, &["probe", "sleep"]);
         change(&mut spec);
-        let error = provider.ensure(fence(), &spec).await.unwrap_err();
+        let error = provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap_err();
         assert!(matches!(error, ProviderError::Permanent { .. }), "{error:?}");
         assert!(error.to_string().contains(expected), "{error}");
         println!("refused: {error}");
@@ -280,7 +286,7 @@ async fn refusals(host: &Host) {
     permanent(&|s| s.command.clear(), "the command is empty").await;
     permanent(&|s| s.manifest.layers = vec![s.manifest.layers[0].clone(); 17], "expected 1 to 16").await;
     let plain = host.spec(150, &["/bin/plain"]);
-    provider.ensure(fence(), &plain).await.unwrap();
+    provider.ensure(fence(), &plain, &NO_SECRETS).await.unwrap();
     let reason = ended(&provider, &plain.id).await.to_string();
     assert!(reason.contains("may not be executed by user 1000"), "{reason}");
     provider.absent(fence(), &plain.id).await.unwrap();
@@ -289,7 +295,7 @@ async fn refusals(host: &Host) {
     without.program = std::env::current_exe().unwrap();
     let provider = LocalProvider::open(without).unwrap();
     let spec = host.spec(151, &["probe", "sleep"]);
-    let error = provider.ensure(fence(), &spec).await.unwrap_err();
+    let error = provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap_err();
     assert!(error.to_string().contains("hint:"), "{error}");
     provider.absent(fence(), &spec.id).await.unwrap();
 }
@@ -305,13 +311,13 @@ async fn other_ways(usual: &Host) {
     let provider = host.provider();
     let spec = Subject::spec(&&host, 1, Behaviour::Serve);
     let begun = Instant::now();
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     println!("one layer, accelerator tried: runs after {} ms", begun.elapsed().as_millis());
     until_ready(&provider, &spec.id, &check()).await;
     provider.absent(fence(), &spec.id).await.unwrap();
     let spec = host.spec(2, &["probe", "eat"]);
     let begun = Instant::now();
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     println!("again: runs after {} ms", begun.elapsed().as_millis());
     assert_eq!(ended(&provider, &spec.id).await, ExitReason::OutOfMemory);
     provider.absent(fence(), &spec.id).await.unwrap();
@@ -341,7 +347,7 @@ async fn hostile_guest(usual: &Host) {
     ];
     for (sequence, (command, expected)) in (1..).zip(cases) {
         let spec = host.spec(sequence, &[command]);
-        provider.ensure(fence(), &spec).await.unwrap();
+        provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
         let reason = ended(&provider, &spec.id).await;
         assert!(expected(&reason), "{command}: {reason:?}");
         let words = host.printed(&spec.id, Stream::Supervisor);
@@ -352,7 +358,7 @@ async fn hostile_guest(usual: &Host) {
     // Those that go on for ever.
     for (sequence, command) in (10..).zip(["answers", "line", "console", "deaf", "eager"]) {
         let spec = host.spec(sequence, &[command]);
-        provider.ensure(fence(), &spec).await.unwrap();
+        provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
         let look = Check { kind: CheckKind::Listening { port: 80 }, timeout: Millis(200) };
         for _ in 0..2 {
             let evidence = provider.check(&spec.id, &look).await;
@@ -388,7 +394,7 @@ async fn hostile_guest(usual: &Host) {
 
 /// What is told of an instance that does not start; then it goes.
 async fn refused(provider: &LocalProvider, spec: &InstanceSpec) -> String {
-    let error = provider.ensure(fence(), spec).await.unwrap_err().to_string();
+    let error = provider.ensure(fence(), spec, &NO_SECRETS).await.unwrap_err().to_string();
     assert!(error.len() < 4000 && !error.contains(char::is_control), "{error:?}");
     println!("refused: {}", &error[..error.floor_char_boundary(200)]);
     provider.absent(fence(), &spec.id).await.unwrap();
@@ -421,7 +427,7 @@ async fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 async fn killed(host: &Host) {
     let provider = host.provider();
     let spec = Subject::spec(&host, 160, Behaviour::Serve);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     let [qemu] = children_of(host.supervisor(&spec.id))[..] else { panic!("one child") };
     confined(qemu);
     kiln_sys::process::signal_pid(qemu, 9).unwrap();
@@ -429,7 +435,7 @@ async fn killed(host: &Host) {
     provider.absent(fence(), &spec.id).await.unwrap();
     host.nothing_is_left().await;
     let spec = Subject::spec(&host, 161, Behaviour::Serve);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     let watcher = host.supervisor(&spec.id);
     let [qemu] = children_of(watcher)[..] else { panic!("one child") };
     kiln_sys::process::signal_pid(watcher, 9).unwrap();
@@ -443,7 +449,7 @@ async fn killed(host: &Host) {
         let process = local::instance_folder(host.state(), &spec.id).join("process.json");
         let started = provider.clone();
         let own = spec.clone();
-        let ensure = tokio::spawn(async move { started.ensure(fence(), &own).await });
+        let ensure = tokio::spawn(async move { started.ensure(fence(), &own, &NO_SECRETS).await });
         wait_for("its watcher is there", || std::fs::read(&process).is_ok_and(|text| !text.is_empty())).await;
         // A guess is what is wanted here.
         tokio::time::sleep(Duration::from_millis(moment * 350)).await;
@@ -461,14 +467,14 @@ async fn killed(host: &Host) {
 async fn swept(host: &Host) {
     let provider = host.provider();
     let spec = Subject::spec(&host, 180, Behaviour::Serve);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     drop(provider);
     std::fs::remove_dir_all(local::instance_folder(host.state(), &spec.id)).unwrap();
     assert!(inventory(host.state()).processes > 0);
     let provider = host.provider();
     host.nothing_is_left().await;
     let spec = Subject::spec(&host, 181, Behaviour::Serve);
-    provider.ensure(fence(), &spec).await.unwrap();
+    provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
     assert_eq!(inventory(host.state()).links, 2, "the bridge and the card");
     drop(provider);
     local::sweep(host.state()).unwrap();
@@ -522,10 +528,10 @@ async fn damage(host: &Host) {
     bad[good.len() / 2] ^= 1;
     std::fs::write(&path, &bad).unwrap();
     let spec = host.spec(185, &["probe", "sleep"]);
-    let error = provider.ensure(fence(), &spec).await.unwrap_err();
+    let error = provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap_err();
     assert!(matches!(error, ProviderError::Damaged { .. }), "{error:?}");
     std::fs::write(&path, &good).unwrap();
-    assert_eq!(provider.ensure(fence(), &spec).await.unwrap().state, SeenState::Running);
+    assert_eq!(provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap().state, SeenState::Running);
     provider.absent(fence(), &spec.id).await.unwrap();
 }
 
@@ -536,7 +542,7 @@ async fn speed(host: &Host) {
     for sequence in 190..195 {
         let spec = Subject::spec(&host, sequence, Behaviour::Serve);
         let begun = Instant::now();
-        provider.ensure(fence(), &spec).await.unwrap();
+        provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
         starts.push(begun.elapsed());
         until_ready(&provider, &spec.id, &check()).await;
         let [qemu] = children_of(host.supervisor(&spec.id))[..] else { panic!("one child") };
@@ -557,7 +563,7 @@ async fn many_boots(host: &Host) {
     for sequence in 1000..1000 + count {
         let spec = host.spec(sequence, &["probe", "print", "3", "7"]);
         let begun = Instant::now();
-        provider.ensure(fence(), &spec).await.unwrap();
+        provider.ensure(fence(), &spec, &NO_SECRETS).await.unwrap();
         assert_eq!(ended(&provider, &spec.id).await, ExitReason::Status { code: 7 });
         provider.absent(fence(), &spec.id).await.unwrap();
         println!("boot {sequence}: {} ms", begun.elapsed().as_millis());

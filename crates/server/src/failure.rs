@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use kiln_api::{Code, ErrorBody, WireError, error::chain};
-use kiln_control::{KeysError, SubmitError, WorkshopError};
+use kiln_control::{KeysError, SubmitError, VaultError, WorkshopError};
 use kiln_image::kernel::KernelError;
 use kiln_image::replicate::ReplicateError;
 use kiln_plan::Refusal;
@@ -53,6 +53,16 @@ impl From<Refusal> for Failure {
             Refusal::RouteTaken { .. } => Code::RouteTaken,
             Refusal::NoRollout { .. } => Code::NoRollout,
             Refusal::AlreadySwitched { .. } => Code::AlreadySwitched,
+            Refusal::EnvironmentExists { .. } => Code::EnvironmentExists,
+            Refusal::NothingServes { .. } => Code::NothingServes,
+            Refusal::NeverServed { .. } => Code::NeverServed,
+            Refusal::LacksImage { .. } => Code::NoImage,
+            Refusal::RequirementNotMet(_) => Code::RequirementNotMet,
+            Refusal::NoReason => Code::Usage,
+            Refusal::SecretNotSet { .. } => Code::SecretNotSet,
+            Refusal::SecretsTooLarge { .. } => Code::TooLarge,
+            Refusal::TooManySecrets { .. } => Code::TooMany,
+            Refusal::NoSecret { .. } => Code::NoSecret,
         };
         Self::hinted(code, refusal.to_string(), refusal.hint())
     }
@@ -107,6 +117,12 @@ impl From<KeysError> for Failure {
             _ => Code::Keys,
         };
         Self::hinted(code, chain(&error), Some(error.hint().to_owned()))
+    }
+}
+
+impl From<VaultError> for Failure {
+    fn from(error: VaultError) -> Self {
+        Self::hinted(Code::SecretUnreadable, chain(&error), Some(error.hint()))
     }
 }
 

@@ -4,6 +4,7 @@ use crate::Context;
 use crate::actor::Actor;
 use crate::failure::Failure;
 use crate::named;
+use crate::promote;
 use crate::stream::{Lines, one, stopped, stream};
 use crate::views::{self, View};
 use axum::Json;
@@ -129,23 +130,46 @@ pub(crate) async fn deploy(
             let mut progress = |text| lines.progress(text);
             let draft = context.workshop.draft(&request.project, &request.commit, &mut progress)?;
             let env = EnvRef { project: request.project, env: request.env };
-            let spec = draft.release(&env.env)?;
-            let lock = draft.resolved_lock();
-            let plan = if request.plan { foresee(&context, &env, &spec)? } else { vec![] };
-            let command = Command::Deploy { env: env.clone(), spec: Box::new(spec) };
-            let outcome = if request.plan {
-                context.handle.consider(&actor, command)?.outcome
-            } else {
-                context.handle.submit(&actor, command)?
-            };
-            let view = DeployView { warnings: draft.warnings(), ..deploy_view(env, outcome, lock)? };
-            Ok(if request.plan && view.result == Accepted::Started {
-                DeployView { result: Accepted::Planned, rollout: None, plan, ..view }
-            } else {
-                view
-            })
+            let spec = draft.release(&env.env, &context.handle.snapshot()?.names_of(&env))?;
+            let command = Command::Deploy { env, spec: Box::new(spec) };
+            begin(&context, &actor, &draft, (command, request.override_reason), request.plan)
         };
         tokio::task::spawn_blocking(work).await?
+    })
+}
+
+/// Submits a deploy or a promotion, or says what it would do. With a reason it goes on also if a requirement is not met.
+pub(crate) fn begin(
+    context: &Context,
+    actor: &str,
+    draft: &kiln_control::Draft,
+    (command, reason): (Command, Option<String>),
+    plan: bool,
+) -> Result<DeployView, Failure> {
+    let (Command::Deploy { env, spec } | Command::Promote { env, spec, .. }) = &command else {
+        return Err(Failure::new(Code::Internal, "neither a deploy nor a promotion"));
+    };
+    let (env, spec) = (env.clone(), spec.clone());
+    let command = match reason {
+        Some(reason) => Command::Override { command: Box::new(command), reason },
+        None => command,
+    };
+    let (outcome, lines) = if plan {
+        let decision = context.handle.consider(actor, command)?;
+        let release = promote::release_of(&decision);
+        let mut lines = release.map(promote::foresee).unwrap_or_default();
+        let bakes = release.is_none_or(|release| release.images.is_none());
+        lines.extend(foresee(context, &env, &spec, bakes)?);
+        (decision.outcome, lines)
+    } else {
+        (context.handle.submit(actor, command)?, vec![])
+    };
+    let view = deploy_view(env, outcome, draft.resolved_lock())?;
+    let view = DeployView { warnings: draft.warnings(), ..view };
+    Ok(if plan && view.result == Accepted::Started {
+        DeployView { result: Accepted::Planned, rollout: None, plan: lines, ..view }
+    } else {
+        view
     })
 }
 
@@ -159,12 +183,12 @@ fn deploy_view(env: EnvRef, outcome: Outcome, lock: Option<String>) -> Result<De
 }
 
 /// What a deploy would do, one line each.
-fn foresee(context: &Context, env: &EnvRef, spec: &ReleaseSpec) -> Result<Vec<String>, Failure> {
+fn foresee(context: &Context, env: &EnvRef, spec: &ReleaseSpec, bakes: bool) -> Result<Vec<String>, Failure> {
     let snapshot = context.handle.snapshot()?;
     let environment = snapshot.environments.get(env);
     let serving = environment.and_then(|e| e.serving).and_then(|number| snapshot.release(env, number));
     let mut lines = vec![];
-    for image in &spec.images {
+    for image in spec.images.iter().filter(|_| bakes) {
         lines.push(format!("bake image {image} from commit {}", spec.commit.short()));
     }
     for service in spec.services.values() {

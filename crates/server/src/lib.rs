@@ -4,6 +4,7 @@
 
 mod actor;
 mod download;
+mod environments;
 mod failure;
 mod handlers;
 mod image_boot;
@@ -18,7 +19,9 @@ mod listen;
 mod locks;
 mod logs;
 mod named;
+mod promote;
 mod rebuild;
+mod secrets;
 mod stream;
 mod upload;
 mod views;
@@ -28,7 +31,7 @@ pub use listen::{ListenError, bind};
 use axum::Router;
 use axum::routing::{get, post, put};
 use kiln_api::path;
-use kiln_control::{Handle, Workshop};
+use kiln_control::{Handle, Vault, Workshop};
 use std::sync::Arc;
 use tokio::net::UnixListener;
 
@@ -39,6 +42,8 @@ pub struct Context {
     pub handle: Handle,
     /// Sources, bakes and logs.
     pub workshop: Arc<Workshop>,
+    /// Seals secrets and opens them.
+    pub vault: Arc<Vault>,
 }
 
 /// Answers requests until the control plane stops.
@@ -84,6 +89,10 @@ fn router(context: Context) -> Router {
         .route(path::IMAGE_BUILD_LOG, get(images::build_log))
         .route(path::IMAGE_SBOM, get(images::sbom))
         .route(path::IMAGE_VERIFY, post(images::verify))
+        .route(path::PROMOTE, post(promote::promote))
+        .route(path::ENVIRONMENTS, get(environments::list).post(environments::create))
+        .route(path::SECRETS, get(secrets::list))
+        .route(path::SECRET, get(secrets::history).put(secrets::set).delete(secrets::unset))
         .route(path::KEYS, get(keys::list))
         .route(path::KEY_ROTATE, post(keys::rotate))
         .route(path::KEY_REMOVE, post(keys::remove))

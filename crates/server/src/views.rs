@@ -191,6 +191,10 @@ impl View<'_> {
             release: self.release(release),
             services: release.spec.services.clone(),
             routes: release.spec.routes.clone(),
+            secrets: release.spec.secrets.clone(),
+            promoted_from: release.promoted_from.clone(),
+            requires: release.spec.requires.clone(),
+            overridden: release.overridden.clone(),
             reason: self.last_rollout(release).and_then(|rollout| rollout.reason.clone()),
         }
     }

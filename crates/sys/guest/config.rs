@@ -38,6 +38,8 @@ pub struct Config {
     pub hosts: String,
     /// The text of /etc/resolv.conf of an instance.
     pub resolver: String,
+    /// The secrets of an instance, which come apart from the records.
+    pub secrets: Vec<(String, Vec<u8>)>,
 }
 
 impl Config {

@@ -116,13 +116,22 @@ pub fn run() -> Result<String> {
     let (host, mut ear) = host::connect()?;
     host.say(&FromGuest::Hello);
     say("waiting for the host to say what to start");
-    let ToGuest::Start(records) = ear.hear()? else { return Err(Error::other("the host does not say what")) };
+    let mut secrets = vec![];
+    let records = loop {
+        match ear.hear()? {
+            ToGuest::Secret { name, value } => secrets.push((name, value)),
+            ToGuest::Start(records) => break records,
+            _ => return Err(Error::other("the host does not say what")),
+        }
+    };
     let config = Config::parse(&records, "").filter(|config| config.layers > 0);
-    let config = config.ok_or_else(|| Error::other("what the host says is damaged"))?;
+    let mut config = config.ok_or_else(|| Error::other("what the host says is damaged"))?;
+    config.secrets = secrets;
     if let Err(Failure { permanent, step, detail }) = prepare(&config) {
         host.say(&FromGuest::Failed { permanent, step, detail });
         return Ok(farewell("it was not started"));
     }
+    config.secrets.clear();
     let service = Service { children: Children::default(), config, is_killed: AtomicBool::new(false) };
     let service = Arc::new(service);
     let reaper = service.clone();
@@ -246,7 +255,7 @@ fn obey(host: &Host, mut ear: Ear, service: &Arc<Service>, pid: i32) {
             Ok(ToGuest::Ask { number, timeout_ms, question }) => {
                 check::answer(host, service, number, Duration::from_millis(timeout_ms), question);
             }
-            Ok(ToGuest::Start(_)) => {}
+            Ok(ToGuest::Start(_) | ToGuest::Secret { .. }) => {}
             // The host is gone, and the machine goes with it.
             Err(_) => return,
         }

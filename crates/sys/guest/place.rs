@@ -5,7 +5,7 @@ use crate::config::Config;
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{OpenOptionsExt, fchown, symlink};
 use std::time::{Duration, Instant};
 
 /// Where the image is mounted; the root of its programs.
@@ -20,6 +20,8 @@ const LINKS: [(&str, &str); 4] = [
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
 ];
+/// Where an instance finds its secrets.
+const SECRETS: &str = "/run/secrets";
 const DEV_OPTIONS: &str = "mode=755,size=64k";
 
 /// A step that failed.
@@ -47,6 +49,7 @@ pub fn make(config: &Config) -> Result<(), Failure> {
     mount(&root, "/proc", "proc", plain, "hidepid=2", Some(config))?;
     make_dev(&root, config)?;
     mount_writable(&root, config)?;
+    mount_secrets(&root, config)?;
     write_etc(&root, config)
 }
 
@@ -174,6 +177,32 @@ fn mount_writable(root: &File, config: &Config) -> Result<(), Failure> {
         mount(root, place, "tmpfs", call::MS_NOSUID | call::MS_NODEV | no_exec, &options, Some(config))?;
     }
     Ok(())
+}
+
+/// Makes a file of each secret, which the service's user alone can read and nobody can change.
+fn mount_secrets(root: &File, config: &Config) -> Result<(), Failure> {
+    if config.secrets.is_empty() {
+        return Ok(());
+    }
+    let (uid, gid) = config.user;
+    let size = config.secrets.iter().map(|(_, value)| value.len() + 2 * 4096).sum::<usize>();
+    let options = format!("mode=500,uid={uid},gid={gid},size={size}");
+    let flags = call::MS_NOSUID | call::MS_NODEV | call::MS_NOEXEC;
+    mount(root, SECRETS, "tmpfs", flags, &options, Some(config))?;
+    let step = "write the secrets";
+    let directory = call::open_below(root, SECRETS, call::O_PATH).map_err(failed(step))?;
+    let place = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    for (name, value) in &config.secrets {
+        let write = || {
+            let mut options = File::options();
+            let file = options.write(true).create_new(true).mode(0o400).open(format!("{place}/{name}"))?;
+            fchown(&file, Some(uid), Some(gid))?;
+            (&file).write_all(value)
+        };
+        write().map_err(failed(step))?;
+    }
+    call::mount_at("tmpfs", &place, "tmpfs", flags | call::MS_REMOUNT | call::MS_RDONLY, &options)
+        .map_err(failed(step))
 }
 
 /// Puts the instance's own files over those of the image.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! guest: Hello                     the port is open; the host answers with what to start
-//! host:  Start(configuration)
+//! host:  Secret …, Start(configuration)
 //! guest: Started | NotStarted | Failed
 //! guest: Out, Err …                in the order in which they were read
 //! host:  Stop, Kill, Ask … guest:  Answer …
@@ -73,6 +73,13 @@ pub enum FromGuest {
 /// What a host says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToGuest {
+    /// A secret of the instance; all of them come before the start.
+    Secret {
+        /// Its name, which is that of its file.
+        name: String,
+        /// Its value.
+        value: Vec<u8>,
+    },
     /// The records of a configuration, as `config.rs` reads them.
     Start(Vec<u8>),
     /// Send the service this signal.
@@ -235,6 +242,7 @@ impl ToGuest {
     /// As a frame; none if it is too long.
     pub fn encode(&self) -> Option<Vec<u8>> {
         match self {
+            Self::Secret { name, value } => Writer::new(b'R').text(name).rest(value),
             Self::Start(records) => Writer::new(b'S').rest(records),
             Self::Stop(signal) => Writer::new(b'T').number(signal.cast_unsigned().into()),
             Self::Kill => Writer::new(b'K'),
@@ -260,6 +268,7 @@ impl ToGuest {
     pub fn decode(kind: u8, content: &[u8]) -> Result<Self, Broken> {
         let mut reader = Reader(content);
         let value = match kind {
+            b'R' => Self::Secret { name: reader.text()?, value: reader.rest() },
             b'S' => Self::Start(reader.rest()),
             b'T' => Self::Stop(reader.small::<u32>()?.cast_signed()),
             b'K' => Self::Kill,
@@ -348,6 +357,7 @@ mod tests {
         }
         let ask = |question| ToGuest::Ask { number: u32::MAX, timeout_ms: 5, question };
         let said = [
+            ToGuest::Secret { name: "API_KEY".into(), value: vec![0, 255, b'\n'] },
             ToGuest::Start(b"name x\0".to_vec()),
             ToGuest::Stop(15),
             ToGuest::Kill,
@@ -378,7 +388,7 @@ mod tests {
                 let _ = FromGuest::decode(kind, &content);
                 let _ = ToGuest::decode(kind, &content);
             }
-            for kind in b"hsnfoeaxSTKQ" {
+            for kind in b"hsnfoeaxRSTKQ" {
                 let _ = FromGuest::decode(*kind, &bytes);
                 let _ = ToGuest::decode(*kind, &bytes);
             }

@@ -90,6 +90,28 @@ pub fn tmpfs(
     filesystem("tmpfs", &options, attributes)
 }
 
+/// An empty tmpfs as a detached mount, what of which is never written to a swap device where the kernel has that (6.4).
+/// For a process of the host's own user namespace.
+pub fn unswapped_tmpfs(
+    mode: &str,
+    size_bytes: u64,
+    owner: (u32, u32),
+    attributes: Attributes,
+) -> Result<OwnedFd, CallError> {
+    let [size, files, uid, gid] =
+        [size_bytes, files_max(size_bytes), owner.0.into(), owner.1.into()].map(|number| number.to_string());
+    let options = [
+        ("mode", Some(mode)),
+        ("size", Some(&*size)),
+        ("nr_inodes", Some(&*files)),
+        ("uid", Some(&*uid)),
+        ("gid", Some(&*gid)),
+        ("noswap", None),
+    ];
+    filesystem("tmpfs", &options, attributes)
+        .or_else(|_| filesystem("tmpfs", &options[..options.len() - 1], attributes))
+}
+
 /// Gives the empty tmpfs that is mounted at `path` with `attributes` another size and owner.
 pub fn adjust_tmpfs(
     path: &str,

@@ -6,7 +6,7 @@ use clap::Args;
 use kiln_api::Client;
 use kiln_api::deploy::{Accepted, DeployRequest, DeployView};
 use kiln_api::rollout::RolloutView;
-use kiln_model::{CommitId, EnvName};
+use kiln_model::EnvName;
 
 /// Options of `kiln deploy`.
 #[derive(Debug, Args)]
@@ -29,6 +29,9 @@ pub struct DeployArgs {
     /// Only say what would happen
     #[arg(long)]
     plan: bool,
+    /// Go on although what the environment requires is not met; the reason is recorded
+    #[arg(long = "override", value_name = "REASON")]
+    override_reason: Option<String>,
 }
 
 pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<(), Failure> {
@@ -38,7 +41,13 @@ pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<
     let mut progress = Progress::start();
     source::upload(&client, &source, &mut progress).await?;
     let commit = source.commit.clone();
-    let request = DeployRequest { project: source.project.clone(), env, commit, plan: arguments.plan };
+    let request = DeployRequest {
+        project: source.project.clone(),
+        env,
+        commit,
+        plan: arguments.plan,
+        override_reason: arguments.override_reason,
+    };
     // Asking again is harmless: what serves already, or is on its way, is not started again.
     let mut view = watch::persist("`kiln status` shows whether it was accepted", async || {
         client.deploy(&request).await?.answer(|text| progress.now(text)).await
@@ -48,17 +57,17 @@ pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<
     source::keep_lock(context, &source, view.lock.take())?;
     view.warnings.iter().for_each(|warning| context.out().note(&format!("warning: {warning}")));
     if arguments.plan {
-        return context.out().answer(&view, || plan(&view, &source.commit));
+        return context.out().answer(&view, || plan(&view, &format!("commit {}", source.commit.short())));
     }
     follow(context, &client, view).await
 }
 
-fn plan(view: &DeployView, commit: &CommitId) -> String {
+/// What would happen to `what`.
+pub(crate) fn plan(view: &DeployView, what: &str) -> String {
     if view.result == Accepted::Already {
         return already(view);
     }
-    let mut text =
-        format!("commit {} would become release {} of {}\n", commit.short(), view.release, view.env);
+    let mut text = format!("{what} would become release {} of {}\n", view.release, view.env);
     for line in &view.plan {
         text.push_str(&format!("  {line}\n"));
     }
@@ -104,7 +113,6 @@ mod tests {
 
     #[test]
     fn a_plan_says_what_would_happen_or_that_nothing_would() {
-        let commit: CommitId = "a".repeat(40).parse().unwrap();
         let mut view = DeployView {
             env: "shop/production".to_owned().try_into().unwrap(),
             result: Accepted::Planned,
@@ -115,12 +123,12 @@ mod tests {
             warnings: vec![],
         };
         assert_eq!(
-            plan(&view, &commit),
+            plan(&view, "commit aaaaaaaaaa"),
             "commit aaaaaaaaaa would become release 4 of shop/production\n  switch\n"
         );
         view.result = Accepted::Already;
-        assert_eq!(plan(&view, &commit), "release 4 of shop/production serves already\n");
+        assert_eq!(plan(&view, "commit aaaaaaaaaa"), "release 4 of shop/production serves already\n");
         view.rollout = Some(RolloutId(7));
-        assert_eq!(plan(&view, &commit), "release 4 of shop/production is on its way already\n");
+        assert_eq!(plan(&view, "commit aaaaaaaaaa"), "release 4 of shop/production is on its way already\n");
     }
 }

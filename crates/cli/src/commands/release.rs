@@ -100,6 +100,21 @@ fn show(view: &ReleaseDetail) -> String {
     for rule in &view.routes {
         text.push_str(&format!("route        {}\n", route(rule)));
     }
+    for (name, version) in &view.secrets {
+        text.push_str(&format!("secret       {name} version {version}\n"));
+    }
+    if let Some(origin) = &view.promoted_from {
+        text.push_str(&format!("promoted     from release {} of {}\n", origin.release, origin.env));
+    }
+    if let Some(required) = &view.requires {
+        text.push_str(&format!(
+            "requires     that {} served the images for {}\n",
+            required.env, required.time
+        ));
+    }
+    if let Some(overridden) = &view.overridden {
+        text.push_str(&format!("overridden   {overridden}\n"));
+    }
     for service in view.services.values() {
         text.push_str(&format!("service      {}\n", describe(service)));
     }

@@ -71,7 +71,7 @@ impl Kiln {
     /// From the call until its program is executed.
     pub async fn start(&self, spec: &InstanceSpec) -> Duration {
         let begun = Instant::now();
-        let seen = self.provider.ensure(fence(), spec).await.unwrap();
+        let seen = self.provider.ensure(fence(), spec, &NO_SECRETS).await.unwrap();
         let took = begun.elapsed();
         assert!(seen.state != SeenState::Starting, "{seen:?}");
         took
@@ -82,7 +82,7 @@ impl Kiln {
         let provider = self.provider.clone();
         tokio::spawn(async move {
             for again in 0..100 {
-                match provider.ensure(fence(), &spec).await {
+                match provider.ensure(fence(), &spec, &NO_SECRETS).await {
                     Ok(_) => return again,
                     Err(ProviderError::Retry { .. }) => {}
                     Err(error) => panic!("{error}"),

@@ -4,13 +4,19 @@ use super::etc::{self, Neighbours};
 use super::folder::Record;
 use super::order::Failure;
 use super::slot::Host;
-use super::{Inner, network};
+use super::{Inner, network, secrets};
 use crate::vm::launch::{self, MachineOrder};
 use crate::vm::{Accelerator, FIRST_WORD, LAYERS_MAX};
+use kiln_model::SecretValues;
 use kiln_sys::netlink::Netlink;
 
 impl Inner {
-    pub(super) fn launch_machine(&self, record: &Record, neighbours: &Neighbours) -> Result<(), Failure> {
+    pub(super) fn launch_machine(
+        &self,
+        record: &Record,
+        neighbours: &Neighbours,
+        secrets: &SecretValues,
+    ) -> Result<(), Failure> {
         let step = "find the kernel of virtual machines";
         let none = || {
             let detail =
@@ -36,16 +42,25 @@ impl Inner {
             boot: boot.clone(),
             accelerator,
             boot_max: self.config.boot_max,
+            has_secrets: !secrets.is_empty(),
         };
         let program = &self.config.program;
         let accelerator = match self.config.forced.emulation {
             true => Accelerator::Emulation,
-            false => *self
-                .accelerator
-                .get_or_init(|| launch::accelerator(program, order(Accelerator::Kvm), &machine)),
+            false => *self.accelerator.get_or_init(|| {
+                launch::accelerator(
+                    program,
+                    MachineOrder { has_secrets: false, ..order(Accelerator::Kvm) },
+                    &machine,
+                )
+            }),
         };
         let folder = self.host.root.folder(&record.spec.id).path;
-        let launch = |layers| launch::launch(program, &folder, &order(accelerator), &machine, layers);
+        // A probe boots without them.
+        let launch = |layers| {
+            let secrets = secrets::file_of(secrets)?;
+            launch::launch(program, &folder, &order(accelerator), &machine, secrets, layers)
+        };
         match launch(layers) {
             Err(failure) if failure.step == FIRST_WORD => {
                 self.clear(&record.spec.id)?;

@@ -4,6 +4,7 @@
 
 use super::order::Failure;
 use super::wire::Start;
+use kiln_model::secret::SECRETS_DIR;
 use kiln_sys::mount::{self, Attributes};
 use kiln_sys::sandbox::{self, Covers, PLACE};
 use kiln_sys::{CallError, path};
@@ -60,7 +61,7 @@ impl Templates {
 }
 
 /// Puts the root together and changes into it.
-pub(super) fn assemble(root: OwnedFd, start: &Start<'_>) -> Result<(), Failure> {
+pub(super) fn assemble(root: OwnedFd, secrets: Option<OwnedFd>, start: &Start<'_>) -> Result<(), Failure> {
     mount::attach_at(root, PLACE)?;
     let root = mount::directory(PLACE.as_ref())?;
     let root = root.as_fd();
@@ -68,6 +69,10 @@ pub(super) fn assemble(root: OwnedFd, start: &Start<'_>) -> Result<(), Failure> 
     mount::move_to(DEV, mount_point(root, "/dev")?)?;
     for place in start.writable.iter().filter_map(|place| place.to_str().ok()) {
         mount_writable(root, place, start)?;
+    }
+    if let Some(secrets) = secrets {
+        make_directory(root, SECRETS_DIR);
+        mount::attach(secrets, mount_point(root, SECRETS_DIR)?)?;
     }
     // With links of the image in the way, one of them may lie on the other.
     if !path::kind_in_root(root, "/dev/null").is_ok_and(|kind| kind == FileType::CharacterDevice) {

@@ -77,14 +77,16 @@ pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go
         // The server is gone, and nobody has heard of this process.
         return 1;
     }
-    let (Some(start), Some(files)) = (Start::decode(&message[..length]), Files::take(descriptors)) else {
+    let start = Start::decode(&message[..length]);
+    let files = start.and_then(|start| Files::take(descriptors, start.has_secrets));
+    let (Some(start), Some(files)) = (start, files) else {
         return fail(&socket, &Failure::permanent("begin", "the order is not complete"));
     };
-    let Files { root, out, exit, lock, door, oom } = files;
+    let Files { root, out, exit, lock, door, secrets, oom } = files;
     let (exit, oom) = (File::from(exit), oom.map(File::from));
     let mut spool = BlackBox::new(out.map(File::from), std::mem::take(batch));
     spool.note(start.greeting);
-    if let Err(failure) = rootfs::assemble(root, &start).map_err(Failure::cut) {
+    if let Err(failure) = rootfs::assemble(root, secrets, &start).map_err(Failure::cut) {
         let error = format!("{}: {}", failure.step, failure.detail);
         if failure.permanent {
             end(&mut spool, &exit, &ExitReason::NotStarted { error });

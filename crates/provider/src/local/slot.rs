@@ -257,7 +257,12 @@ impl Slot {
     }
 
     /// Has the program started.
-    pub(super) fn begin(&self, start: &Start<'_>, root: OwnedFd) -> Result<Begun, Failure> {
+    pub(super) fn begin(
+        &self,
+        start: &Start<'_>,
+        root: OwnedFd,
+        secrets: Option<OwnedFd>,
+    ) -> Result<Begun, Failure> {
         let bytes = start.encode();
         if bytes.len() > START_BYTES_MAX {
             let detail = format!(
@@ -268,10 +273,11 @@ impl Slot {
         }
         let Files { lock, out: [a, b], exit, door, oom } = &self.files;
         let mut with = vec![root.as_fd(), a.as_fd(), b.as_fd(), exit.as_fd(), lock.as_fd(), door.as_fd()];
+        with.extend(secrets.as_ref().map(AsFd::as_fd));
         with.extend(oom.as_ref().map(AsFd::as_fd));
         message::send(&self.socket, &[&bytes], &with)
             .map_err(|error| Failure::io("start the program", &error))?;
-        drop(root);
+        drop((root, secrets));
         match self.hear()?.as_slice() {
             [STARTED] => Ok(Begun::Runs),
             [NOT_EXECUTED] => Ok(Begun::Ended),

@@ -9,9 +9,11 @@ use super::root::Layer;
 use super::rootfs::WRITABLE;
 use super::slot::{Begun, Slot};
 use super::wire::{self, Start};
-use super::{Entry, Inner, program};
+use super::{Entry, Inner, program, secrets};
 use crate::ProviderError;
-use kiln_model::{ExitReason, Fence, InstanceId, InstanceSpec, Isolation, Seccomp, Seen, SeenState, Wall};
+use kiln_model::{
+    ExitReason, Fence, InstanceId, InstanceSpec, Isolation, Seccomp, SecretValues, Seen, SeenState, Wall,
+};
 use kiln_sys::exec::Words;
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
@@ -22,6 +24,7 @@ impl Inner {
         pool: &Pool,
         fence: Fence,
         spec: InstanceSpec,
+        secrets: &SecretValues,
     ) -> Result<Seen, ProviderError> {
         let id = spec.id.clone();
         let work = self.work(&id);
@@ -39,21 +42,28 @@ impl Inner {
             Some(_) => {
                 self.raise(fence, &id)?;
                 if self.seen(&id).is_some_and(|seen| seen.state == SeenState::Starting) {
-                    self.start_again(&id)?;
+                    self.start_again(&id, secrets)?;
                 }
             }
-            None => self.start(pool, fence, spec)?,
+            None => self.start(pool, fence, spec, secrets)?,
         }
         self.seen(&id).ok_or_else(|| Failure::retry("start", "it vanished").of(&id))
     }
 
     /// The first try.
-    fn start(self: &Arc<Self>, pool: &Pool, fence: Fence, spec: InstanceSpec) -> Result<(), ProviderError> {
+    fn start(
+        self: &Arc<Self>,
+        pool: &Pool,
+        fence: Fence,
+        spec: InstanceSpec,
+        secrets: &SecretValues,
+    ) -> Result<(), ProviderError> {
         let id = spec.id.clone();
+        secrets::check(&spec, secrets).map_err(|failure| failure.of(&id))?;
         let _underway = pool.begin();
         if spec.confinement.isolation == Isolation::Vm {
             self.write_down(fence, spec).map_err(|failure| failure.of(&id))?;
-            return self.boot(&id);
+            return self.boot(&id, secrets);
         }
         let layers = self.layers.of(&spec.manifest);
         let (slot, layers) = match layers.and_then(|layers| Ok((pool.take()?, layers))) {
@@ -73,7 +83,7 @@ impl Inner {
         }
         let entry = Entry::starting(record.clone());
         self.books().entries.insert(id.clone(), entry);
-        self.begin(&id, &record, slot, layers)
+        self.begin(&id, &record, slot, layers, secrets)
     }
 
     /// Gives an instance that cannot be started now its number, and writes it down.
@@ -92,7 +102,7 @@ impl Inner {
     }
 
     /// Another try for an instance that is written down and not started, whatever is left of earlier ones.
-    fn start_again(self: &Arc<Self>, id: &InstanceId) -> Result<(), ProviderError> {
+    fn start_again(self: &Arc<Self>, id: &InstanceId, secrets: &SecretValues) -> Result<(), ProviderError> {
         self.host.root.folder(id).wait_for_others();
         self.settle(id);
         if self.seen(id).is_none_or(|seen| seen.state != SeenState::Starting) {
@@ -101,8 +111,9 @@ impl Inner {
         }
         let known = self.books().entries.get(id).map(|entry| entry.record.clone());
         let known = known.ok_or_else(|| Failure::retry("start", "it vanished").of(id))?;
+        secrets::check(&known.spec, secrets).map_err(|failure| failure.of(id))?;
         if known.spec.confinement.isolation == Isolation::Vm {
-            return self.clear(id).map_err(|failure| failure.of(id)).and_then(|()| self.boot(id));
+            return self.clear(id).map_err(|failure| failure.of(id)).and_then(|()| self.boot(id, secrets));
         }
         let made = self.clear(id).and_then(|()| {
             let layers = self.layers.of(&known.spec.manifest)?;
@@ -118,17 +129,17 @@ impl Inner {
             Ok((layers, slot, record))
         });
         match made {
-            Ok((layers, slot, record)) => self.begin(id, &record, slot, layers),
+            Ok((layers, slot, record)) => self.begin(id, &record, slot, layers, secrets),
             Err(failure) => self.failed(id, failure),
         }
     }
 
     /// A virtual machine, of which nothing is there yet.
-    fn boot(self: &Arc<Self>, id: &InstanceId) -> Result<(), ProviderError> {
+    fn boot(self: &Arc<Self>, id: &InstanceId, secrets: &SecretValues) -> Result<(), ProviderError> {
         let record = self.books().entries.get(id).map(|entry| entry.record.clone());
         let record = record.ok_or_else(|| Failure::retry("start", "it vanished").of(id))?;
         if let Err(failure) =
-            self.allow(&record).and_then(|neighbours| self.launch_machine(&record, &neighbours))
+            self.allow(&record).and_then(|neighbours| self.launch_machine(&record, &neighbours, secrets))
         {
             return self.failed(id, failure);
         }
@@ -144,10 +155,14 @@ impl Inner {
         record: &Record,
         slot: Slot,
         layers: Vec<Arc<Layer>>,
+        secrets: &SecretValues,
     ) -> Result<(), ProviderError> {
         let begun = self.allow(record).and_then(|neighbours| {
             let root = self.roots.join(&layers, slot.users.as_fd())?;
-            with_start(record, &neighbours, |start| slot.begin(start, root))
+            with_start(record, &neighbours, |start| {
+                let secrets = secrets::mount_of(record.number, start.user, secrets)?;
+                slot.begin(&Start { has_secrets: secrets.is_some(), ..*start }, root, secrets)
+            })
         });
         match begun {
             Ok(begun) => {
@@ -235,6 +250,7 @@ fn with_start<T>(
         asks: spec.confinement.seccomp == Seccomp::Log,
         stop_signal: spec.stop.signal,
         memory_bytes: spec.resources.memory_bytes,
+        has_secrets: false,
     })
 }
 

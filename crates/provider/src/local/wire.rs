@@ -36,6 +36,8 @@ pub(crate) struct Start<'a> {
     pub asks: bool,
     pub stop_signal: i32,
     pub memory_bytes: u64,
+    /// Whether its secrets come with it.
+    pub has_secrets: bool,
 }
 
 /// The descriptors that come with it.
@@ -47,12 +49,14 @@ pub(crate) struct Files {
     pub lock: OwnedFd,
     /// Where later servers ask for it.
     pub door: OwnedFd,
+    /// Its secrets, as a mount that is attached nowhere.
+    pub secrets: Option<OwnedFd>,
     pub oom: Option<OwnedFd>,
 }
 
 impl Files {
     /// Takes them in their order.
-    pub(crate) fn take(mut from: impl Iterator<Item = OwnedFd>) -> Option<Self> {
+    pub(crate) fn take(mut from: impl Iterator<Item = OwnedFd>, has_secrets: bool) -> Option<Self> {
         let mut next = || from.next();
         Some(Self {
             root: next()?,
@@ -60,6 +64,7 @@ impl Files {
             exit: next()?,
             lock: next()?,
             door: next()?,
+            secrets: if has_secrets { Some(next()?) } else { None },
             oom: next(),
         })
     }
@@ -81,6 +86,7 @@ impl<'a> Start<'a> {
         out.extend(u32::from(self.asks).to_ne_bytes());
         out.extend(self.stop_signal.to_ne_bytes());
         out.extend(self.memory_bytes.to_ne_bytes());
+        out.extend(u32::from(self.has_secrets).to_ne_bytes());
         out
     }
 
@@ -101,6 +107,7 @@ impl<'a> Start<'a> {
             asks: rest.word()? != 0,
             stop_signal: rest.word()? as i32,
             memory_bytes: rest.long()?,
+            has_secrets: rest.word()? != 0,
         })
     }
 }
@@ -167,6 +174,7 @@ mod tests {
             asks: true,
             stop_signal: 15,
             memory_bytes: 1 << 33,
+            has_secrets: true,
             ..Start::default()
         };
         let bytes = start.encode();

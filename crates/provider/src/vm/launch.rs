@@ -22,7 +22,8 @@ pub(super) const PROBE: &str = "--probe";
 /// How long a probe may take until it is killed; it has a deadline of its own before that.
 const PROBE_PATIENCE: Duration = Duration::from_secs(8);
 
-/// To the supervisor of a machine. With it come the kernel, the initial RAM disk, and the layers, lowest first.
+/// To the supervisor of a machine. With it come the kernel, the initial RAM disk, the secrets if there are any, and the layers,
+/// lowest first.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct MachineOrder {
     pub mark: Mark,
@@ -41,6 +42,7 @@ pub(crate) struct MachineOrder {
     pub accelerator: Accelerator,
     /// How long the boot may take, with a whole processor.
     pub boot_max: Millis,
+    pub has_secrets: bool,
 }
 
 /// Kernel and initial RAM disk, open. QEMU runs as nobody and has to be able to read them.
@@ -87,9 +89,10 @@ pub(crate) fn launch(
     folder: &Path,
     order: &MachineOrder,
     machine: &Machine,
+    secrets: Option<File>,
     layers: Vec<File>,
 ) -> Result<(), Failure> {
-    let files: Vec<File> = open(machine)?.into_iter().chain(layers).collect();
+    let files: Vec<File> = open(machine)?.into_iter().chain(secrets).chain(layers).collect();
     let io = |step: &'static str| move |error: io::Error| Failure::io(step, &error);
     let (mut child, ours) =
         start(program, folder.as_os_str(), order, &files).map_err(io("start the supervisor"))?;

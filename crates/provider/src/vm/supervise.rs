@@ -56,8 +56,8 @@ fn failed(step: &'static str) -> impl Fn(io::Error) -> Failure {
     move |error| Failure::io(step, &error)
 }
 
-/// Kernel, initial RAM disk and the layers, lowest first.
-type Disks = (File, File, Vec<OwnedFd>);
+/// Kernel, initial RAM disk, the secrets, and the layers, lowest first.
+type Disks = (File, File, Option<File>, Vec<OwnedFd>);
 
 fn receive() -> Result<(MachineOrder, Disks), Failure> {
     let step = "read the order";
@@ -67,7 +67,8 @@ fn receive() -> Result<(MachineOrder, Disks), Failure> {
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().ok_or_else(|| Failure::permanent(step, "a file is missing"));
     let (kernel, initrd) = (next()?.into(), next()?.into());
-    Ok((order, (kernel, initrd, descriptors.collect())))
+    let secrets = if order.has_secrets { Some(next()?.into()) } else { None };
+    Ok((order, (kernel, initrd, secrets, descriptors.collect())))
 }
 
 fn find_program() -> Result<&'static str, Failure> {
@@ -84,7 +85,7 @@ fn read_record(directory: &Path) -> Result<Record, Failure> {
 fn supervise(directory: &Path) -> Result<(), Failure> {
     process::end_after(DEADLINE_SECONDS);
     process::new_session()?;
-    let (order, (kernel, initrd, layers)) = receive()?;
+    let (order, (kernel, initrd, secrets, layers)) = receive()?;
     let mut files = Files::open(directory)?;
     let record = read_record(directory)?;
     let user =
@@ -121,7 +122,8 @@ fn supervise(directory: &Path) -> Result<(), Failure> {
     };
     drop((kernel, initrd));
     let boot_max = order.boot_max.duration();
-    let given = Given { record: &record, records, desk, oom: files.oom.take(), boot_max };
+    let (oom, secrets) = (files.oom.take(), secrets.into());
+    let given = Given { record: &record, records, secrets, desk, oom, boot_max };
     let (go_read, mut go_write) = io::pipe().map_err(failed("make a pipe"))?;
     let (report_read, report_write) = kiln_sys::message::pair().map_err(failed("make a socket"))?;
     let child = {
@@ -229,6 +231,8 @@ fn life(
         let mut keep = vec![lock.as_fd(), exit.as_fd(), report.as_fd(), given.desk.as_fd()];
         keep.extend([first.as_fd(), second.as_fd()]);
         keep.extend(given.oom.as_ref().map(|file| file.as_fd()));
+        let secrets = given.secrets.borrow();
+        keep.extend(secrets.as_ref().map(|file| file.as_fd()));
         Qemu::start(machine, &keep)
     };
     let watched = started.and_then(|started| {
@@ -257,7 +261,7 @@ fn probe() -> Result<(), Failure> {
     let step = "boot a machine to try it";
     process::end_after(PROBE_SECONDS);
     process::new_session()?;
-    let (order, (kernel, initrd, _)) = receive()?;
+    let (order, (kernel, initrd, ..)) = receive()?;
     let program = find_program()?;
     let (port, theirs) = UnixStream::pair().map_err(failed(step))?;
     let shape = Shape {

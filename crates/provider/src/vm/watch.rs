@@ -20,14 +20,16 @@ use kiln_model::ExitReason;
 use kiln_model::frame::Stream;
 use kiln_sys::cgroup;
 use kiln_sys::process::{self, SignalFd};
-use kiln_sys::wire::{End, FromGuest, QUESTIONS_MAX, ToGuest};
+use kiln_sys::wire::{End, Frames, FromGuest, QUESTIONS_MAX, ToGuest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SocketFlags;
+use std::cell::RefCell;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
 
 /// How long a killed service may take until the machine is killed instead. Less than the server's patience.
 const KILL_MAX: Duration = Duration::from_secs(3);
@@ -40,6 +42,8 @@ const TEXT_BYTES: usize = 1000;
 pub(super) struct Given<'a> {
     pub record: &'a Record,
     pub records: Vec<u8>,
+    /// What the guest is told before, until it was.
+    pub secrets: RefCell<Option<File>>,
     /// Where checks are asked for.
     pub desk: OwnedFd,
     pub oom: Option<File>,
@@ -226,10 +230,32 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// Says them, and has them no more.
+    fn tell_secrets(&mut self) -> io::Result<()> {
+        let Some(mut file) = self.given.secrets.take() else { return Ok(()) };
+        let mut bytes = Zeroizing::new(vec![]);
+        file.read_to_end(&mut bytes)?;
+        let mut frames = Frames::default();
+        frames.push(&bytes);
+        let broken = |_| io::Error::from(io::ErrorKind::InvalidData);
+        while let Some((kind, content)) = frames.take().map_err(broken)? {
+            let word = ToGuest::decode(kind, &content).map_err(broken)?;
+            if !self.guest.say(&word) {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+        }
+        Ok(())
+    }
+
     fn handle(&mut self, word: FromGuest) {
         match word {
             FromGuest::Hello if !self.is_running => {
                 self.has_spoken = true;
+                if let Err(error) = self.tell_secrets() {
+                    let failure = Failure::io("give the instance its secrets", &error);
+                    self.outcome = Some(Outcome::Failed(failure));
+                    return;
+                }
                 // Longer than a frame was refused before the start.
                 self.guest.say(&ToGuest::Start(self.given.records.clone()));
             }

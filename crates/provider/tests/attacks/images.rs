@@ -166,7 +166,7 @@ pub async fn mount_places_are_links(world: &World) {
             let manifest = both_ways(world, &tree, &name)[m % 2].clone();
             let mut spec = world.spec_of(&manifest, &["/bin/hostile", "roots"]);
             spec.user = if n % 2 == 0 { "0".into() } else { "web".into() };
-            match world.provider.ensure(fence(), &spec).await {
+            match world.provider.ensure(fence(), &spec, &NO_SECRETS).await {
                 Ok(_) => {
                     started += 1;
                     world.ended(&spec.id).await;
@@ -215,7 +215,7 @@ pub async fn proc_is_redirected(world: &World) {
             for user in ["web", "0"] {
                 let mut spec = world.spec_of(&manifest, &["/bin/hostile", "wide", &marker]);
                 spec.user = user.into();
-                match world.provider.ensure(fence(), &spec).await {
+                match world.provider.ensure(fence(), &spec, &NO_SECRETS).await {
                     Ok(_) => {
                         let reason = world.ended(&spec.id).await;
                         let lines = world.host.printed(&spec.id, Stream::Out);

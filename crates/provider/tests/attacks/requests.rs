@@ -183,8 +183,9 @@ pub async fn arguments_are_huge(world: &World) {
 /// It is accepted, or refused for ever with a reason; and it can be removed.
 async fn outcome(world: &World, spec: &InstanceSpec) -> bool {
     let limit = Duration::from_secs(30);
-    let outcome =
-        tokio::time::timeout(limit, world.provider.ensure(fence(), spec)).await.expect("ensure ends");
+    let outcome = tokio::time::timeout(limit, world.provider.ensure(fence(), spec, &NO_SECRETS))
+        .await
+        .expect("ensure ends");
     match &outcome {
         Ok(_) => drop(world.ended(&spec.id).await),
         Err(ProviderError::Permanent { .. }) => {}

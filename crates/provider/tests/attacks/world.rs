@@ -111,7 +111,7 @@ impl World {
     }
 
     pub async fn start(&self, spec: &InstanceSpec) -> Seen {
-        self.provider.ensure(fence(), spec).await.unwrap()
+        self.provider.ensure(fence(), spec, &NO_SECRETS).await.unwrap()
     }
 
     pub async fn ended(&self, id: &InstanceId) -> ExitReason {

@@ -63,10 +63,35 @@ fn main() {
         "reopen" => reopen(),
         "reach" => reach(&args[1..]),
         "show" => print!("{}", std::fs::read_to_string(arg(1)).unwrap()),
+        "secrets" => secrets(),
         "datagram" => datagram(arg(1).parse().unwrap(), arg(2)),
         "forge" => forge(arg(1), arg(2)),
         other => panic!("{other}"),
     }
+}
+
+/// Says what the files of secrets are, without their content, tries to change them, and stays.
+fn secrets() {
+    use std::os::unix::fs::MetadataExt;
+    let me = std::fs::metadata("/proc/self").unwrap().uid();
+    let whose = |meta: &std::fs::Metadata| {
+        let owner = if meta.uid() == me { "mine" } else { "not mine" };
+        format!("{:o} {owner}", meta.mode() & 0o7777)
+    };
+    println!("folder {}", whose(&std::fs::metadata("/run/secrets").unwrap()));
+    let mut names: Vec<_> = std::fs::read_dir("/run/secrets").unwrap().map(|e| e.unwrap().path()).collect();
+    names.sort();
+    for path in &names {
+        let bytes = std::fs::read(path).unwrap();
+        let sum: u64 = bytes.iter().map(|byte| u64::from(*byte)).sum();
+        let (name, meta) = (path.file_name().unwrap().to_string_lossy(), std::fs::metadata(path).unwrap());
+        println!("{name} {} {} bytes, sum {sum}", whose(&meta), bytes.len());
+    }
+    println!("create: {:?}", std::fs::write("/run/secrets/new", "").unwrap_err().kind());
+    println!("write refused: {}", std::fs::File::options().write(true).open(&names[0]).is_err());
+    println!("remove: {:?}", std::fs::remove_file(&names[0]).unwrap_err().kind());
+    println!("ready");
+    forever();
 }
 
 /// One line of so many bytes.

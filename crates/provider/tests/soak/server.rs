@@ -89,7 +89,7 @@ pub fn main(state: &Path) -> ExitCode {
 
 async fn fulfil(provider: LocalProvider, spec: InstanceSpec, wish: Wish) {
     loop {
-        match provider.ensure(fence(), &spec).await {
+        match provider.ensure(fence(), &spec, &NO_SECRETS).await {
             Ok(_) => break,
             // A server before this one destroyed it.
             Err(ProviderError::Tombstoned { .. }) => return,
