@@ -153,6 +153,8 @@ pub fn run_all() {
     all_have(&kiln, SECOND);
     let shown = said.run(&kiln, &project, &["release", "show", "2"], 0);
     assert!(shown.contains("secret       API_KEY version 2"), "{shown}");
+    let differs = said.run(&kiln, &project, &["release", "diff", "1", "2"], 0);
+    assert_eq!(differs, "secret API_KEY: version 1 → version 2\n");
     said.run(&kiln, &project, &["rollback"], 0);
     all_have(&kiln, FIRST);
 
@@ -205,7 +207,7 @@ pub fn run_all() {
         FIRST.bytes().map(|byte| format!("{byte:02x}")).collect(),
     ] {
         std::fs::write(&planted, &text).expect("written");
-        assert_eq!(search(state), [planted.clone()], "{text}");
+        assert_eq!(search(state), std::slice::from_ref(&planted), "{text}");
     }
     let mut holder = Command::new("sleep").arg("60").env("PLANTED", SECOND).spawn().expect("sleep");
     let environ = PathBuf::from(format!("/proc/{}/environ", holder.id()));

@@ -164,6 +164,7 @@ mod tests {
             "kiln secret history API_KEY",
             "kiln secret unset API_KEY --json",
             "kiln release list",
+            "kiln release diff 3 4 --env staging",
             "kiln release show 3 --env staging",
             "kiln image list",
             "kiln image show sha256:abcd",

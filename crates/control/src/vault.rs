@@ -54,50 +54,58 @@ pub enum VaultError {
         mode: u32,
     },
     /// No such version, or its value was removed.
-    #[error("version {version} of the secret `{name}` of `{env}` is not kept")]
-    NotKept {
-        /// Of which environment.
-        env: EnvRef,
-        /// Which secret.
-        name: SecretName,
-        /// Which version.
-        version: SecretVersion,
-    },
+    #[error("{0} is not kept")]
+    NotKept(Box<Which>),
     /// It was sealed with a key that is not there.
-    #[error("version {version} of the secret `{name}` of `{env}` is sealed with the key `{key}`, which is not in `{}`", path.display())]
+    #[error("{which} is sealed with the key `{key}`, which is not in `{}`", path.display())]
     KeyLost {
-        /// Of which environment.
-        env: EnvRef,
-        /// Which secret.
-        name: SecretName,
         /// Which version.
-        version: SecretVersion,
+        which: Box<Which>,
         /// The public half of that key.
         key: String,
         /// Where it should be.
         path: PathBuf,
     },
     /// What is kept is damaged, or of another secret.
-    #[error("version {version} of the secret `{name}` of `{env}` is damaged")]
-    Damaged {
-        /// Of which environment.
-        env: EnvRef,
-        /// Which secret.
-        name: SecretName,
-        /// Which version.
-        version: SecretVersion,
-    },
+    #[error("{0} is damaged")]
+    Damaged(Box<Which>),
     /// age itself failed.
-    #[error("the secret `{name}` of `{env}` could not be sealed")]
+    #[error("the secret `{name}` could not be sealed")]
     Seal {
-        /// Of which environment.
-        env: EnvRef,
         /// Which secret.
         name: SecretName,
         /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// A version of a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Which {
+    /// Of which environment.
+    pub env: EnvRef,
+    /// Which secret.
+    pub name: SecretName,
+    /// Which version.
+    pub version: SecretVersion,
+}
+
+impl Which {
+    fn of(secret: &Secret) -> Box<Self> {
+        let Secret { env, name, version, .. } = secret;
+        Box::new(Self { env: env.clone(), name: name.clone(), version: *version })
+    }
+
+    fn anew(&self) -> String {
+        format!("`kiln secret set {} --env {}` and deploy again", self.name, self.env.env)
+    }
+}
+
+impl std::fmt::Display for Which {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "version {} of the secret `{}` of `{}`", self.version, self.name, self.env)
+    }
 }
 
 impl VaultError {
@@ -112,20 +120,17 @@ impl VaultError {
                     path.display()
                 )
             }
-            Self::KeyLost { name, env, .. } => format!(
-                "append that key from a backup to the file; or `kiln secret set {name} --env {}` and deploy again",
-                env.env
-            ),
-            Self::NotKept { name, env, .. } | Self::Damaged { name, env, .. } => {
-                format!("`kiln secret set {name} --env {}` and deploy again", env.env)
+            Self::KeyLost { which, .. } => {
+                format!("append that key from a backup to the file; or {}", which.anew())
             }
+            Self::NotKept(which) | Self::Damaged(which) => which.anew(),
             Self::Seal { .. } => "look at the log of `kiln serve`".into(),
         }
     }
 
     /// Whether the same can work later without anybody deploying anew.
     pub fn may_pass(&self) -> bool {
-        !matches!(self, Self::NotKept { .. } | Self::Damaged { .. })
+        !matches!(self, Self::NotKept(_) | Self::Damaged(_))
     }
 }
 
@@ -200,27 +205,22 @@ impl Vault {
         let identities = self.identities()?;
         let recipient = identities[0].to_public();
         let whole = SecretValue::new([header(env, name).as_bytes(), value.expose()].concat());
-        let sealed = age::encrypt(&recipient, whole.expose()).map_err(|error| VaultError::Seal {
-            env: env.clone(),
-            name: name.clone(),
-            source: Box::new(error),
-        })?;
+        let sealed = age::encrypt(&recipient, whole.expose())
+            .map_err(|error| VaultError::Seal { name: name.clone(), source: Box::new(error) })?;
         let bytes = u32::try_from(value.expose().len()).unwrap_or(u32::MAX);
         Ok(SecretContent::Sealed { sealed: STANDARD.encode(sealed), key: recipient.to_string(), bytes })
     }
 
     /// The value of a version.
     pub fn unseal(&self, secret: &Secret) -> Result<SecretValue, VaultError> {
-        let Secret { env, name, version, content, .. } = secret;
+        let Secret { env, name, content, .. } = secret;
         let SecretContent::Sealed { sealed, key, bytes } = content else {
-            return Err(VaultError::NotKept { env: env.clone(), name: name.clone(), version: *version });
+            return Err(VaultError::NotKept(Which::of(secret)));
         };
         let identities = self.identities()?;
         let identity = identities.iter().find(|identity| identity.to_public().to_string() == *key);
         let identity = identity.ok_or_else(|| VaultError::KeyLost {
-            env: env.clone(),
-            name: name.clone(),
-            version: *version,
+            which: Which::of(secret),
             key: key.clone(),
             path: self.path.clone(),
         })?;
@@ -234,7 +234,7 @@ impl Vault {
             reader.by_ref().take(limit).read_to_end(&mut whole).ok()?;
             whole.strip_prefix(header(env, name).as_bytes()).map(|value| SecretValue::new(value.to_vec()))
         };
-        open().ok_or_else(|| VaultError::Damaged { env: env.clone(), name: name.clone(), version: *version })
+        open().ok_or_else(|| VaultError::Damaged(Which::of(secret)))
     }
 
     /// The values of these versions. Reads nothing if there are none.
@@ -246,10 +246,9 @@ impl Vault {
     ) -> Result<SecretValues, VaultError> {
         let value = |(name, version): (&SecretName, &SecretVersion)| {
             let key = (env.clone(), name.clone(), *version);
-            let secret = snapshot.secrets.get(&key).ok_or_else(|| VaultError::NotKept {
-                env: env.clone(),
-                name: name.clone(),
-                version: *version,
+            let secret = snapshot.secrets.get(&key).ok_or_else(|| {
+                let (env, name) = (env.clone(), name.clone());
+                VaultError::NotKept(Box::new(Which { env, name, version: *version }))
             })?;
             Ok((name.clone(), self.unseal(secret)?))
         };
@@ -303,7 +302,7 @@ mod tests {
             let again = Vault::open(state.path()).unwrap();
             assert_eq!(again.unseal(&secret).unwrap().expose(), value, "a later server opens it");
             let moved = Secret { env: env("staging"), ..secret.clone() };
-            assert!(matches!(vault.unseal(&moved), Err(VaultError::Damaged { .. })));
+            assert!(matches!(vault.unseal(&moved), Err(VaultError::Damaged(_))));
             let twice = sealed(&vault, env("production"), value);
             assert_ne!(twice.content, secret.content, "equal values do not look equal");
         }

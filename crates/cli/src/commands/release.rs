@@ -1,5 +1,7 @@
 //! `kiln release`: the numbered, immutable records of an environment.
 
+mod diff;
+
 use crate::commands::status::route;
 use crate::context::env_or_default;
 use crate::output::{ago, now, table, timestamp};
@@ -24,6 +26,21 @@ enum ReleaseCommand {
         #[arg(long, value_name = "ENV")]
         env: Option<EnvName>,
     },
+    /// Show what differs between two releases; of secrets the versions, never the values
+    #[command(
+        after_help = "Examples:\n  kiln release diff 3 4\n  kiln release diff 3 4 --env staging --json"
+    )]
+    Diff {
+        /// The number of one
+        #[arg(value_name = "N")]
+        before: ReleaseNumber,
+        /// The number of the other
+        #[arg(value_name = "M")]
+        after: ReleaseNumber,
+        /// The environment [default: production]
+        #[arg(long, value_name = "ENV")]
+        env: Option<EnvName>,
+    },
     /// Show all that a release records
     #[command(after_help = "Examples:\n  kiln release show 4\n  kiln release show 4 --env staging --json")]
     Show {
@@ -42,6 +59,12 @@ pub(crate) async fn run(context: &Context<'_>, arguments: ReleaseArgs) -> Result
         ReleaseCommand::List { env } => {
             let view = client.releases(&context.scope(&env)?).await?;
             context.out().answer(&view, || list(&view.releases))
+        }
+        ReleaseCommand::Diff { before, after, env } => {
+            let env = EnvRef { project: context.project()?, env: env_or_default(&env) };
+            let (before, after) = (client.release(&env, before).await?, client.release(&env, after).await?);
+            let changes = diff::changes(&before, &after);
+            context.out().answer(&changes, || diff::text(&changes))
         }
         ReleaseCommand::Show { number, env } => {
             let env = EnvRef { project: context.project()?, env: env_or_default(&env) };

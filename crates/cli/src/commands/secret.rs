@@ -145,7 +145,7 @@ fn read(context: &Context<'_>, env: &EnvRef, arguments: &SetArgs) -> Result<Secr
     };
     match value.expose().len() {
         0 => Err(Failure::new(Code::Usage, format!("the value of `{name}` is empty"))
-            .hint(&format!("`kiln secret unset {name}` takes it out"))),
+            .hint(format!("`kiln secret unset {name}` takes it out"))),
         n if n > limits::SECRET_BYTES_MAX => {
             let text = format!("the value of `{name}` has more than {} bytes", limits::SECRET_BYTES_MAX);
             Err(Failure::new(Code::TooLarge, text)
