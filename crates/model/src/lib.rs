@@ -13,6 +13,7 @@ pub mod fence;
 pub mod frame;
 pub mod ids;
 pub mod image;
+mod index;
 pub mod instance;
 pub mod limits;
 pub mod mutation;

@@ -4,6 +4,7 @@ use crate::digest::Digest;
 use crate::edge::Mark;
 use crate::fence::{Incarnation, OpId, Revision};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
+use crate::index::Index;
 use crate::instance::Instance;
 use crate::mutation::Mutation;
 use crate::network::NetworkNumber;
@@ -12,6 +13,7 @@ use crate::release::Release;
 use crate::rollout::Rollout;
 use crate::route::{Generation, RouteTable};
 use crate::time::Boot;
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -81,7 +83,8 @@ impl Environment {
     }
 }
 
-/// Everything that is durable and still matters, at one revision. Cheap to clone.
+/// Everything that is durable and still matters, at one revision. Cheap to clone and to change a little: its maps share
+/// what did not change. Changed by [`Snapshot::apply`] alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Of which commit.
@@ -91,15 +94,15 @@ pub struct Snapshot {
     /// The host's boot id that all [`Boot`] times belong to; empty before the first [`Mutation::Rebase`].
     pub boot_id: String,
     /// By name.
-    pub environments: BTreeMap<EnvRef, Arc<Environment>>,
+    pub environments: OrdMap<EnvRef, Arc<Environment>>,
     /// All of them.
-    pub releases: BTreeMap<(EnvRef, ReleaseNumber), Arc<Release>>,
+    pub releases: OrdMap<(EnvRef, ReleaseNumber), Arc<Release>>,
     /// All of them.
-    pub rollouts: BTreeMap<RolloutId, Arc<Rollout>>,
+    pub rollouts: OrdMap<RolloutId, Arc<Rollout>>,
     /// Those that are not gone.
-    pub instances: BTreeMap<InstanceId, Arc<Instance>>,
+    pub instances: OrdMap<InstanceId, Arc<Instance>>,
     /// Intent rows.
-    pub ops: BTreeMap<OpKey, Op>,
+    pub ops: OrdMap<OpKey, Op>,
     /// The last proposed table.
     pub route: (Generation, Arc<RouteTable>),
     /// Its digest.
@@ -112,6 +115,7 @@ pub struct Snapshot {
     pub next_rollout: RolloutId,
     /// The number that the next effect gets.
     pub next_op: OpId,
+    index: Index,
 }
 
 impl Snapshot {
@@ -127,16 +131,21 @@ impl Snapshot {
             }
             Mutation::PutRollout(rollout) => {
                 self.next_rollout = self.next_rollout.max(rollout.id.next());
+                self.index.put_rollout(rollout);
                 self.rollouts.insert(rollout.id, Arc::new(Rollout::clone(rollout)));
             }
             Mutation::PutInstance(instance) => {
                 self.next_instance = self.next_instance.max(instance.id.sequence().saturating_add(1));
-                self.instances.insert(instance.id.clone(), Arc::new(Instance::clone(instance)));
+                let instance = Arc::new(Instance::clone(instance));
+                self.index.put_instance(instance.clone());
+                self.instances.insert(instance.id.clone(), instance);
             }
             Mutation::Gone { instance } => {
                 // Also one that had no row: after a restore of old state the provider may know newer ones.
                 self.next_instance = self.next_instance.max(instance.sequence().saturating_add(1));
-                self.instances.remove(instance);
+                if let Some(row) = self.instances.remove(instance) {
+                    self.index.remove_instance(&row);
+                }
             }
             Mutation::PutOp(op) => {
                 self.next_op = self.next_op.max(op.id.next());
@@ -149,6 +158,7 @@ impl Snapshot {
             }
             Mutation::PutRoute { generation, table } => {
                 self.route_digest = Some(table.digest());
+                self.index.put_route(table);
                 self.route = (*generation, Arc::new(RouteTable::clone(table)));
             }
             Mutation::RouteAcked { generation } => self.acked = self.acked.max(*generation),
@@ -158,22 +168,19 @@ impl Snapshot {
 
     fn rebase(&mut self, boot_id: &str, now: Boot) {
         self.boot_id = boot_id.to_owned();
-        for env in self.environments.values_mut() {
+        change_all(&mut self.environments, |env| {
             let env = Arc::make_mut(env);
             env.keep = None;
             env.deaths.clear();
             env.kept_deaths.clear();
-        }
-        for rollout in self.rollouts.values_mut() {
+        });
+        change_all(&mut self.rollouts, |rollout| {
             let rollout = Arc::make_mut(rollout);
             (rollout.since, rollout.begun, rollout.deadline) = (now, now, None);
-        }
-        for instance in self.instances.values_mut() {
-            Arc::make_mut(instance).since = now;
-        }
-        for op in self.ops.values_mut() {
-            op.not_before = now;
-        }
+        });
+        change_all(&mut self.instances, |instance| Arc::make_mut(instance).since = now);
+        self.instances.values().for_each(|instance| self.index.put_instance(instance.clone()));
+        change_all(&mut self.ops, |op| op.not_before = now);
     }
 
     /// The release of that number, if it exists.
@@ -207,12 +214,36 @@ impl Snapshot {
     }
 
     /// Rollouts of one environment that have not ended, oldest first. At most one of them has left `planned`.
-    pub fn active_rollouts(&self, env: &EnvRef) -> impl Iterator<Item = &Arc<Rollout>> {
-        self.rollouts.values().filter(move |r| &r.env == env && !r.phase.is_end())
+    pub fn active_rollouts(&self, env: &EnvRef) -> impl DoubleEndedIterator<Item = &Arc<Rollout>> {
+        self.index.active(env).filter_map(|id| self.rollouts.get(id))
     }
 
     /// Instances of one environment that are not gone.
-    pub fn instances_of(&self, env: &EnvRef) -> impl Iterator<Item = &Arc<Instance>> {
-        self.instances.values().filter(move |i| &i.env == env)
+    pub fn instances_of(&self, env: &EnvRef) -> impl DoubleEndedIterator<Item = &Arc<Instance>> {
+        self.index.instances(env)
     }
+
+    /// How many those are.
+    pub fn n_instances_of(&self, env: &EnvRef) -> usize {
+        self.index.n_instances(env)
+    }
+
+    /// Whether the last proposed table sends traffic to the instance.
+    pub fn is_routed(&self, instance: &InstanceId) -> bool {
+        self.index.is_routed(instance)
+    }
+
+    /// Whether the last proposed table has anything of the environment.
+    pub fn has_pools(&self, env: &EnvRef) -> bool {
+        self.index.has_pools(env)
+    }
+}
+
+fn change_all<K: Ord + Clone, V: Clone>(rows: &mut OrdMap<K, V>, change: impl Fn(&mut V)) {
+    let changed = |(key, row): (&K, &V)| {
+        let mut row = row.clone();
+        change(&mut row);
+        (key.clone(), row)
+    };
+    *rows = rows.iter().map(changed).collect();
 }

@@ -222,7 +222,7 @@ fn event(request: &Request, env: &EnvRef, kind: &str, subject: String, detail: S
 
 /// The rollout that decides what the environment is moving to: the newest that has not ended.
 fn newest_active<'a>(snapshot: &'a Snapshot, env: &EnvRef) -> Option<&'a Rollout> {
-    snapshot.active_rollouts(env).last().map(AsRef::as_ref)
+    snapshot.active_rollouts(env).next_back().map(AsRef::as_ref)
 }
 
 fn deploy(

@@ -2,12 +2,12 @@
 
 use crate::draft::Draft;
 use crate::observed::{Probe, ProbeLog, readiness_interval};
+use kiln_model::edge::TargetStatus;
 use kiln_model::{
     Boot, Evidence, Health, ImageManifest, Instance, InstanceId, InstanceSpec, InstanceState, Millis,
     Mutation, OpKey, Release, SeenState, ServiceSpec, limits,
 };
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A service without checks counts as validated when it ran for so long.
 pub const RUNS_WITHOUT_CHECKS: Millis = Millis(1000);
@@ -23,7 +23,7 @@ const DEATHS_FORGOTTEN: Millis = Millis::from_secs(60);
 /// Takes in what the provider sees. Without an answer of the provider nothing is concluded.
 pub(crate) fn observe(draft: &mut Draft<'_>) {
     let Some(seen) = &draft.observed.seen else { return };
-    let instances: Vec<Arc<Instance>> = draft.snapshot.instances.values().cloned().collect();
+    let instances = draft.restless_instances();
     for instance in instances.iter().filter(|i| !i.state.is_over()) {
         match (seen.get(&instance.id), instance.state) {
             (None, InstanceState::Intent) => {}
@@ -43,10 +43,6 @@ pub(crate) fn observe(draft: &mut Draft<'_>) {
                 }
             }
         }
-    }
-    // Rows are written before effects, so what the provider has and no row owns is a leftover.
-    for id in seen.keys().filter(|id| !draft.snapshot.instances.contains_key(*id)) {
-        draft.wanted.insert(OpKey::Absent { instance: id.clone() });
     }
 }
 
@@ -101,9 +97,8 @@ pub fn heal_not_before(deaths: u32, last: Boot) -> Boot {
 
 /// Moves instances that are probed: on to `validated`, or to `failed`, or to their next check.
 pub(crate) fn validate(draft: &mut Draft<'_>) {
-    let probing: Vec<Arc<Instance>> =
-        draft.snapshot.instances.values().filter(|i| i.state == InstanceState::Probing).cloned().collect();
-    for instance in probing {
+    let instances = draft.restless_instances();
+    for instance in instances.into_iter().filter(|i| i.state == InstanceState::Probing) {
         let Some(release) = draft.release_of(&instance) else { continue };
         let Some(service) = release.spec.services.get(&instance.service) else { continue };
         let empty = ProbeLog::default();
@@ -185,10 +180,15 @@ fn not_ready(health: &Health, last: &Evidence) -> String {
     format!("health `{}` did not pass within {}: {}", health.check.kind, health.grace, last.detail)
 }
 
+/// Whether the edge has sent the instance nothing for so long that it is replaced.
+pub(crate) fn is_ejected(target: &TargetStatus) -> bool {
+    target.in_table && target.ejected && target.ejected_for >= EJECTED_MAX
+}
+
 /// Replaces, one at a time per service, what the edge ejected: the replacement comes first.
 pub(crate) fn taint(draft: &mut Draft<'_>) {
     let Some(edge) = &draft.observed.edge else { return };
-    for target in edge.targets.iter().filter(|t| t.in_table && t.ejected && t.ejected_for >= EJECTED_MAX) {
+    for target in edge.targets.iter().filter(|target| is_ejected(target)) {
         let Some(instance) = draft.snapshot.instances.get(&target.instance).cloned() else { continue };
         let busy = draft.snapshot.instances_of(&instance.env).any(|other| {
             other.service == instance.service
@@ -215,8 +215,7 @@ pub(crate) fn taint(draft: &mut Draft<'_>) {
 
 /// Wants the effects that instances need: existence, or its end once no traffic can reach them.
 pub(crate) fn effects(draft: &mut Draft<'_>) {
-    let instances: Vec<Arc<Instance>> = draft.snapshot.instances.values().cloned().collect();
-    for instance in instances {
+    for instance in draft.restless_instances() {
         let key = match instance.state {
             InstanceState::Intent => OpKey::Ensure { instance: instance.id.clone() },
             state if state.is_over() && out_of_route(draft, &instance.id) => {

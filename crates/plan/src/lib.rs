@@ -12,6 +12,7 @@ pub mod instance;
 pub mod lint;
 pub mod observed;
 pub mod plan;
+mod rest;
 pub mod rollout;
 pub mod route;
 

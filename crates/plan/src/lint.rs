@@ -2,25 +2,62 @@
 //! planner: it is never carried out.
 
 use crate::plan::Plan;
-use kiln_model::{InstanceState, OpKey, Snapshot};
+use kiln_model::{EnvRef, InstanceState, Mutation, OpKey, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The rules that the plan breaks, in words; empty if it is safe.
+/// The rules that the plan breaks, in words; empty if it is safe. What the plan does not touch was safe before.
 pub fn lint(before: &Snapshot, plan: &Plan) -> Vec<String> {
     let mut after = before.clone();
     plan.mutations.iter().for_each(|m| after.apply(m));
     let mut broken = vec![];
-    broken.extend(unvalidated_in_route(&after));
-    broken.extend(two_releases_of_a_service(&after));
-    broken.extend(two_owners_of_a_slot(&after));
-    broken.extend(internal_route_of_another(&after));
+    if plan.mutations.is_empty() && plan.effects.is_empty() {
+        return broken;
+    }
+    let touched = Touched::by(before, plan);
+    broken.extend(unvalidated_in_route(&after, &touched));
+    if touched.table {
+        broken.extend(two_releases_of_a_service(&after));
+        broken.extend(internal_route_of_another(&after));
+    }
+    broken.extend(two_owners_of_a_slot(&after, &touched));
     broken.extend(destroyed_while_routed(&after, plan));
     broken.extend(effect_without_intent(&after, plan));
     broken
 }
 
-fn unvalidated_in_route(after: &Snapshot) -> Vec<String> {
-    let targets = after.route.1.pools.iter().flat_map(|pool| pool.targets.iter().map(move |t| (pool, t)));
+/// What a plan changes.
+struct Touched {
+    environments: BTreeSet<EnvRef>,
+    /// A new table is proposed.
+    table: bool,
+}
+
+impl Touched {
+    fn by(before: &Snapshot, plan: &Plan) -> Self {
+        let mut touched = Self { environments: BTreeSet::new(), table: false };
+        for mutation in &plan.mutations {
+            match mutation {
+                Mutation::PutRoute { .. } => touched.table = true,
+                Mutation::PutInstance(instance) => drop(touched.environments.insert(instance.env.clone())),
+                Mutation::Gone { instance } => {
+                    touched.environments.extend(before.instances.get(instance).map(|i| i.env.clone()));
+                }
+                // Another network number is another owner of the names.
+                Mutation::PutEnvironment(environment) => {
+                    let known = before.environments.get(&environment.env);
+                    touched.table |= known.is_none_or(|known| known.network != environment.network);
+                }
+                _ => {}
+            }
+        }
+        touched
+    }
+}
+
+fn unvalidated_in_route(after: &Snapshot, touched: &Touched) -> Vec<String> {
+    let pools = after.route.1.pools.iter();
+    let pools = pools.filter(|pool| touched.table || touched.environments.contains(&pool.env));
+    let targets = pools.flat_map(|pool| pool.targets.iter().map(move |t| (pool, t)));
     let bad = targets.filter(|(pool, target)| {
         after.instances.get(&target.instance).is_some_and(|instance| {
             let was_validated = instance.state.is_validated()
@@ -59,22 +96,22 @@ fn internal_route_of_another(after: &Snapshot) -> Vec<String> {
         .collect()
 }
 
-fn two_owners_of_a_slot(after: &Snapshot) -> Vec<String> {
+fn two_owners_of_a_slot(after: &Snapshot, touched: &Touched) -> Vec<String> {
     let mut owners = BTreeSet::new();
-    let wanted = after.instances.values().filter(|i| i.state.is_wanted());
-    let bad = wanted.filter(|i| !owners.insert((&i.env, i.release, &i.service, i.slot)));
+    let instances = touched.environments.iter().flat_map(|env| after.instances_of(env));
+    let bad = instances
+        .filter(|i| i.state.is_wanted())
+        .filter(|i| !owners.insert((&i.env, i.release, &i.service, i.slot)));
     bad.map(|i| format!("`{}` is the second owner of slot {} of `{}`", i.id, i.slot, i.service)).collect()
 }
 
 fn destroyed_while_routed(after: &Snapshot, plan: &Plan) -> Vec<String> {
-    let routed = |id: &_| after.route.1.pools.iter().any(|p| p.targets.iter().any(|t| &t.instance == id));
     let destroyed = plan.effects.iter().filter_map(|op| match &op.key {
         OpKey::Absent { instance } => Some(instance),
         _ => None,
     });
     let settled = after.acked == after.route.0;
-    let known = |id: &_| after.instances.contains_key(id);
-    let bad = destroyed.filter(|id| routed(id) || (!settled && known(id)));
+    let bad = destroyed.filter(|id| after.is_routed(id) || (!settled && after.instances.contains_key(*id)));
     bad.map(|id| format!("`{id}` would be destroyed while the edge may send to it")).collect()
 }
 

@@ -2,9 +2,8 @@
 
 use crate::draft::Draft;
 use crate::observed::{Observed, OpOutcome, Probe};
-use crate::{instance, rollout, route};
-use kiln_model::{Boot, EnvRef, Event, InstanceState, Millis, Mutation, Op, OpKey, Revision, Snapshot};
-use std::collections::BTreeMap;
+use crate::{instance, rest, rollout, route};
+use kiln_model::{Boot, Event, InstanceState, Millis, Mutation, Op, OpKey, Revision, Snapshot};
 
 /// The longest wait between two tries of an effect.
 const BACKOFF_MAX: Millis = Millis::from_secs(10);
@@ -26,6 +25,15 @@ pub struct Plan {
 
 /// Plans one pass. Pure: the same input gives the same plan.
 pub fn plan(snapshot: &Snapshot, observed: &Observed) -> Plan {
+    plan_where(snapshot, observed, false)
+}
+
+/// The same plan, found without leaving out what is at rest. For tests.
+pub fn plan_everything(snapshot: &Snapshot, observed: &Observed) -> Plan {
+    plan_where(snapshot, observed, true)
+}
+
+fn plan_where(snapshot: &Snapshot, observed: &Observed, everything: bool) -> Plan {
     let mut draft = Draft::new(snapshot, observed);
     if draft.rebooted && observed.seen.is_none() {
         // Nobody knows what outlived the reboot (nothing does), and the edge asks for a table: it must not get the old one,
@@ -37,10 +45,11 @@ pub fn plan(snapshot: &Snapshot, observed: &Observed) -> Plan {
     }
     absorb_results(&mut draft);
     absorb_edge(&mut draft);
+    rest::look(&mut draft, everything);
     instance::observe(&mut draft);
     instance::validate(&mut draft);
     instance::taint(&mut draft);
-    let environments: Vec<EnvRef> = draft.snapshot.environments.keys().cloned().collect();
+    let environments = draft.restless.clone();
     for env in &environments {
         rollout::step(&mut draft, env);
         rollout::fill_slots(&mut draft, env);
@@ -165,10 +174,10 @@ fn reconcile_ops(draft: &mut Draft<'_>, revision: Revision) -> Vec<Op> {
         }
         draft.wanted.insert(key);
     }
-    let rows: BTreeMap<OpKey, Op> = draft.snapshot.ops.clone();
-    for (key, op) in rows {
-        if !draft.wanted.contains(&key) && !draft.observed.running.contains(&key) {
-            draft.put(Mutation::DropOp { key, id: op.id });
+    let rows = draft.snapshot.ops.clone();
+    for (key, op) in &rows {
+        if !draft.wanted.contains(key) && !draft.observed.running.contains(key) {
+            draft.put(Mutation::DropOp { key: key.clone(), id: op.id });
         }
     }
     effects

@@ -4,7 +4,7 @@
 use crate::draft::Draft;
 use crate::instance::heal_not_before;
 use crate::route::replicas;
-use kiln_model::edge::{EdgeStatus, Mark};
+use kiln_model::edge::Mark;
 use kiln_model::{
     EnvRef, Environment, Instance, InstanceId, InstanceState, Millis, Mutation, OpKey, Release,
     ReleaseNumber, Rollout, RolloutPhase, ServiceSpec,
@@ -228,7 +228,7 @@ fn drain(draft: &mut Draft<'_>, rollout: &Rollout) {
     let old = draft.instances_of(&rollout.env).into_iter().filter(|i| i.release != rollout.to);
     let busy: Option<Vec<Arc<Instance>>> = draft.observed.edge.as_ref().and_then(|edge| {
         let in_use = rollout.switch.is_none_or(|g| edge.generation >= g);
-        in_use.then(|| old.filter(|i| in_flight(edge, &i.id) > 0).collect())
+        in_use.then(|| old.filter(|i| draft.in_flight(&i.id) > Some(0)).collect())
     });
     let until = match &busy {
         None => deadline,
@@ -251,10 +251,6 @@ fn cut_limit(draft: &Draft<'_>, instance: &Instance) -> Option<Millis> {
     let release = draft.release_of(instance).filter(|_| ends)?;
     let stop = release.spec.services.get(&instance.service)?.stop.timeout;
     Some(Millis(stop.0.saturating_add(CUT_MARGIN.0)))
-}
-
-fn in_flight(edge: &EdgeStatus, id: &InstanceId) -> u64 {
-    edge.targets.iter().filter(|t| &t.instance == id).map(|t| t.in_flight).sum()
 }
 
 fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Vec<String>) {
@@ -402,7 +398,7 @@ fn drained(draft: &mut Draft<'_>, environment: &Environment, instance: &Instance
     let limit =
         release.and_then(|r| r.spec.services.get(&instance.service)).map_or(Millis(0), |s| s.rollout.drain);
     let deadline = instance.since + limit;
-    let in_flight = draft.observed.edge.as_ref().map(|edge| in_flight(edge, &instance.id));
+    let in_flight = draft.in_flight(&instance.id);
     if in_flight == Some(0) || draft.now() >= deadline {
         let cut = in_flight
             .filter(|n| *n > 0)
@@ -430,8 +426,7 @@ pub(crate) fn settle_serving(draft: &mut Draft<'_>) {
     if !draft.route_settled() {
         return;
     }
-    let instances: Vec<Arc<Instance>> = draft.snapshot.instances.values().cloned().collect();
-    for instance in instances {
+    for instance in draft.restless_instances() {
         let routed = draft.in_proposed_route(&instance.id);
         let kept = draft
             .environment(&instance.env)

@@ -22,8 +22,11 @@ pub fn table(snapshot: &Snapshot) -> RouteTable {
         let Some(release) = environment.serving.and_then(|n| snapshot.release(&environment.env, n)) else {
             continue;
         };
+        let first = table.pools.len();
+        let pool =
+            |table: &mut RouteTable, service| pool(table, first, snapshot, environment, release, service);
         for rule in &release.spec.routes {
-            let Some(index) = pool(&mut table, snapshot, environment, release, &rule.service) else {
+            let Some(index) = pool(&mut table, &rule.service) else {
                 continue;
             };
             table.routes.push(TableRoute {
@@ -36,7 +39,7 @@ pub fn table(snapshot: &Snapshot) -> RouteTable {
         let named =
             release.spec.services.values().filter(|s| s.port.is_some() && environment.network.is_given());
         for service in named {
-            let Some(index) = pool(&mut table, snapshot, environment, release, &service.name) else {
+            let Some(index) = pool(&mut table, &service.name) else {
                 continue;
             };
             table.internal.push(InternalRoute {
@@ -49,16 +52,17 @@ pub fn table(snapshot: &Snapshot) -> RouteTable {
     table
 }
 
+/// The index of a service's pool. Those of its environment begin at `first`.
 fn pool(
     table: &mut RouteTable,
+    first: usize,
     snapshot: &Snapshot,
     environment: &Environment,
     release: &Release,
     service: &ServiceName,
 ) -> Option<usize> {
-    let found = table.pools.iter().position(|p| p.env == environment.env && &p.service == service);
-    if found.is_some() {
-        return found;
+    if let Some(found) = table.pools[first..].iter().position(|p| &p.service == service) {
+        return Some(first + found);
     }
     let spec = release.spec.services.get(service)?;
     table.pools.push(Pool {
@@ -113,15 +117,19 @@ fn lost_names(draft: &Draft<'_>) -> bool {
 
 /// Proposes a new table if desired state asks for another, and wants it to be in use.
 pub(crate) fn propose(draft: &mut Draft<'_>) {
-    let table = table(&draft.snapshot);
-    let (generation, current) = draft.snapshot.route.clone();
-    if *current != table || lost_names(draft) {
-        draft.put(Mutation::PutRoute { generation: generation.next(), table: Box::new(table) });
+    // What is at rest is in the table as it should be.
+    if !draft.restless.is_empty() || lost_names(draft) {
+        let table = table(&draft.snapshot);
+        let (generation, current) = draft.snapshot.route.clone();
+        if *current != table || lost_names(draft) {
+            draft.put(Mutation::PutRoute { generation: generation.next(), table: Box::new(table) });
+        }
     }
-    let (generation, table) = draft.snapshot.route.clone();
+    let generation = draft.snapshot.route.0;
     let at_edge = draft.observed.edge.as_ref().map(|edge| edge.generation);
     let behind = at_edge.is_none_or(|at_edge| at_edge < generation);
     if generation.0 > 0 && (!draft.route_settled() || (behind && at_edge.is_some())) {
-        draft.wanted.insert(OpKey::SetRoute { generation, digest: table.digest() });
+        let digest = draft.snapshot.route_digest.unwrap_or_else(|| draft.snapshot.route.1.digest());
+        draft.wanted.insert(OpKey::SetRoute { generation, digest });
     }
 }

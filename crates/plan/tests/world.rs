@@ -4,6 +4,7 @@
 use kiln_model::edge::{EdgeStatus, TargetStatus};
 use kiln_model::*;
 use kiln_plan::observed::{OpOutcome, OpResult, ProbeLog};
+use kiln_plan::plan::plan_everything;
 use kiln_plan::{Command, Observed, Outcome, Request, decide, lint, plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -266,6 +267,7 @@ impl World {
     fn pass(&mut self) -> bool {
         let observed = self.observe();
         let plan = plan(&self.store, &observed);
+        assert_eq!(plan, plan_everything(&self.store, &observed), "what is at rest was not at rest");
         let switches = plan.mutations.iter().any(|m| match m {
             Mutation::PutRollout(r) => {
                 r.phase == RolloutPhase::Switching && self.store.rollouts[&r.id].phase.is_before_switch()
@@ -544,7 +546,7 @@ fn deploys_roll_back_and_bad_commits_are_taken_back() {
     for commit in 1..=16 {
         world.deploy(commit, 0);
         settle(&mut world);
-        let last = world.store.rollouts.values().last().unwrap().clone();
+        let last = world.store.rollouts.values().next_back().unwrap().clone();
         if behaviour(commit) == Behaviour::Good {
             serving = Some(commit);
             assert_eq!(last.phase, RolloutPhase::Succeeded);
