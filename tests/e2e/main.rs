@@ -1,6 +1,7 @@
 //! End to end: real servers in real sandboxes behind the real edge, under real traffic, as root, in a network namespace of
 //! its own. `e2e [NAME]...` runs the cases whose names contain one of the words.
 
+mod autoscale;
 mod bad_input;
 mod bakes;
 mod bases;
@@ -56,6 +57,7 @@ fn main() {
         ("lint_refuses", lint::run),
         ("rebuilt_elsewhere", rebuilt::run),
         ("operations", operations::run),
+        ("autoscale", autoscale::run),
         ("retention_of_images", retention::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),

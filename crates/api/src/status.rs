@@ -4,7 +4,7 @@ use crate::instance::InstanceView;
 use crate::rollout::RolloutView;
 use crate::server::ServerView;
 use kiln_model::edge::Tally;
-use kiln_model::{CommitId, Digest, EnvRef, ReleaseNumber, RouteRule, ServiceName, Wall};
+use kiln_model::{Autoscale, CommitId, Digest, EnvRef, ReleaseNumber, RouteRule, ServiceName, Wall};
 use serde::{Deserialize, Serialize};
 
 /// Everything that `kiln status` shows.
@@ -78,6 +78,12 @@ pub struct ServiceView {
     pub wanted: u32,
     /// Whether an override applies.
     pub scaled: bool,
+    /// Its rule, if the number follows the load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscale: Option<Autoscale>,
+    /// Requests per second that it gets, if it scales by them and they are known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<u64>,
     /// Instances that passed every check.
     pub validated: u32,
     /// Of these: those that take traffic.

@@ -9,6 +9,7 @@ use kiln_model::{
     Digest, EnvRef, Epoch, Evidence, ImageName, Incarnation, InstanceId, InstanceState, Millis, Op,
     ReleaseNumber, Revision, SeenState, Snapshot,
 };
+use kiln_plan::autoscale::Rates;
 use kiln_plan::observed::{OpOutcome, OpResult, Probe, ProbeLog};
 use kiln_plan::{Observed, Plan, plan};
 use kiln_provider::Provider;
@@ -81,6 +82,7 @@ pub struct Reconciler<S, P, R, B> {
     probing: BTreeSet<(InstanceId, usize)>,
     logs: BTreeMap<InstanceId, ProbeLog>,
     tails: BTreeMap<InstanceId, Vec<String>>,
+    rates: Rates,
 }
 
 impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
@@ -106,6 +108,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             probing: BTreeSet::new(),
             logs: BTreeMap::new(),
             tails: BTreeMap::new(),
+            rates: Rates::default(),
         }
     }
 
@@ -236,20 +239,23 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         let (seen, edge) = tokio::join!(self.engines.provider.list(), edge);
         let seen: Option<BTreeMap<_, _>> =
             seen.ok().map(|list| list.into_iter().map(|s| (s.id.clone(), s)).collect());
-        if let (Some(seen), Ok(snapshot)) = (&seen, self.store.load()) {
-            self.read_tails(seen, &snapshot);
+        let edge = edge.ok().and_then(Result::ok);
+        if let Ok(snapshot) = self.store.load() {
+            seen.iter().for_each(|seen| self.read_tails(seen, &snapshot));
+            self.rates.record(&snapshot, edge.as_ref(), self.clock.boot());
         }
         Observed {
             now: self.clock.boot(),
             wall: self.clock.wall(),
             boot_id: self.clock.boot_id(),
             seen,
-            edge: edge.ok().and_then(Result::ok),
+            edge,
             running: self.tasks.values().map(|op| op.key.clone()).collect(),
             results: self.results.clone(),
             probes: self.logs.clone(),
             baked: self.baked.clone(),
             tails: self.tails.clone(),
+            rates: self.rates.known(),
         }
     }
 

@@ -79,6 +79,7 @@ fn release() -> ReleaseSpec {
     let (name, image) = (ServiceName::new("web").unwrap(), ImageName::new("web").unwrap());
     let second = Millis::from_secs(1);
     let service = ServiceSpec {
+        autoscale: None,
         name: name.clone(),
         image: image.clone(),
         command: vec!["/app".into()],

@@ -40,6 +40,6 @@ pub use op::{Op, OpKey};
 pub use release::{Release, ReleaseSpec};
 pub use rollout::{Rollout, RolloutKind, RolloutPhase};
 pub use route::{Generation, InternalRoute, RouteRule, RouteTable, Target};
-pub use service::{Health, Resources, RolloutPolicy, ServiceSpec, Stop};
+pub use service::{Autoscale, Health, Resources, RolloutPolicy, ServiceSpec, Stop};
 pub use snapshot::{Environment, Snapshot};
 pub use time::{Boot, Millis, Wall};

@@ -18,6 +18,9 @@ pub struct ServiceSpec {
     pub command: Vec<String>,
     /// Instances that the release asks for; an environment may override it (`kiln scale`).
     pub instances: u32,
+    /// How that number follows the load; none if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscale: Option<Autoscale>,
     /// The TCP port that it serves on, if any.
     pub port: Option<u16>,
     /// User name of the image or number.
@@ -39,6 +42,17 @@ pub struct ServiceSpec {
     pub rollout: RolloutPolicy,
     /// How an instance is asked to end.
     pub stop: Stop,
+}
+
+/// How the number of instances of a service follows its requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Autoscale {
+    /// At least.
+    pub min: u32,
+    /// At most.
+    pub max: u32,
+    /// Requests per second that one instance should get.
+    pub requests: u32,
 }
 
 /// Limits of one instance.

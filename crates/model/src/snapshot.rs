@@ -29,6 +29,9 @@ pub struct Environment {
     pub keep: Option<(ReleaseNumber, Boot)>,
     /// Overrides of the instances that a release asks for.
     pub scale: BTreeMap<ServiceName, u32>,
+    /// Instances that the load of services that scale by themselves asked for last.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub auto: BTreeMap<ServiceName, u32>,
     /// The number that the next release gets.
     pub next_release: ReleaseNumber,
     /// Where the last receipt ended.
@@ -54,6 +57,7 @@ impl Environment {
             serving: None,
             keep: None,
             scale: BTreeMap::new(),
+            auto: BTreeMap::new(),
             next_release: ReleaseNumber(1),
             receipt_end: Mark::default(),
             deaths: BTreeMap::new(),

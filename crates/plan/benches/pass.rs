@@ -68,7 +68,7 @@ impl World {
         let (mut seen, mut targets, mut address) = (BTreeMap::new(), vec![], 0x0a00_0001_u32);
         for project in 0..services.div_ceil(10) {
             let env = EnvRef {
-                project: ProjectName::new(&format!("project-{project}")).unwrap(),
+                project: ProjectName::new(format!("project-{project}")).unwrap(),
                 env: EnvName::new("production").unwrap(),
             };
             let release = release(&env, project, instances);
@@ -157,7 +157,8 @@ fn release(env: &EnvRef, project: usize, instances: u32) -> Release {
     let policy =
         RolloutPolicy { drain: Millis(10_000), keep_previous: Millis(600_000), deadline: Millis(60_000) };
     let service = |n: usize| ServiceSpec {
-        name: ServiceName::new(&format!("service-{n}")).unwrap(),
+        autoscale: None,
+        name: ServiceName::new(format!("service-{n}")).unwrap(),
         image: image.clone(),
         command: vec!["/app".into()],
         instances,

@@ -5,6 +5,7 @@
 //! simulator and the tables rest on.
 #![forbid(unsafe_code)]
 
+pub mod autoscale;
 pub mod command;
 mod draft;
 pub mod explain;

@@ -1,9 +1,10 @@
 //! What was seen of the world at one moment: the planner's second input. Missing knowledge is `None`, never a guess.
 
+use crate::autoscale::Rate;
 use kiln_model::edge::EdgeStatus;
 use kiln_model::{
     Boot, Check, Digest, EnvRef, Evidence, ImageName, InstanceId, Millis, OpId, OpKey, ReleaseNumber, Seen,
-    Wall,
+    ServiceName, Wall,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,8 @@ pub struct Observed {
     pub probes: BTreeMap<InstanceId, ProbeLog>,
     /// Images that were baked for releases that are not sealed yet.
     pub baked: BTreeMap<(EnvRef, ReleaseNumber, ImageName), Digest>,
+    /// Requests of services that scale by themselves, as far as they are known.
+    pub rates: BTreeMap<(EnvRef, ServiceName), Rate>,
     /// The last lines of instances that ended or fail their checks.
     pub tails: BTreeMap<InstanceId, Vec<String>>,
 }

@@ -2,7 +2,7 @@
 
 use crate::draft::Draft;
 use crate::observed::{Observed, OpOutcome, Probe};
-use crate::{instance, rest, rollout, route};
+use crate::{autoscale, instance, rest, rollout, route};
 use kiln_model::{Boot, Event, InstanceState, Millis, Mutation, Op, OpKey, Revision, Snapshot};
 
 /// The longest wait between two tries of an effect.
@@ -51,6 +51,7 @@ fn plan_where(snapshot: &Snapshot, observed: &Observed, everything: bool) -> Pla
     instance::taint(&mut draft);
     let environments = draft.restless.clone();
     for env in &environments {
+        autoscale::step(&mut draft, env);
         rollout::step(&mut draft, env);
         rollout::fill_slots(&mut draft, env);
         // New slots may be what a rollout waited for: none of them, as in a scale to zero.

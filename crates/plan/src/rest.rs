@@ -2,6 +2,7 @@
 //! them out, so that the cost of deciding follows what changed, and not what exists. Whatever is not certain is not rest.
 //! That leaving them out changes no plan is a property of the simulated worlds ([`crate::plan::plan_everything`]).
 
+use crate::autoscale;
 use crate::draft::Draft;
 use crate::instance::is_ejected;
 use crate::route::replicas;
@@ -72,6 +73,9 @@ fn is_complete(draft: &Draft<'_>, environment: &Environment) -> bool {
     }
     if environment.destroyed {
         return snapshot.n_instances_of(&environment.env) == 0 && !snapshot.has_pools(&environment.env);
+    }
+    if !autoscale::changes(draft, environment).is_empty() {
+        return false;
     }
     let kept = environment.keep.map(|(release, _)| release);
     // State that is expected, slots, and how many of them have no instance yet.

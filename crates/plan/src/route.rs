@@ -9,9 +9,15 @@ use kiln_model::{
     Target,
 };
 
-/// The instances that a service keeps running: the environment's override or what the release asks for.
+/// The instances that a service keeps running: the environment's override, what its load asks for, or what the release
+/// asks for.
 pub fn replicas(environment: &Environment, service: &ServiceSpec) -> u32 {
-    environment.scale.get(&service.name).copied().unwrap_or(service.instances)
+    if let Some(count) = environment.scale.get(&service.name) {
+        return *count;
+    }
+    // Another release may have another rule, or none.
+    let auto = || service.autoscale.zip(environment.auto.get(&service.name).copied());
+    auto().map_or(service.instances, |(rule, count)| count.clamp(rule.min, rule.max))
 }
 
 /// The table for all environments: every route of the serving release of each, to its validated instances, and the name

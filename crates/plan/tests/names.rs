@@ -11,6 +11,7 @@ fn env(name: &str) -> EnvRef {
 
 fn service(name: &str, port: Option<u16>) -> ServiceSpec {
     ServiceSpec {
+        autoscale: None,
         name: ServiceName::new(name).unwrap(),
         image: ImageName::new("app").unwrap(),
         command: vec!["/app".into()],

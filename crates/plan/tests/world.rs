@@ -118,6 +118,7 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
         timeout: Millis(100),
     };
     ServiceSpec {
+        autoscale: None,
         name: ServiceName::new(name).unwrap(),
         image: ImageName::new(name).unwrap(),
         command: vec!["/app".into()],
@@ -260,6 +261,7 @@ impl World {
             probes: self.probes.clone(),
             baked: self.baked.clone(),
             tails: BTreeMap::new(),
+            rates: BTreeMap::new(),
         }
     }
 

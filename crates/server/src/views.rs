@@ -72,6 +72,12 @@ impl View<'_> {
                 image: release.image_of(spec),
                 wanted: replicas(environment, spec),
                 scaled: environment.scale.contains_key(&spec.name),
+                autoscale: spec.autoscale,
+                requests_per_second: self
+                    .observed
+                    .rates
+                    .get(&(environment.env.clone(), spec.name.clone()))
+                    .map(|rate| rate.now / 1000),
                 validated: instances().filter(|i| i.state.is_validated()).count() as u32,
                 serving: instances().filter(|i| i.state == kiln_model::InstanceState::Serving).count() as u32,
             }

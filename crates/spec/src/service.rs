@@ -3,8 +3,8 @@
 use crate::reader::{Shared, Table, Value};
 use crate::recipe::is_absolute;
 use kiln_model::{
-    Check, CheckKind, Health, ImageName, Millis, Resources, RolloutPolicy, ServiceName, ServiceSpec, Stop,
-    limits,
+    Autoscale, Check, CheckKind, Health, ImageName, Millis, Resources, RolloutPolicy, ServiceName,
+    ServiceSpec, Stop, limits,
 };
 use std::collections::BTreeMap;
 
@@ -32,6 +32,7 @@ pub(crate) fn read(
     let command = argv(&mut table, sink).unwrap_or_default();
     let max = u64::from(limits::INSTANCES_PER_SERVICE_MAX);
     let instances = table.integer("instances", 0..=max, sink).unwrap_or(1) as u32;
+    let autoscale = autoscale(&mut table, instances, sink);
     // One that is wrong is reported as such, not as one that is missing: what stands in for it is never used.
     let stand_in = table.has("port").then_some(u16::MAX);
     let port = table.integer("port", 1..=65535, sink).map(|p| p as u16).or(stand_in);
@@ -47,7 +48,8 @@ pub(crate) fn read(
         confinement: crate::confinement::read(&mut table, sink),
         image,
         command,
-        instances,
+        instances: autoscale.map_or(instances, |rule: Autoscale| instances.clamp(rule.min, rule.max)),
+        autoscale,
         port,
         user: user(&mut table, sink),
         env: env(&mut table, sink),
@@ -67,6 +69,38 @@ pub(crate) fn read(
     hints.iter().for_each(|(key, hint)| table.reserved(key, hint, sink));
     table.finish(sink);
     spec
+}
+
+fn autoscale(table: &mut Table<'_>, instances: u32, sink: Shared<'_, '_>) -> Option<Autoscale> {
+    let has_port = table.has("port");
+    let value = table.has("autoscale").then(|| table.span.clone());
+    let mut rule = table.table("autoscale", sink)?;
+    let most = u64::from(limits::INSTANCES_PER_SERVICE_MAX);
+    let min = rule.integer("min", 1..=most, sink).unwrap_or(u64::from(instances.max(1))) as u32;
+    if !rule.has("max") {
+        rule.missing("max", "10", sink);
+    }
+    if !rule.has("requests") {
+        rule.missing("requests", "100", sink);
+    }
+    let max = rule.integer("max", 1..=most, sink).map_or(min, |max| max as u32);
+    let requests = rule.integer("requests", 1..=1_000_000, sink).unwrap_or(1) as u32;
+    let span = rule.span.clone();
+    rule.reserved("cpu", "scale by `requests`", sink);
+    rule.finish(sink);
+    if max < min {
+        let hint = Some("`min` is the number of instances if it is not given".to_owned());
+        sink.borrow_mut().push(
+            span,
+            format!("`autoscale` has a `max` of {max} below its `min` of {min}"),
+            hint,
+        );
+    }
+    if let (false, Some(span)) = (has_port, value) {
+        let hint = Some("only requests are counted: give it a `port`, or leave `autoscale` out".to_owned());
+        sink.borrow_mut().push(span, "`autoscale` needs a service with a port", hint);
+    }
+    (max >= min).then_some(Autoscale { min, max, requests })
 }
 
 fn image(name: &ServiceName, table: &mut Table<'_>, images: &[ImageName], sink: Shared<'_, '_>) -> ImageName {

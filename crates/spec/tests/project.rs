@@ -85,6 +85,7 @@ fn what_is_not_written_has_the_documented_value() {
         Project::parse(&format!("{SMALL}[[routes]]\nhost = \"A.test\"\nservice = \"a\"\n"), "x").unwrap();
     let spec = project.environment(&EnvName::new("elsewhere").unwrap());
     let expected = ServiceSpec {
+        autoscale: None,
         name: ServiceName::new("a").unwrap(),
         image: ImageName::new("a").unwrap(),
         command: vec!["/a".into()],
@@ -124,6 +125,14 @@ fn errors_name_the_place_and_the_fix() {
 fn every_kind_of_mistake_is_found() {
     let mistakes = [
         ("port = 80", "port = \"80\"", "`port` must be a whole number from 1 to 65535"),
+        ("port = 80", "port = 80\nautoscale = { requests = 5 }", "has no `max`"),
+        ("port = 80", "port = 80\nautoscale = { max = 5 }", "has no `requests`"),
+        (
+            "port = 80",
+            "port = 80\ninstances = 3\nautoscale = { max = 2, requests = 5 }",
+            "below its `min` of 3",
+        ),
+        ("port = 80", "autoscale = { max = 2, requests = 5 }", "needs a service with a port"),
         ("port = 80", "port = 99999", "`port` must be a whole number"),
         ("image = \"a\"", "image = \"b\"", "there is no image `b`"),
         ("image = \"a\"", "", "has no `image`"),

@@ -100,8 +100,14 @@ fn services(view: &EnvironmentView) -> String {
         return String::new();
     }
     let row = |service: &kiln_api::status::ServiceView| {
-        let wanted =
-            if service.scaled { format!("{} (scaled)", service.wanted) } else { service.wanted.to_string() };
+        let wanted = match (service.scaled, service.autoscale) {
+            (true, _) => format!("{} (scaled)", service.wanted),
+            (false, None) => service.wanted.to_string(),
+            (false, Some(rule)) => {
+                let rate = service.requests_per_second.map(|rate| format!(", {rate}/s"));
+                format!("{} of {} to {}{}", service.wanted, rule.min, rule.max, rate.unwrap_or_default())
+            }
+        };
         let image = service.image.map_or_else(|| "-".to_owned(), |digest| digest.short());
         vec![
             service.name.to_string(),
@@ -156,6 +162,8 @@ mod tests {
                 image: None,
                 wanted: 3,
                 scaled: true,
+                autoscale: None,
+                requests_per_second: None,
                 validated: 3,
                 serving: 2,
             }],
