@@ -5,6 +5,7 @@ use crate::edge::Mark;
 use crate::fence::{Incarnation, OpId, Revision};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
 use crate::instance::Instance;
+use crate::mix::Mix;
 use crate::mutation::Mutation;
 use crate::network::NetworkNumber;
 use crate::op::{Op, OpKey};
@@ -25,6 +26,9 @@ pub struct Environment {
     pub serving: Option<ReleaseNumber>,
     /// The release that served before, kept validated out of rotation until then.
     pub keep: Option<(ReleaseNumber, Boot)>,
+    /// The release that shares the traffic with the serving one, and its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
     /// Overrides of the instances that a release asks for.
     pub scale: BTreeMap<ServiceName, u32>,
     /// The number that the next release gets.
@@ -51,6 +55,7 @@ impl Environment {
             env,
             serving: None,
             keep: None,
+            mix: None,
             scale: BTreeMap::new(),
             next_release: ReleaseNumber(1),
             receipt_end: Mark::default(),
@@ -167,6 +172,10 @@ impl Snapshot {
         for rollout in self.rollouts.values_mut() {
             let rollout = Arc::make_mut(rollout);
             (rollout.since, rollout.begun, rollout.deadline) = (now, now, None);
+            if let Some(step) = &mut rollout.step {
+                step.begun = step.begun.map(|_| now);
+                step.hold.iter_mut().for_each(|hold| hold.since = now);
+            }
         }
         for instance in self.instances.values_mut() {
             Arc::make_mut(instance).since = now;
