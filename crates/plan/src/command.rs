@@ -289,6 +289,10 @@ fn rollback(
     let environment = existing(snapshot, env)?;
     let number = match to {
         Some(number) => number,
+        // While a candidate has traffic, going back means that what serves has all of it.
+        None if environment.mix.is_some() && environment.serving.is_some() => {
+            environment.serving.unwrap_or(environment.next_release)
+        }
         None => snapshot
             .releases_of(env)
             .rev()
@@ -363,6 +367,7 @@ fn start(
         deadline: None,
         created: request.at,
         ended: None,
+        step: None,
         switch: None,
         switched_after: None,
         failures: 0,
@@ -423,6 +428,7 @@ fn destroy(snapshot: &Snapshot, request: &Request, env: &EnvRef) -> Result<Decis
     environment.destroyed = true;
     environment.serving = None;
     environment.keep = None;
+    environment.mix = None;
     let mut mutations = vec![Mutation::PutEnvironment(environment)];
     for rollout in snapshot.active_rollouts(env).filter(|r| r.phase.is_before_switch()) {
         let reason = format!("environment destroyed by {}", request.actor);

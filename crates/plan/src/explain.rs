@@ -88,6 +88,7 @@ fn under_way(snapshot: &Snapshot, observed: &Observed, rollout: &Rollout) -> Rea
         RolloutPhase::Baking => "instances are launched when its images are baked",
         RolloutPhase::Launching => "its instances are checked when they run",
         RolloutPhase::Validating => "traffic switches when every instance passed its checks",
+        RolloutPhase::Shifting => "its share of the requests grows",
         RolloutPhase::Switching => "the old release drains when the edge acknowledged the new table",
         _ => "it is done when no request is in flight on the old release",
     };

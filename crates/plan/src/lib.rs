@@ -5,15 +5,19 @@
 //! simulator and the tables rest on.
 #![forbid(unsafe_code)]
 
+pub mod canary;
 pub mod command;
 mod draft;
 pub mod explain;
+pub mod figures;
 pub mod instance;
 pub mod lint;
+pub mod mix;
 pub mod observed;
 pub mod plan;
 pub mod rollout;
 pub mod route;
+mod shift;
 
 pub use command::{Command, Decision, Outcome, Refusal, Request, decide};
 pub use observed::Observed;

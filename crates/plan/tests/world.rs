@@ -135,7 +135,7 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
             unhealthy_after: 3,
         }),
         validate: vec![check("/")],
-        rollout: RolloutPolicy { drain: Millis(500), keep_previous: Millis(keep), deadline: Millis(20_000) },
+        rollout: RolloutPolicy { drain: Millis(500), keep_previous: Millis(keep), deadline: Millis(20_000), strategy: Strategy::BlueGreen },
         stop: Stop::default(),
     }
 }
