@@ -115,7 +115,9 @@ pub enum Verdict {
 pub fn judge(analysis: &Analysis, figures: &[Figures], exits: (u32, u32)) -> Verdict {
     if exits.0 > exits.1 {
         let (own, other) = exits;
-        return Verdict::Worse(format!("{own} of its instances ended or failed their checks, of the baseline {other}"));
+        return Verdict::Worse(format!(
+            "{own} of its instances ended or failed their checks, of the baseline {other}"
+        ));
     }
     let verdicts: Vec<Verdict> = figures.iter().map(|service| judge_one(analysis, service)).collect();
     let worst = |verdict: &&Verdict| matches!(verdict, Verdict::Worse(_));

@@ -262,7 +262,7 @@ fn deploy(
 }
 
 /// The same (host, path) twice on one edge is an error, found before anything is baked.
-fn free_routes(snapshot: &Snapshot, env: &EnvRef, spec: &ReleaseSpec) -> Result<(), Refusal> {
+pub(crate) fn free_routes(snapshot: &Snapshot, env: &EnvRef, spec: &ReleaseSpec) -> Result<(), Refusal> {
     for other in snapshot.environments.values().filter(|e| &e.env != env && !e.destroyed) {
         let target = newest_active(snapshot, &other.env).map(|r| r.to);
         for number in [other.serving, target].into_iter().flatten() {
@@ -289,15 +289,7 @@ fn rollback(
     let environment = existing(snapshot, env)?;
     let number = match to {
         Some(number) => number,
-        // While a candidate has traffic, going back means that what serves has all of it.
-        None if environment.mix.is_some() && environment.serving.is_some() => {
-            environment.serving.unwrap_or(environment.next_release)
-        }
-        None => snapshot
-            .releases_of(env)
-            .rev()
-            .find(|r| r.served && environment.serving.is_none_or(|serving| r.number < serving))
-            .map(|r| r.number)
+        None => rollback_target(snapshot, environment)
             .ok_or_else(|| Refusal::NothingBefore { env: env.clone() })?,
     };
     let release = snapshot
@@ -320,6 +312,16 @@ fn rollback(
     environment.destroyed = false;
     environment.network = snapshot.network_for(env);
     Ok(start(snapshot, request, &environment, RolloutKind::Rollback, number))
+}
+
+/// Where a rollback goes that names no release: the newest below the serving one that ever served. While a candidate has
+/// traffic, going back means that what serves has all of it.
+pub fn rollback_target(snapshot: &Snapshot, environment: &Environment) -> Option<ReleaseNumber> {
+    let mixed = environment.serving.filter(|_| environment.mix.is_some());
+    let served = |r: &&std::sync::Arc<Release>| {
+        r.served && environment.serving.is_none_or(|serving| r.number < serving)
+    };
+    mixed.or_else(|| snapshot.releases_of(&environment.env).rev().find(served).map(|r| r.number))
 }
 
 /// Supersedes what has not switched yet and records the new rollout, in one commit.

@@ -9,7 +9,12 @@ use kiln_model::{Rollout, Snapshot, Step};
 
 /// The figures of every service that takes requests and that both releases have. Empty before counting began, and without
 /// an answer of the edge.
-pub fn figures(snapshot: &Snapshot, edge: Option<&EdgeStatus>, rollout: &Rollout, step: &Step) -> Vec<Figures> {
+pub fn figures(
+    snapshot: &Snapshot,
+    edge: Option<&EdgeStatus>,
+    rollout: &Rollout,
+    step: &Step,
+) -> Vec<Figures> {
     let environment = snapshot.environments.get(&rollout.env);
     let serving = environment.and_then(|e| snapshot.release(&rollout.env, e.serving?));
     let candidate = snapshot.release(&rollout.env, rollout.to);

@@ -15,8 +15,11 @@ pub mod lint;
 pub mod mix;
 pub mod observed;
 pub mod plan;
+pub mod preview;
+pub mod progress;
 pub mod rollout;
 pub mod route;
+pub mod safety;
 mod shift;
 
 pub use command::{Command, Decision, Outcome, Refusal, Request, decide};

@@ -105,7 +105,8 @@ fn lost_capacity(before: &Snapshot, after: &Snapshot, plan: &Plan) -> Vec<String
             let floor = old.map_or(0, |old| wanted(old)).min(slots);
             let has = count(after, environment);
             if has < had.min(floor) {
-                broken.push(format!("`{}` of `{env}` would have {has} instances, it had {had}", service.name));
+                broken
+                    .push(format!("`{}` of `{env}` would have {has} instances, it had {had}", service.name));
             }
         }
     }

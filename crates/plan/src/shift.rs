@@ -65,7 +65,12 @@ fn first_share(
     }
 }
 
-fn validated(draft: &Draft<'_>, release: &Release, service: &ServiceName, slot: impl Fn(u32) -> bool) -> usize {
+fn validated(
+    draft: &Draft<'_>,
+    release: &Release,
+    service: &ServiceName,
+    slot: impl Fn(u32) -> bool,
+) -> usize {
     let own = draft.snapshot.instances_of(&release.env).filter(|i| {
         i.release == release.number && i.service == *service && slot(i.slot) && i.state.is_validated()
     });
@@ -106,7 +111,8 @@ pub(crate) fn tick(draft: &mut Draft<'_>, env: &EnvRef) {
         Share::Canary { .. } if !forward => close(draft, env, mix.release),
         Share::Canary { .. } => {}
         Share::Rolling { live, counts } => {
-            let moved = Roll { environment: &environment, serving: &serving, candidate: &candidate, live, forward };
+            let moved =
+                Roll { environment: &environment, serving: &serving, candidate: &candidate, live, forward };
             let next: BTreeMap<_, _> =
                 counts.iter().map(|(name, c)| (name.clone(), moved.step(draft, name, *c))).collect();
             if next != counts {
@@ -123,7 +129,12 @@ pub(crate) fn tick(draft: &mut Draft<'_>, env: &EnvRef) {
 
 fn close(draft: &mut Draft<'_>, env: &EnvRef, candidate: ReleaseNumber) {
     draft.put_environment(env, |env| env.mix = None);
-    draft.event(env, "rollout.unmixed", format!("release {candidate}"), "the serving release has all traffic");
+    draft.event(
+        env,
+        "rollout.unmixed",
+        format!("release {candidate}"),
+        "the serving release has all traffic",
+    );
 }
 
 /// Gives the rollouts that wait for the mix their whole time anew.
@@ -281,7 +292,8 @@ fn roll(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release, counts: &BT
     if number >= of && counts.values().all(|c| c.serving == 0) {
         finish(draft, rollout, release);
     } else if late(draft, rollout, release) {
-        let reason = format!("{number} of {of} instances were replaced; the next was not within {}", limit(release));
+        let reason =
+            format!("{number} of {of} instances were replaced; the next was not within {}", limit(release));
         take_back(draft, rollout, reason, waiting(draft, rollout));
     }
 }
@@ -411,13 +423,7 @@ impl Look<'_> {
     }
 
     /// The time of the step is over and it did not pass: it waits, but not for ever.
-    fn hold(
-        &self,
-        draft: &mut Draft<'_>,
-        mut step: Step,
-        since: kiln_model::Boot,
-        verdict: Option<Verdict>,
-    ) {
+    fn hold(&self, draft: &mut Draft<'_>, mut step: Step, since: kiln_model::Boot, verdict: Option<Verdict>) {
         let reason = match verdict {
             Some(Verdict::Holds(reason)) => reason,
             _ => "nothing was counted".to_owned(),
@@ -426,7 +432,12 @@ impl Look<'_> {
         let mut hold = step.hold.take().unwrap_or(Hold { since, reason: String::new(), limit });
         if draft.now() >= hold.deadline() {
             let lines = figures(draft, self.rollout, &step).iter().map(ToString::to_string).collect();
-            take_back(draft, self.rollout, format!("step {} could not be judged: {reason}", step.number), lines);
+            take_back(
+                draft,
+                self.rollout,
+                format!("step {} could not be judged: {reason}", step.number),
+                lines,
+            );
             return;
         }
         draft.wake_at(hold.deadline());

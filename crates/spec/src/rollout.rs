@@ -150,7 +150,8 @@ pub(crate) fn agree(
     let Some((first, (_, strategy))) = said.next() else { return };
     if let Some((other, (span, _))) = said.find(|(_, (_, other))| other != strategy) {
         let message = format!("`[services.{other}]` and `[services.{first}]` declare different rollouts");
-        let hint = "all services of a release take over together: declare the strategy once, the others follow";
+        let hint =
+            "all services of a release take over together: declare the strategy once, the others follow";
         sink.borrow_mut().push(span.clone(), message, Some(hint.to_owned()));
         return;
     }

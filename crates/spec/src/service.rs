@@ -4,8 +4,7 @@ use crate::reader::{Shared, Table, Value};
 use crate::recipe::is_absolute;
 use crate::rollout;
 use kiln_model::{
-    Check, CheckKind, Health, ImageName, Millis, Resources, ServiceName, ServiceSpec, Stop,
-    limits,
+    Check, CheckKind, Health, ImageName, Millis, Resources, ServiceName, ServiceSpec, Stop, limits,
 };
 use std::collections::BTreeMap;
 

@@ -403,6 +403,9 @@ fn one_strategy_holds_for_all_services() {
     let differ = text("rollout = { strategy = \"rolling\" }", "rollout = { strategy = \"canary\" }", "");
     let errors = Project::parse(&differ, "kiln.toml").unwrap_err();
     assert_eq!(errors.0.len(), 1, "{errors}");
-    assert!(errors.to_string().contains("`[services.b]` and `[services.a]` declare different rollouts"), "{errors}");
+    assert!(
+        errors.to_string().contains("`[services.b]` and `[services.a]` declare different rollouts"),
+        "{errors}"
+    );
     assert!(errors.to_string().contains("hint: all services of a release take over together"), "{errors}");
 }

@@ -30,12 +30,14 @@ fn the_published_interval_is_reproduced() {
 #[test]
 fn what_is_judged_in_which_way() {
     let analysis = Analysis::default();
-    let judge = |candidate: &Side, baseline: &Side| {
-        match judge(&analysis, &[figures(candidate.clone(), baseline.clone())], (0, 0)) {
-            Verdict::Passes => "passes".to_owned(),
-            Verdict::Holds(why) => format!("holds: {why}"),
-            Verdict::Worse(why) => format!("worse: {why}"),
-        }
+    let judge = |candidate: &Side, baseline: &Side| match judge(
+        &analysis,
+        &[figures(candidate.clone(), baseline.clone())],
+        (0, 0),
+    ) {
+        Verdict::Passes => "passes".to_owned(),
+        Verdict::Holds(why) => format!("holds: {why}"),
+        Verdict::Worse(why) => format!("worse: {why}"),
     };
     for (candidate, baseline, expected) in [
         (even(0, 0), even(0, 0), "holds: `web` has had too few"),
@@ -52,7 +54,11 @@ fn what_is_judged_in_which_way() {
         // Both are bad: that is not the candidate's fault.
         (even(100, 100), even(100, 100), "passes"),
         (side(100, 0, &[(4, 100)]), even(100, 0), "passes"),
-        (side(100, 0, &[(5, 100)]), even(100, 0), "worse: `web` is slow: 100 of 100 requests took longer than 2 ms"),
+        (
+            side(100, 0, &[(5, 100)]),
+            even(100, 0),
+            "worse: `web` is slow: 100 of 100 requests took longer than 2 ms",
+        ),
         // Its median is fine, its 95th percentile is not.
         (side(100, 0, &[(3, 75), (9, 25)]), even(100, 0), "worse: `web` is slow: 25 of 100"),
         (side(100, 0, &[(3, 93), (9, 7)]), even(100, 0), "holds: more requests are needed: `web` is slow"),
