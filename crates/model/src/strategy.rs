@@ -84,12 +84,20 @@ pub struct Analysis {
     pub errors: u32,
     /// How many times slower than the baseline's the candidate's median and 95th percentile may be, in percent.
     pub latency: u32,
+    /// Answers faster than that are never slow: below it, times tell more about the host than about the program.
+    pub latency_floor: Millis,
     /// How long a step that cannot be judged waits beyond its time before the rollout is taken back.
     pub hold: Millis,
 }
 
 impl Default for Analysis {
     fn default() -> Self {
-        Self { min_requests: 50, errors: 100, latency: 200, hold: Millis::from_secs(600) }
+        Self {
+            min_requests: 50,
+            errors: 100,
+            latency: 200,
+            latency_floor: Millis(10),
+            hold: Millis::from_secs(600),
+        }
     }
 }

@@ -7,7 +7,8 @@
 //! 1927): if the share of the candidate's answers that are slower than a limit taken from the baseline's quantile is
 //! certainly above what that quantile leaves, the candidate's quantile is certainly above the limit. Both hold for small
 //! counts and for shares of 0 and 1. The figures are looked at many times, so the bound is that of Haybittle and Peto for
-//! repeated looks: 3 standard errors, each time. What is neither certainly worse nor as good as asked waits for more
+//! repeated looks: 3 standard errors, each time. Requests that wait together are not independent, which no such interval
+//! knows; therefore nothing that is faster than a floor counts as slow. What is neither certainly worse nor as good as asked waits for more
 //! requests; it never passes.
 
 use kiln_model::edge::{LATENCY_BUCKETS, Tally};
@@ -55,10 +56,10 @@ impl Side {
         self.latency.iter().position(holds).map(|bucket| Micros(128 << bucket.min(LATENCY_BUCKETS)))
     }
 
-    /// Requests that took longer than the bucket that ends at `limit`.
+    /// Requests that certainly took longer than `limit`: those in buckets that begin at it or above.
     fn slower_than(&self, limit: Micros) -> u64 {
-        let bucket = |n: usize| Micros(128 << n.min(LATENCY_BUCKETS));
-        self.latency.iter().enumerate().filter(|(n, _)| bucket(*n) > limit).map(|(_, count)| count).sum()
+        let begin = |bucket: usize| Micros(if bucket == 0 { 0 } else { 64 << bucket.min(LATENCY_BUCKETS) });
+        self.latency.iter().enumerate().filter(|(n, _)| begin(*n) >= limit).map(|(_, count)| count).sum()
     }
 }
 
@@ -151,7 +152,8 @@ fn judge_one(analysis: &Analysis, figures: &Figures) -> Verdict {
     }
     for q in QUANTILES {
         let Some(quantile) = baseline.quantile(q) else { continue };
-        let limit = Micros(quantile.0 << doublings(analysis.latency));
+        let floor = Micros(analysis.latency_floor.0.saturating_mul(1000));
+        let limit = Micros(quantile.0 << doublings(analysis.latency)).max(floor);
         let total: u64 = candidate.latency.iter().sum();
         let slow = candidate.slower_than(limit);
         if share(slow, total) <= 1.0 - q {

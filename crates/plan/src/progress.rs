@@ -120,12 +120,13 @@ pub(crate) fn steps(strategy: &Strategy) -> Vec<String> {
             });
             let judged = format!(
                 "each step passes with {} requests of each side, at most {}.{:02} percent points more failures and {}.{:02} \
-                 times the latency; one that cannot be judged is taken back after {}",
+                 times the latency above {}; one that cannot be judged is taken back after {}",
                 a.min_requests,
                 a.errors / 100,
                 a.errors % 100,
                 a.latency / 100,
                 a.latency % 100,
+                a.latency_floor,
                 a.hold
             );
             steps.chain([judged]).collect()

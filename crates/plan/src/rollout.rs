@@ -338,7 +338,7 @@ pub(crate) fn fill_slots(draft: &mut Draft<'_>, env: &EnvRef) {
             for slot in slots.chain(baseline) {
                 match slot_owner(draft, &release, service, slot) {
                     Some(id) => drop(owned.insert(id)),
-                    None if !shift::is_refilled(draft, &environment, *number) => {}
+                    None if !shift::may_create(draft, &environment, *number, &service.name) => {}
                     None => owned.extend(create(draft, &environment, &release, service, slot)),
                 }
             }

@@ -85,9 +85,38 @@ fn is_forward(draft: &Draft<'_>, environment: &Environment) -> bool {
     })
 }
 
-/// Whether instances of the release that end are replaced: not those of a candidate on its way out.
-pub(crate) fn is_refilled(draft: &Draft<'_>, environment: &Environment, release: ReleaseNumber) -> bool {
-    environment.mix.as_ref().is_none_or(|mix| mix.release != release) || is_forward(draft, environment)
+/// Whether an instance of the release may be created: not one of a candidate on its way out, nor one of a rolling candidate
+/// beyond the surge, as while a failed one is not gone yet.
+pub(crate) fn may_create(
+    draft: &Draft<'_>,
+    environment: &Environment,
+    release: ReleaseNumber,
+    service: &ServiceName,
+) -> bool {
+    let mix = environment.mix.as_ref().filter(|mix| mix.release == release);
+    let Some(mix) = mix else { return true };
+    let find = |number| draft.snapshot.release(&environment.env, number);
+    let both = environment.serving.and_then(find).zip(find(release));
+    let Some((serving, candidate)) = both.filter(|_| is_forward(draft, environment)) else { return false };
+    matches!(mix.share, Share::Canary { .. }) || room(draft, environment, (serving, candidate), service) > 0
+}
+
+/// Instances of a service that may still be added to both releases of a rolling mix; all that are not gone count.
+fn room(
+    draft: &Draft<'_>,
+    environment: &Environment,
+    (serving, candidate): (&Release, &Release),
+    service: &ServiceName,
+) -> u32 {
+    let surge = match candidate.spec.strategy() {
+        Strategy::Rolling(rolling) => rolling.max_surge,
+        _ => Rolling::default().max_surge,
+    };
+    let (_, ceiling) = mix::bounds(environment, serving, candidate, service);
+    let releases = [serving.number, candidate.number];
+    let instances = draft.snapshot.instances_of(&environment.env);
+    let exist = instances.filter(|i| i.service == *service && releases.contains(&i.release)).count() as u32;
+    ceiling.saturating_add(surge).saturating_sub(exist)
 }
 
 /// Whether the serving release still waits for what a candidate took from it.
@@ -181,14 +210,11 @@ impl Roll<'_> {
             Strategy::Rolling(rolling) => rolling.clone(),
             _ => Rolling::default(),
         };
-        let (floor, ceiling) = mix::bounds(self.environment, self.serving, self.candidate, service);
+        let (floor, _) = mix::bounds(self.environment, self.serving, self.candidate, service);
         let in_use = |release: &Release, slots: u32| {
             (0..slots).filter(|slot| is_in_use(draft, release, service, *slot)).count() as u32
         };
-        let exist = draft.snapshot.instances_of(&self.environment.env).filter(|i| {
-            i.service == *service && [self.serving.number, self.candidate.number].contains(&i.release)
-        });
-        let room = ceiling.saturating_add(policy.max_surge).saturating_sub(exist.count() as u32);
+        let room = room(draft, self.environment, (self.serving, self.candidate), service);
         let used = in_use(grows, more);
         more += policy.batch.saturating_sub(more - used).min(room).min(most - more);
         // Capacity is what the edge has acknowledged: nothing leaves while it has not. Before the candidate has traffic,

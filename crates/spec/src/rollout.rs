@@ -134,6 +134,7 @@ fn read_analysis(mut table: Table<'_>, sink: Shared<'_, '_>) -> Analysis {
         min_requests: table.integer("min_requests", 1..=1_000_000, sink).unwrap_or(default.min_requests),
         errors: table.number("errors", 0.0..=100.0, sink).map_or(default.errors, hundredths),
         latency: table.number("latency", 1.0..=1000.0, sink).map_or(default.latency, hundredths),
+        latency_floor: table.duration("latency_floor", sink).unwrap_or(default.latency_floor),
         hold: table.duration("hold", sink).unwrap_or(default.hold),
     };
     table.finish(sink);
@@ -154,6 +155,11 @@ pub(crate) fn agree(
             "all services of a release take over together: declare the strategy once, the others follow";
         sink.borrow_mut().push(span.clone(), message, Some(hint.to_owned()));
         return;
+    }
+    if matches!(strategy, Strategy::Canary(_)) && services.values().all(|service| service.port.is_none()) {
+        let place = declared[first].strategy.as_ref().map_or(0..0, |(span, _)| span.clone());
+        let hint = "requests are what it judges; use \"rolling\", or add `port = …` to a service".to_owned();
+        sink.borrow_mut().push(place, "a canary needs a service with a port", Some(hint));
     }
     let rolling = matches!(strategy, Strategy::Rolling(_));
     for (name, span) in declared.iter().filter_map(|(name, d)| Some((name, d.keeps.clone()?))) {

@@ -376,7 +376,7 @@ fn one_strategy_holds_for_all_services() {
     use kiln_model::strategy::{Analysis, Canary, CanaryStep, Rolling, Strategy};
     let text = |a: &str, b: &str, more: &str| {
         format!(
-            "name = \"x\"\n[images.i]\nbase = \"scratch\"\n[services.a]\nimage = \"i\"\ncommand = [\"/a\"]\n{a}\n\
+            "name = \"x\"\n[images.i]\nbase = \"scratch\"\n[services.a]\nimage = \"i\"\ncommand = [\"/a\"]\nport = 80\nhealth = {{ tcp = true }}\n{a}\n\
              [services.b]\nimage = \"i\"\ncommand = [\"/b\"]\n{b}\n{more}"
         )
     };
@@ -388,14 +388,24 @@ fn one_strategy_holds_for_all_services() {
     let alone = text("", "rollout = { strategy = \"canary\" }", "");
     assert_eq!(strategies(&alone, "production"), vec![Strategy::Canary(Canary::default()); 2]);
     let full = "rollout = { strategy = \"canary\", steps = [{ weight = 7, for = \"2s\" }], \
-                analysis = { min_requests = 9, errors = 0.5, latency = 3, hold = \"1m\" } }";
+                analysis = { min_requests = 9, errors = 0.5, latency = 3, latency_floor = \"7ms\", hold = \"1m\" } }";
     let canary = Strategy::Canary(Canary {
         steps: vec![CanaryStep { weight: 7, hold: Millis(2000) }],
-        analysis: Analysis { min_requests: 9, errors: 50, latency: 300, hold: Millis(60_000) },
+        analysis: Analysis {
+            min_requests: 9,
+            errors: 50,
+            latency: 300,
+            latency_floor: Millis(7),
+            hold: Millis(60_000),
+        },
     });
     let rolling = "[environments.staging.services.a]\nrollout = { strategy = \"rolling\", max_surge = 2, batch = 2, min_ready = \"5s\" }";
     let both = text(full, "", rolling);
     assert_eq!(strategies(&both, "production"), vec![canary; 2]);
+    let mute = text("", "rollout = { strategy = \"canary\" }", "")
+        .replace("port = 80\nhealth = { tcp = true }\n", "");
+    let errors = Project::parse(&mute, "kiln.toml").unwrap_err().to_string();
+    assert!(errors.contains("a canary needs a service with a port"), "{errors}");
     let rolling = Strategy::Rolling(Rolling { max_surge: 2, batch: 2, min_ready: Millis(5000) });
     assert_eq!(strategies(&both, "staging"), vec![rolling; 2]);
     let blue_green = Strategy::BlueGreen;

@@ -13,7 +13,7 @@ fn figures(candidate: Side, baseline: Side) -> Figures {
 }
 
 fn even(requests: u64, errors: u64) -> Side {
-    side(requests, errors, &[(3, requests)])
+    side(requests, errors, &[(7, requests)])
 }
 
 #[test]
@@ -53,16 +53,18 @@ fn what_is_judged_in_which_way() {
         (even(1000, 60), even(1000, 55), "passes"),
         // Both are bad: that is not the candidate's fault.
         (even(100, 100), even(100, 100), "passes"),
-        (side(100, 0, &[(4, 100)]), even(100, 0), "passes"),
+        (side(100, 0, &[(8, 100)]), even(100, 0), "passes"),
         (
-            side(100, 0, &[(5, 100)]),
+            side(100, 0, &[(9, 100)]),
             even(100, 0),
-            "worse: `web` is slow: 100 of 100 requests took longer than 2 ms",
+            "worse: `web` is slow: 100 of 100 requests took longer than 32 ms",
         ),
         // Its median is fine, its 95th percentile is not.
-        (side(100, 0, &[(3, 75), (9, 25)]), even(100, 0), "worse: `web` is slow: 25 of 100"),
-        (side(100, 0, &[(3, 93), (9, 7)]), even(100, 0), "holds: more requests are needed: `web` is slow"),
+        (side(100, 0, &[(7, 75), (13, 25)]), even(100, 0), "worse: `web` is slow: 25 of 100"),
+        (side(100, 0, &[(7, 93), (13, 7)]), even(100, 0), "holds: more requests are needed: `web` is slow"),
         (side(100, 0, &[(0, 100)]), even(100, 0), "passes"),
+        // Ten times as slow, and yet faster than the floor.
+        (side(100, 0, &[(6, 100)]), side(100, 0, &[(2, 100)]), "passes"),
     ] {
         let verdict = judge(&candidate, &baseline);
         assert!(verdict.starts_with(expected), "{candidate:?} {baseline:?}: {verdict}");
@@ -98,10 +100,10 @@ impl Rng {
         (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// One more answer: it fails with `p_failed`, and takes `scale` times a log-normal time with a median of 2 ms.
+    /// One more answer: it fails with `p_failed`, and takes `scale` times a log-normal time with a median of 20 ms.
     fn answer(&mut self, side: &mut Side, p_failed: f64, scale: f64) {
         let normal = (0..12).map(|_| self.unit()).sum::<f64>() - 6.0;
-        let micros = (2000.0 * scale * (0.7 * normal).exp()) as u64;
+        let micros = (20_000.0 * scale * (0.7 * normal).exp()) as u64;
         let bucket = (0..LATENCY_BUCKETS - 1).find(|n| micros <= 128 << n).unwrap_or(LATENCY_BUCKETS - 1);
         side.latency[bucket] += 1;
         side.tally.requests += 1;

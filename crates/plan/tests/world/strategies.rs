@@ -48,7 +48,7 @@ impl World {
                     self.counts.entry(id).or_insert_with(|| (Default::default(), vec![0; 21]));
                 tally.requests += 1;
                 tally.errors += u64::from(fails);
-                latency[if behaviour == Some(Behaviour::Slow) { 9 } else { 3 }] += 1;
+                latency[if behaviour == Some(Behaviour::Slow) { 13 } else { 7 }] += 1;
             }
         }
     }
