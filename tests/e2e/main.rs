@@ -21,6 +21,7 @@ mod operations;
 mod rebuilt;
 mod retention;
 mod second_project;
+mod strategies;
 mod taken_back;
 mod tiny;
 mod trust;
@@ -64,6 +65,9 @@ fn main() {
         ("crash_moments", crashes::moments),
         ("deploys_under_load", deploys::run),
         ("internal_names", internal_names::run),
+        ("strategies_canary", strategies::canary),
+        ("strategies_rolling", strategies::rolling),
+        ("strategies_warm_rollback", strategies::warm),
         ("trust", trust::run),
         ("mutant_is_seen", deploys::mutant),
         ("second_project", second_project::run),

@@ -51,6 +51,9 @@ pub struct ReleaseDetail {
     pub services: BTreeMap<ServiceName, ServiceSpec>,
     /// Routes.
     pub routes: Vec<RouteRule>,
+    /// If it serves: whether `kiln rollback` would work now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<crate::rollout::SafetyView>,
     /// Why its last rollout failed.
     pub reason: Option<String>,
 }

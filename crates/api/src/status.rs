@@ -1,7 +1,7 @@
 //! What runs: environments with their services, instances, routes and rollouts, and the edge.
 
 use crate::instance::InstanceView;
-use crate::rollout::RolloutView;
+use crate::rollout::{RolloutView, SafetyView};
 use crate::server::ServerView;
 use kiln_model::edge::Tally;
 use kiln_model::{Autoscale, CommitId, Digest, EnvRef, ReleaseNumber, RouteRule, ServiceName, Wall};
@@ -48,6 +48,9 @@ pub struct EnvironmentView {
     pub instances: Vec<InstanceView>,
     /// The rollout under way, else the last one.
     pub rollout: Option<RolloutView>,
+    /// Whether `kiln rollback` would work now; none before anything served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<SafetyView>,
     /// What the edge counted since it started.
     pub requests: Tally,
     /// How many things block or are amiss; `kiln why` names them.

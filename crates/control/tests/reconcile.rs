@@ -92,7 +92,12 @@ fn release() -> ReleaseSpec {
         confinement: Confinement::default(),
         health: None,
         validate: vec![Check { kind: CheckKind::Listening { port: 80 }, timeout: second }],
-        rollout: RolloutPolicy { drain: second, keep_previous: Millis(0), deadline: Millis::from_secs(60) },
+        rollout: RolloutPolicy {
+            drain: second,
+            keep_previous: Millis(0),
+            deadline: Millis::from_secs(60),
+            strategy: Strategy::BlueGreen,
+        },
         stop: Stop::default(),
     };
     ReleaseSpec {

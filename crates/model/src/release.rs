@@ -4,6 +4,7 @@ use crate::digest::{CommitId, Digest};
 use crate::ids::{EnvRef, ImageName, ReleaseNumber, ServiceName};
 use crate::route::RouteRule;
 use crate::service::ServiceSpec;
+use crate::strategy::Strategy;
 use crate::time::Wall;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,6 +26,13 @@ pub struct ReleaseSpec {
     pub routes: Vec<RouteRule>,
     /// The images that the services use.
     pub images: Vec<ImageName>,
+}
+
+impl ReleaseSpec {
+    /// How it takes over: what its services agree on.
+    pub fn strategy(&self) -> &Strategy {
+        self.services.values().next().map_or(&Strategy::BlueGreen, |service| &service.rollout.strategy)
+    }
 }
 
 /// A release of an environment.

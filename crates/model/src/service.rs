@@ -3,6 +3,7 @@
 use crate::check::Check;
 use crate::confinement::Confinement;
 use crate::ids::{ImageName, ServiceName};
+use crate::strategy::Strategy;
 use crate::time::Millis;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -87,15 +88,18 @@ pub struct Health {
     pub unhealthy_after: u32,
 }
 
-/// How a new release takes over. Only blue-green exists yet.
+/// How a new release takes over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolloutPolicy {
     /// How long requests in flight on the old instances may take after the switch.
     pub drain: Millis,
     /// How long the previous release stays validated, out of rotation.
     pub keep_previous: Millis,
-    /// How long launching and validating may take together.
+    /// How long launching and validating may take together; in a rolling or canary rollout, in each step.
     pub deadline: Millis,
+    /// In which way. The same for all services of a release.
+    #[serde(default, skip_serializing_if = "Strategy::is_blue_green")]
+    pub strategy: Strategy,
 }
 
 /// How an instance is asked to end.

@@ -6,6 +6,7 @@ use crate::fence::{Incarnation, OpId, Revision};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
 use crate::index::Index;
 use crate::instance::Instance;
+use crate::mix::Mix;
 use crate::mutation::Mutation;
 use crate::network::NetworkNumber;
 use crate::op::{Op, OpKey};
@@ -27,6 +28,9 @@ pub struct Environment {
     pub serving: Option<ReleaseNumber>,
     /// The release that served before, kept validated out of rotation until then.
     pub keep: Option<(ReleaseNumber, Boot)>,
+    /// The release that shares the traffic with the serving one, and its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
     /// Overrides of the instances that a release asks for.
     pub scale: BTreeMap<ServiceName, u32>,
     /// Instances that the load of services that scale by themselves asked for last.
@@ -56,6 +60,7 @@ impl Environment {
             env,
             serving: None,
             keep: None,
+            mix: None,
             scale: BTreeMap::new(),
             auto: BTreeMap::new(),
             next_release: ReleaseNumber(1),
@@ -181,6 +186,10 @@ impl Snapshot {
         change_all(&mut self.rollouts, |rollout| {
             let rollout = Arc::make_mut(rollout);
             (rollout.since, rollout.begun, rollout.deadline) = (now, now, None);
+            if let Some(step) = &mut rollout.step {
+                step.begun = step.begun.map(|_| now);
+                step.hold.iter_mut().for_each(|hold| hold.since = now);
+            }
         });
         change_all(&mut self.instances, |instance| Arc::make_mut(instance).since = now);
         self.instances.values().for_each(|instance| self.index.put_instance(instance.clone()));

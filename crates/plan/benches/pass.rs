@@ -154,8 +154,12 @@ impl World {
 
 fn release(env: &EnvRef, project: usize, instances: u32) -> Release {
     let image = ImageName::new("app").unwrap();
-    let policy =
-        RolloutPolicy { drain: Millis(10_000), keep_previous: Millis(600_000), deadline: Millis(60_000) };
+    let policy = RolloutPolicy {
+        strategy: Strategy::default(),
+        drain: Millis(10_000),
+        keep_previous: Millis(600_000),
+        deadline: Millis(60_000),
+    };
     let service = |n: usize| ServiceSpec {
         autoscale: None,
         name: ServiceName::new(format!("service-{n}")).unwrap(),

@@ -262,7 +262,7 @@ fn deploy(
 }
 
 /// The same (host, path) twice on one edge is an error, found before anything is baked.
-fn free_routes(snapshot: &Snapshot, env: &EnvRef, spec: &ReleaseSpec) -> Result<(), Refusal> {
+pub(crate) fn free_routes(snapshot: &Snapshot, env: &EnvRef, spec: &ReleaseSpec) -> Result<(), Refusal> {
     for other in snapshot.environments.values().filter(|e| &e.env != env && !e.destroyed) {
         let target = newest_active(snapshot, &other.env).map(|r| r.to);
         for number in [other.serving, target].into_iter().flatten() {
@@ -289,11 +289,7 @@ fn rollback(
     let environment = existing(snapshot, env)?;
     let number = match to {
         Some(number) => number,
-        None => snapshot
-            .releases_of(env)
-            .rev()
-            .find(|r| r.served && environment.serving.is_none_or(|serving| r.number < serving))
-            .map(|r| r.number)
+        None => rollback_target(snapshot, environment)
             .ok_or_else(|| Refusal::NothingBefore { env: env.clone() })?,
     };
     let release = snapshot
@@ -316,6 +312,16 @@ fn rollback(
     environment.destroyed = false;
     environment.network = snapshot.network_for(env);
     Ok(start(snapshot, request, &environment, RolloutKind::Rollback, number))
+}
+
+/// Where a rollback goes that names no release: the newest below the serving one that ever served. While a candidate has
+/// traffic, going back means that what serves has all of it.
+pub fn rollback_target(snapshot: &Snapshot, environment: &Environment) -> Option<ReleaseNumber> {
+    let mixed = environment.serving.filter(|_| environment.mix.is_some());
+    let served = |r: &&std::sync::Arc<Release>| {
+        r.served && environment.serving.is_none_or(|serving| r.number < serving)
+    };
+    mixed.or_else(|| snapshot.releases_of(&environment.env).rev().find(served).map(|r| r.number))
 }
 
 /// Supersedes what has not switched yet and records the new rollout, in one commit.
@@ -363,6 +369,7 @@ fn start(
         deadline: None,
         created: request.at,
         ended: None,
+        step: None,
         switch: None,
         switched_after: None,
         failures: 0,
@@ -423,6 +430,7 @@ fn destroy(snapshot: &Snapshot, request: &Request, env: &EnvRef) -> Result<Decis
     environment.destroyed = true;
     environment.serving = None;
     environment.keep = None;
+    environment.mix = None;
     let mut mutations = vec![Mutation::PutEnvironment(environment)];
     for rollout in snapshot.active_rollouts(env).filter(|r| r.phase.is_before_switch()) {
         let reason = format!("environment destroyed by {}", request.actor);

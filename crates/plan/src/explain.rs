@@ -1,7 +1,9 @@
 //! Why things are as they are: what blocks, since when, what happens next and at which deadline, and what helps.
 
+use crate::mix;
 use crate::observed::Observed;
-use crate::route::replicas;
+use crate::progress::Progress;
+use kiln_model::mix::BASELINE_SLOT;
 use kiln_model::{
     Boot, EnvRef, Environment, InstanceState, Millis, OpKey, Rollout, RolloutKind, RolloutPhase, Snapshot,
 };
@@ -42,6 +44,7 @@ pub fn explain(snapshot: &Snapshot, observed: &Observed, env: Option<&EnvRef>) -
             )
         });
         reasons.extend(failed.map(|r| taken_back(environment, observed, r)));
+        reasons.extend(retreating(snapshot, environment));
         reasons.extend(missing_capacity(snapshot, observed, environment));
         reasons.extend(stuck_effects(snapshot, observed, environment));
     }
@@ -88,10 +91,14 @@ fn under_way(snapshot: &Snapshot, observed: &Observed, rollout: &Rollout) -> Rea
         RolloutPhase::Baking => "instances are launched when its images are baked",
         RolloutPhase::Launching => "its instances are checked when they run",
         RolloutPhase::Validating => "traffic switches when every instance passed its checks",
+        RolloutPhase::Shifting => "its share of the requests grows",
         RolloutPhase::Switching => "the old release drains when the edge acknowledged the new table",
         _ => "it is done when no request is in flight on the old release",
     };
     let cancel = rollout.phase.is_before_switch();
+    if let Some(shared) = crate::progress::progress(snapshot, observed, rollout) {
+        return sharing(observed, rollout, &shared, waiting);
+    }
     Reason {
         env: rollout.env.clone(),
         what: format!("rollout {} to release {} is {}", rollout.id, rollout.to, rollout.phase.word()),
@@ -101,6 +108,45 @@ fn under_way(snapshot: &Snapshot, observed: &Observed, rollout: &Rollout) -> Rea
         command: cancel.then(|| format!("kiln abort --env {}", rollout.env.env)),
         evidence: waiting,
     }
+}
+
+/// A rollout while two releases share the traffic.
+fn sharing(observed: &Observed, rollout: &Rollout, shared: &Progress, waiting: Vec<String>) -> Reason {
+    let share = shared.weight.map_or(String::new(), |w| format!(", {w} % of the requests"));
+    let held = shared.hold.as_ref().map(|(why, age)| format!("; on hold for {age}: {why}"));
+    Reason {
+        env: rollout.env.clone(),
+        what: format!(
+            "rollout {} to release {} is {}: {} of {}{share}{}",
+            rollout.id,
+            rollout.to,
+            rollout.phase.word(),
+            shared.number,
+            shared.of,
+            held.unwrap_or_default()
+        ),
+        since: observed.now.since(rollout.since),
+        next: shared.next.clone(),
+        deadline: shared.deadline,
+        command: Some(format!("kiln abort --env {}", rollout.env.env)),
+        evidence: shared.figures.iter().map(ToString::to_string).chain(waiting).collect(),
+    }
+}
+
+/// A candidate without a rollout, that has traffic until the serving release has its capacity back.
+fn retreating(snapshot: &Snapshot, environment: &Environment) -> Option<Reason> {
+    let mix = environment.mix.as_ref()?;
+    let driven = snapshot.active_rollouts(&environment.env).any(|r| r.to == mix.release);
+    let serving = environment.serving.filter(|_| !driven)?;
+    Some(Reason {
+        env: environment.env.clone(),
+        what: format!("release {} still has a share of the traffic", mix.release),
+        since: Millis(0),
+        next: format!("release {serving} gets its instances back; then it has all of it"),
+        deadline: None,
+        command: None,
+        evidence: vec![],
+    })
 }
 
 fn remaining(deadline: Boot, now: Boot) -> Millis {
@@ -138,12 +184,14 @@ fn missing_capacity(snapshot: &Snapshot, observed: &Observed, environment: &Envi
     let mut reasons = vec![];
     for (release, service) in services {
         let own = || {
-            snapshot
-                .instances_of(&environment.env)
-                .filter(|i| i.release == release.number && i.service == service.name)
+            snapshot.instances_of(&environment.env).filter(|i| {
+                i.release == release.number && i.service == service.name && i.slot < BASELINE_SLOT
+            })
         };
-        let (want, have) =
-            (replicas(environment, service), own().filter(|i| i.state.is_validated()).count() as u32);
+        let (want, have) = (
+            mix::slots(environment, release.number, service),
+            own().filter(|i| i.state.is_validated()).count() as u32,
+        );
         if have >= want {
             continue;
         }

@@ -3,9 +3,10 @@
 use crate::draft::Draft;
 use crate::observed::{Probe, ProbeLog, readiness_interval};
 use kiln_model::edge::TargetStatus;
+use kiln_model::mix::BASELINE_SLOT;
 use kiln_model::{
     Boot, Evidence, Health, ImageManifest, Instance, InstanceId, InstanceSpec, InstanceState, Millis,
-    Mutation, OpKey, Release, SeenState, ServiceSpec, limits,
+    Mutation, OpKey, Release, RolloutPhase, SeenState, ServiceSpec, Strategy, limits,
 };
 use std::collections::BTreeMap;
 
@@ -75,6 +76,7 @@ fn count_death(draft: &mut Draft<'_>, instance: &Instance) {
         return;
     }
     let now = draft.now();
+    count_exit(draft, instance);
     draft.put_environment(&instance.env, |env| {
         let Some(deaths) = env.deaths_of_mut(instance.release) else { return };
         let counted = deaths.get(&instance.service).copied();
@@ -85,6 +87,25 @@ fn count_death(draft: &mut Draft<'_>, instance: &Instance) {
             None => drop(deaths.insert(instance.service.clone(), (1, now))),
         }
     });
+}
+
+/// A canary is judged by how often its instances end, and those of its baseline.
+fn count_exit(draft: &mut Draft<'_>, instance: &Instance) {
+    let shifting = draft.snapshot.active_rollouts(&instance.env).find(|r| r.phase == RolloutPhase::Shifting);
+    let Some(rollout) = shifting.cloned().filter(|_| instance.state.is_validated()) else { return };
+    draft.put_rollout(rollout.id, |r| {
+        let Some(step) = &mut r.step else { return };
+        step.exits.0 += u32::from(instance.release == r.to);
+        step.exits.1 += u32::from(instance.release != r.to && instance.slot >= BASELINE_SLOT);
+    });
+}
+
+/// How long an instance must go on running after its checks passed: in a rolling rollout, as its policy asks.
+fn min_ready(draft: &Draft<'_>, instance: &Instance, service: &ServiceSpec) -> Millis {
+    let Strategy::Rolling(rolling) = &service.rollout.strategy else { return Millis(0) };
+    let mut rollouts = draft.snapshot.active_rollouts(&instance.env);
+    let rolled_out = rollouts.any(|r| r.to == instance.release && r.phase.is_before_switch());
+    if rolled_out { rolling.min_ready } else { Millis(0) }
 }
 
 /// When a slot of the service may be filled again after `deaths` in a row, the last of them at `last`.
@@ -103,7 +124,11 @@ pub(crate) fn validate(draft: &mut Draft<'_>) {
         let Some(service) = release.spec.services.get(&instance.service) else { continue };
         let empty = ProbeLog::default();
         let log = draft.observed.probes.get(&instance.id).unwrap_or(&empty);
-        match next_step(&instance, service, log, draft.now()) {
+        let step = next_step(&instance, service, log, draft.now());
+        let ready = log.steps.values().map(|s| s.at).max().unwrap_or(instance.since);
+        let ready = ready + min_ready(draft, &instance, service);
+        match step {
+            Step::Passed(_) if draft.now() < ready => draft.wake_at(ready),
             Step::Wait(until) => draft.wake_at(until),
             Step::Probe(probe) => {
                 draft.wake_at(probe.not_before);

@@ -1,8 +1,12 @@
 //! The safety rules that every plan must keep, checked before it is committed. A plan that breaks one is a bug of the
 //! planner: it is never carried out.
 
+use crate::mix::{self, Role};
 use crate::plan::Plan;
-use kiln_model::{EnvRef, InstanceState, Mutation, OpKey, Snapshot};
+use crate::route::replicas;
+use kiln_model::{
+    EnvRef, Environment, Instance, InstanceState, Mix, Mutation, OpKey, ServiceName, Share, Snapshot,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The rules that the plan breaks, in words; empty if it is safe. What the plan does not touch was safe before.
@@ -15,8 +19,9 @@ pub fn lint(before: &Snapshot, plan: &Plan) -> Vec<String> {
     }
     let touched = Touched::by(before, plan);
     broken.extend(unvalidated_in_route(&after, &touched));
+    broken.extend(unmixed_releases(&after, plan));
+    broken.extend(lost_capacity(before, &after, plan));
     if touched.table {
-        broken.extend(two_releases_of_a_service(&after));
         broken.extend(internal_route_of_another(&after));
     }
     broken.extend(two_owners_of_a_slot(&after, &touched));
@@ -75,13 +80,87 @@ fn unvalidated_in_route(after: &Snapshot, touched: &Touched) -> Vec<String> {
         .collect()
 }
 
-fn two_releases_of_a_service(after: &Snapshot) -> Vec<String> {
-    let mut releases: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-    for pool in &after.route.1.pools {
-        releases.entry((&pool.env, &pool.service)).or_default().insert(pool.release);
+/// S2: the requests of a service go to one release or, in a mix, to the two of it, with exactly the weights of the mix.
+fn unmixed_releases(after: &Snapshot, plan: &Plan) -> Vec<String> {
+    let table = &after.route.1;
+    if plan.mutations.is_empty() {
+        return vec![];
     }
-    let bad = releases.into_iter().filter(|(_, releases)| releases.len() > 1);
-    bad.map(|((env, service), _)| format!("`{service}` of `{env}` is routed to two releases")).collect()
+    let mut broken = BTreeSet::new();
+    let routes = table.routes.iter().map(|r| &r.pools).chain(table.internal.iter().map(|r| &r.pools));
+    for pools in routes {
+        let found: Vec<_> = pools.iter().filter_map(|p| Some((table.pools.get(p.pool)?, p.weight))).collect();
+        let Some((pool, _)) = found.first() else { continue };
+        let environment = after.environments.get(&pool.env);
+        let serving = environment.and_then(|e| after.release(&pool.env, e.serving?));
+        let spec = serving.and_then(|release| release.spec.services.get(&pool.service));
+        let Some((environment, spec)) = environment.zip(spec) else { continue };
+        let targets = |role: Role| found.get(role as usize).map_or(0, |(pool, _)| pool.targets.len());
+        let expected = mix::shares(after, environment, spec, targets);
+        let releases = expected.iter().map(|(role, weight)| {
+            let mixed = environment.mix.as_ref().filter(|_| *role == Role::Candidate);
+            (mixed.map(|mix| mix.release).or(environment.serving), *weight)
+        });
+        let releases: Vec<_> = releases.collect();
+        if releases != found.iter().map(|(pool, weight)| (Some(pool.release), *weight)).collect::<Vec<_>>() {
+            broken.insert(format!("`{}` of `{}` is not routed as its mix says", pool.service, pool.env));
+        }
+    }
+    broken.into_iter().collect()
+}
+
+/// S3: a new table has no fewer instances of a service than the old one, unless more than are wanted. Those that ended do
+/// not count, nor those in slots that nobody wants after a scaling, nor the share of a canary: the serving release has its
+/// instances beside it.
+fn lost_capacity(before: &Snapshot, after: &Snapshot, plan: &Plan) -> Vec<String> {
+    let proposes = plan.mutations.iter().any(|m| matches!(m, Mutation::PutRoute { .. }));
+    if !proposes {
+        return vec![];
+    }
+    let (had, has) = (live(before, after), live(after, after));
+    let mut broken = vec![];
+    for environment in after.environments.values().filter(|e| !e.destroyed) {
+        let env = &environment.env;
+        let Some(release) = environment.serving.and_then(|n| after.release(env, n)) else { continue };
+        let old = before.environments.get(env);
+        for service in release.spec.services.values().filter(|s| s.port.is_some()) {
+            let slots = replicas(environment, service);
+            let wanted = |environment: &Environment| {
+                let release = environment.serving.and_then(|n| after.release(env, n));
+                let service = release.and_then(|r| r.spec.services.get(&service.name));
+                service.map_or(0, |s| replicas(environment, s))
+            };
+            let count = |counts: &Counts<'_>| {
+                let slots_of = counts.get(&(env, &service.name));
+                slots_of.map_or(0, |of| of.iter().filter(|slot| **slot < slots).count() as u32)
+            };
+            let (had, has) = (count(&had), count(&has));
+            let floor = old.map_or(0, |old| wanted(old)).min(slots);
+            if has < had.min(floor) {
+                broken
+                    .push(format!("`{}` of `{env}` would have {has} instances, it had {had}", service.name));
+            }
+        }
+    }
+    broken
+}
+
+/// The slots of a service's instances in a table that live, those of a canary left out.
+type Counts<'a> = BTreeMap<(&'a EnvRef, &'a ServiceName), Vec<u32>>;
+
+fn live<'a>(snapshot: &'a Snapshot, after: &'a Snapshot) -> Counts<'a> {
+    let mut counts = Counts::new();
+    for pool in &snapshot.route.1.pools {
+        let environment = snapshot.environments.get(&pool.env);
+        let is_canary = environment.is_some_and(|e| {
+            matches!(&e.mix, Some(Mix { share: Share::Canary { .. }, .. })) && e.serving != Some(pool.release)
+        });
+        let instances = pool.targets.iter().filter_map(|t| after.instances.get(&t.instance));
+        let lives = |i: &Instance| i.state.is_validated() || i.state == InstanceState::Tainted;
+        let slots = instances.filter(|i| !is_canary && lives(i)).map(|i| i.slot);
+        counts.entry((&pool.env, &pool.service)).or_default().extend(slots);
+    }
+    counts
 }
 
 /// A name inside leads to the environment whose address it is, and to no other.

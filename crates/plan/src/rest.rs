@@ -68,7 +68,7 @@ fn is_settled(draft: &Draft<'_>, instance: &Instance) -> bool {
 /// Whether the environment has all that it wants and nothing else, given that all of it is settled.
 fn is_complete(draft: &Draft<'_>, environment: &Environment) -> bool {
     let snapshot = &draft.snapshot;
-    if snapshot.active_rollouts(&environment.env).next().is_some() {
+    if environment.mix.is_some() || snapshot.active_rollouts(&environment.env).next().is_some() {
         return false;
     }
     if environment.destroyed {

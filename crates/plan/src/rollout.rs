@@ -3,7 +3,7 @@
 
 use crate::draft::Draft;
 use crate::instance::heal_not_before;
-use crate::route::replicas;
+use crate::{mix, shift};
 use kiln_model::edge::Mark;
 use kiln_model::{
     EnvRef, Environment, Instance, InstanceId, InstanceState, Millis, Mutation, OpKey, Release,
@@ -23,12 +23,14 @@ const EVIDENCE_LINES: usize = 12;
 pub(crate) fn step(draft: &mut Draft<'_>, env: &EnvRef) {
     // Each turn moves at most one phase; a warm rollback passes all of them in one commit.
     for _ in 0..8 {
+        shift::tick(draft, env);
         let Some(rollout) = draft.snapshot.active_rollouts(env).next().cloned() else { return };
         let before = rollout.phase;
         match rollout.phase {
             RolloutPhase::Planned => begin(draft, &rollout),
             RolloutPhase::Baking => bake(draft, &rollout),
             RolloutPhase::Launching | RolloutPhase::Validating => launch(draft, &rollout),
+            RolloutPhase::Shifting if !failed_instance(draft, &rollout) => shift::step(draft, &rollout),
             RolloutPhase::Switching => switch(draft, &rollout),
             RolloutPhase::Draining => drain(draft, &rollout),
             _ => return,
@@ -56,8 +58,16 @@ fn begin(draft: &mut Draft<'_>, rollout: &Rollout) {
 
 fn bake(draft: &mut Draft<'_>, rollout: &Rollout) {
     let Some(release) = draft.snapshot.release(&rollout.env, rollout.to).cloned() else { return };
+    let deadline = rollout.since + BAKE_DEADLINE;
     if release.images.is_some() {
-        draft.move_rollout(rollout.id, RolloutPhase::Launching, None);
+        if shift::open(draft, rollout, &release) {
+            draft.move_rollout(rollout.id, RolloutPhase::Launching, None);
+        } else if draft.now() >= deadline {
+            let text = "the release that serves did not get its capacity back from the one before";
+            take_back(draft, rollout, text.into(), vec![]);
+        } else {
+            draft.wake_at(deadline);
+        }
         return;
     }
     let baked = |image: &_| {
@@ -74,10 +84,8 @@ fn bake(draft: &mut Draft<'_>, rollout: &Rollout) {
             format!("release {}", release.number),
             "images are baked",
         );
-        draft.move_rollout(rollout.id, RolloutPhase::Launching, None);
-        return;
+        return bake(draft, rollout);
     }
-    let deadline = rollout.since + BAKE_DEADLINE;
     if draft.now() >= deadline {
         take_back(draft, rollout, format!("images were not baked within {BAKE_DEADLINE}"), vec![]);
         return;
@@ -95,7 +103,7 @@ fn launch(draft: &mut Draft<'_>, rollout: &Rollout) {
         return;
     }
     let Some(environment) = draft.environment(&rollout.env) else { return };
-    let slots = |service: &ServiceSpec| replicas(&environment, service);
+    let slots = |service: &ServiceSpec| mix::slots(&environment, release.number, service);
     let instances = draft.instances_of(&rollout.env);
     let count = |service: &ServiceSpec, state: fn(InstanceState) -> bool| {
         let own = |i: &&Arc<Instance>| {
@@ -113,8 +121,14 @@ fn launch(draft: &mut Draft<'_>, rollout: &Rollout) {
     }
     // Instances may have died since they were last seen: what was not seen now is not switched to.
     let seen = draft.observed.seen.is_some();
-    if rollout.phase == RolloutPhase::Validating && seen && all(InstanceState::is_validated) {
-        put_into_use(draft, rollout, &release);
+    // What serves may lack what a candidate took from it: it is not whole before it has that back.
+    let lacks = environment.serving == Some(rollout.to) && shift::is_retreating(draft, &environment);
+    if rollout.phase == RolloutPhase::Validating && seen && all(InstanceState::is_validated) && !lacks {
+        if environment.mix.as_ref().is_some_and(|mix| mix.release == rollout.to) {
+            shift::begin(draft, rollout);
+        } else {
+            put_into_use(draft, rollout, &release);
+        }
         return;
     }
     let limit = release.spec.services.values().map(|s| s.rollout.deadline).max().unwrap_or_default();
@@ -166,7 +180,7 @@ fn failed_instance(draft: &mut Draft<'_>, rollout: &Rollout) -> bool {
 }
 
 /// What is known of an instance's failure: its checks and its last lines.
-fn evidence(draft: &Draft<'_>, instance: &Instance) -> Vec<String> {
+pub(crate) fn evidence(draft: &Draft<'_>, instance: &Instance) -> Vec<String> {
     let checks =
         instance.evidence.iter().filter(|e| !e.passed).map(|e| format!("check {}: {}", e.check, e.detail));
     let probes = draft.observed.probes.get(&instance.id).into_iter().flat_map(|log| log.steps.values());
@@ -182,7 +196,7 @@ fn evidence(draft: &Draft<'_>, instance: &Instance) -> Vec<String> {
 }
 
 /// The one switch: from here on the environment's table is made from the new release.
-fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
+pub(crate) fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
     let keep_for = release.spec.services.values().map(|s| s.rollout.keep_previous).max().unwrap_or_default();
     let until = draft.now() + keep_for;
     draft.put_environment(&rollout.env, |env| {
@@ -193,6 +207,7 @@ fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
             env.kept_deaths.clear();
         }
         env.serving = Some(rollout.to);
+        env.mix = None;
         env.deaths.clear();
     });
     draft.move_rollout(rollout.id, RolloutPhase::Switching, None);
@@ -206,6 +221,7 @@ fn switch(draft: &mut Draft<'_>, rollout: &Rollout) {
         return;
     }
     let (now, mark) = (draft.now(), mark(draft, &rollout.env));
+    shift::close_shares(draft, rollout);
     draft.put_rollout(rollout.id, |r| {
         r.switched_after = Some(now.since(r.begun));
         r.receipt.switched = mark;
@@ -253,7 +269,7 @@ fn cut_limit(draft: &Draft<'_>, instance: &Instance) -> Option<Millis> {
     Some(Millis(stop.0.saturating_add(CUT_MARGIN.0)))
 }
 
-fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Vec<String>) {
+pub(crate) fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Vec<String>) {
     let serving = draft.environment(&rollout.env).and_then(|e| e.serving);
     let phase = if serving.is_some() { RolloutPhase::TakenBack } else { RolloutPhase::FailedNoPrevious };
     draft.put_rollout(rollout.id, |r| {
@@ -266,6 +282,7 @@ fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Ve
 
 fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
     let mark = mark(draft, &rollout.env);
+    shift::close_shares(draft, rollout);
     draft.put_rollout(rollout.id, |r| r.receipt.ended.clone_from(&mark));
     if let Some(mark) = mark {
         draft.put_environment(&rollout.env, |env| env.receipt_end = mark);
@@ -298,7 +315,8 @@ pub(crate) fn wanted_releases(draft: &Draft<'_>, environment: &Environment) -> B
         .filter(|r| r.phase >= RolloutPhase::Launching && r.phase < RolloutPhase::Switching)
         .map(|r| r.to);
     let kept = environment.keep.map(|(release, _)| release);
-    let wanted = environment.serving.into_iter().chain(kept).chain(launching);
+    let mixed = environment.mix.as_ref().map(|mix| mix.release);
+    let wanted = environment.serving.into_iter().chain(kept).chain(mixed).chain(launching);
     if environment.destroyed { BTreeSet::new() } else { wanted.collect() }
 }
 
@@ -311,9 +329,12 @@ pub(crate) fn fill_slots(draft: &mut Draft<'_>, env: &EnvRef) {
     for number in &wanted {
         let Some(release) = draft.snapshot.release(env, *number).cloned() else { continue };
         for service in release.spec.services.values() {
-            for slot in 0..replicas(&environment, service) {
+            let slots = 0..mix::slots(&environment, *number, service);
+            let baseline = mix::baseline_slots(&draft.snapshot, &environment, *number, service);
+            for slot in slots.chain(baseline) {
                 match slot_owner(draft, &release, service, slot) {
                     Some(id) => drop(owned.insert(id)),
+                    None if !shift::may_create(draft, &environment, *number, &service.name) => {}
                     None => owned.extend(create(draft, &environment, &release, service, slot)),
                 }
             }

@@ -1,6 +1,7 @@
 //! The route table that desired state asks for, as one whole value.
 
 use crate::draft::Draft;
+use crate::mix::{self, Role};
 use kiln_model::edge::EdgeStatus;
 use kiln_model::network::internal_host;
 use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
@@ -8,6 +9,8 @@ use kiln_model::{
     Environment, InstanceState, Mutation, OpKey, Release, RouteTable, ServiceName, ServiceSpec, Snapshot,
     Target,
 };
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The instances that a service keeps running: the environment's override, what its load asks for, or what the release
 /// asks for.
@@ -20,81 +23,88 @@ pub fn replicas(environment: &Environment, service: &ServiceSpec) -> u32 {
     auto().map_or(service.instances, |(rule, count)| count.clamp(rule.min, rule.max))
 }
 
-/// The table for all environments: every route of the serving release of each, to its validated instances, and the name
-/// inside of each of its services that has a port.
+/// The table for all environments: every route of the serving release of each, to its validated instances and to those of
+/// a candidate that shares its traffic, and the name inside of each of its services that has a port.
 pub fn table(snapshot: &Snapshot) -> RouteTable {
     let mut table = RouteTable::default();
     for environment in snapshot.environments.values().filter(|e| !e.destroyed) {
         let Some(release) = environment.serving.and_then(|n| snapshot.release(&environment.env, n)) else {
             continue;
         };
-        let first = table.pools.len();
-        let pool =
-            |table: &mut RouteTable, service| pool(table, first, snapshot, environment, release, service);
+        let mut pools = Pools { snapshot, environment, release, known: BTreeMap::new() };
         for rule in &release.spec.routes {
-            let Some(index) = pool(&mut table, &rule.service) else {
-                continue;
-            };
-            table.routes.push(TableRoute {
-                host: rule.host.clone(),
-                path: rule.path.clone(),
-                pools: vec![WeightedPool { pool: index, weight: 1 }],
-            });
+            let Some(pools) = pools.of(&mut table, &rule.service) else { continue };
+            table.routes.push(TableRoute { host: rule.host.clone(), path: rule.path.clone(), pools });
         }
         // One that an older kiln made has no service address until its next rollout.
         let named =
             release.spec.services.values().filter(|s| s.port.is_some() && environment.network.is_given());
         for service in named {
-            let Some(index) = pool(&mut table, &service.name) else {
-                continue;
-            };
-            table.internal.push(InternalRoute {
-                network: environment.network,
-                host: internal_host(&service.name),
-                pools: vec![WeightedPool { pool: index, weight: 1 }],
-            });
+            let Some(pools) = pools.of(&mut table, &service.name) else { continue };
+            let (network, host) = (environment.network, internal_host(&service.name));
+            table.internal.push(InternalRoute { network, host, pools });
         }
     }
     table
 }
 
-/// The index of a service's pool. Those of its environment begin at `first`.
-fn pool(
-    table: &mut RouteTable,
-    first: usize,
-    snapshot: &Snapshot,
-    environment: &Environment,
-    release: &Release,
-    service: &ServiceName,
-) -> Option<usize> {
-    if let Some(found) = table.pools[first..].iter().position(|p| &p.service == service) {
-        return Some(first + found);
-    }
-    let spec = release.spec.services.get(service)?;
-    table.pools.push(Pool {
-        env: environment.env.clone(),
-        service: service.clone(),
-        release: release.number,
-        commit: release.spec.commit.clone(),
-        image: release.image_of(spec)?,
-        health: spec.health.clone(),
-        targets: targets(snapshot, environment, release, spec),
-    });
-    Some(table.pools.len() - 1)
+/// The pools of one environment, each made when it is first asked for.
+struct Pools<'a> {
+    snapshot: &'a Snapshot,
+    environment: &'a Environment,
+    /// What serves.
+    release: &'a Release,
+    known: BTreeMap<ServiceName, Vec<WeightedPool>>,
 }
 
-/// Validated instances of the wanted slots; a tainted one stays until its replacement is validated.
-fn targets(
-    snapshot: &Snapshot,
-    environment: &Environment,
-    release: &Release,
-    spec: &ServiceSpec,
-) -> Vec<Target> {
+impl Pools<'_> {
+    fn of(&mut self, table: &mut RouteTable, service: &ServiceName) -> Option<Vec<WeightedPool>> {
+        if let Some(known) = self.known.get(service) {
+            return Some(known.clone());
+        }
+        let spec = self.release.spec.services.get(service)?;
+        let count = |role| self.pool(spec, role).map_or(0, |pool| pool.targets.len());
+        let mut weighted = vec![];
+        for (role, weight) in mix::shares(self.snapshot, self.environment, spec, count) {
+            table.pools.push(self.pool(spec, role)?);
+            weighted.push(WeightedPool { pool: table.pools.len() - 1, weight });
+        }
+        self.known.insert(service.clone(), weighted.clone());
+        Some(weighted)
+    }
+
+    fn pool(&self, serving: &ServiceSpec, role: Role) -> Option<Pool> {
+        let (snapshot, environment) = (self.snapshot, self.environment);
+        let release = match role {
+            Role::Candidate => mix::candidate(snapshot, environment)?.1,
+            _ => self.release,
+        };
+        let spec = release.spec.services.get(&serving.name)?;
+        let slots = match role {
+            Role::Baseline => mix::baseline_slots(snapshot, environment, release.number, spec),
+            _ => 0..mix::slots(environment, release.number, spec),
+        };
+        Some(Pool {
+            env: environment.env.clone(),
+            service: spec.name.clone(),
+            release: release.number,
+            commit: release.spec.commit.clone(),
+            image: release.image_of(spec)?,
+            health: spec.health.clone(),
+            targets: targets(snapshot, release, spec, &slots),
+        })
+    }
+}
+
+/// Validated instances of those slots; a tainted one stays until its replacement is validated.
+fn targets(snapshot: &Snapshot, release: &Release, spec: &ServiceSpec, slots: &Range<u32>) -> Vec<Target> {
     let Some(port) = spec.port else { return vec![] };
-    let count = replicas(environment, spec);
     let own = || {
-        snapshot.instances_of(&environment.env).filter(|i| {
-            i.release == release.number && i.service == spec.name && i.slot < count && i.address.is_some()
+        snapshot.instances_of(&release.env).filter(|i| {
+            i.release == release.number
+                && i.service == spec.name
+                && slots.contains(&i.slot)
+                && i.address.is_some()
         })
     };
     let mut targets: Vec<Target> = own()

@@ -24,7 +24,12 @@ fn service(name: &str, port: Option<u16>) -> ServiceSpec {
         confinement: Confinement::default(),
         health: None,
         validate: vec![],
-        rollout: RolloutPolicy { drain: Millis(0), keep_previous: Millis(0), deadline: Millis(1000) },
+        rollout: RolloutPolicy {
+            drain: Millis(0),
+            keep_previous: Millis(0),
+            deadline: Millis(1000),
+            strategy: Strategy::BlueGreen,
+        },
         stop: Stop::default(),
     }
 }

@@ -25,7 +25,10 @@ use kiln_api::status::StatusView;
 use kiln_api::update::Update;
 use kiln_api::why::WhyView;
 use kiln_control::WorkshopError;
-use kiln_model::{EnvName, EnvRef, InstanceId, ProjectName, ReleaseNumber, ReleaseSpec, RolloutId, Snapshot};
+use kiln_model::{
+    Digest, EnvName, EnvRef, InstanceId, ProjectName, ReleaseNumber, RolloutId, RolloutKind, Snapshot,
+};
+use kiln_plan::preview::{Wish, preview};
 use kiln_plan::route::replicas;
 use kiln_plan::{Command, Observed, Outcome};
 use kiln_spec::{Lock, Project};
@@ -74,12 +77,15 @@ pub(crate) struct Look {
     pub(crate) snapshot: Arc<Snapshot>,
     observed: Arc<Observed>,
     now: kiln_model::Boot,
+    stored: Box<dyn Fn(Digest) -> bool + Send + Sync>,
 }
 
 impl Look {
     pub(crate) fn take(context: &Context) -> Result<Self, Failure> {
         let handle = &context.handle;
-        Ok(Self { snapshot: handle.snapshot()?, observed: handle.observed(), now: handle.now() })
+        let workshop = context.workshop.clone();
+        let stored = Box::new(move |image| workshop.manifest(image).is_ok());
+        Ok(Self { snapshot: handle.snapshot()?, observed: handle.observed(), now: handle.now(), stored })
     }
 
     /// A look for a question about `scope`.
@@ -90,7 +96,7 @@ impl Look {
     }
 
     pub(crate) fn view(&self) -> View<'_> {
-        View { snapshot: &self.snapshot, observed: &self.observed, now: self.now }
+        View { snapshot: &self.snapshot, observed: &self.observed, now: self.now, stored: &self.stored }
     }
 }
 
@@ -131,7 +137,11 @@ pub(crate) async fn deploy(
             let env = EnvRef { project: request.project, env: request.env };
             let spec = draft.release(&env.env)?;
             let lock = draft.resolved_lock();
-            let plan = if request.plan { foresee(&context, &env, &spec)? } else { vec![] };
+            let baked = spec.images.iter().filter(|_| request.plan);
+            let baked =
+                baked.filter_map(|image| Some((image.clone(), context.workshop.baked(&draft, image)?)));
+            let baked: BTreeMap<_, _> = baked.collect();
+            let wanted = spec.clone();
             let command = Command::Deploy { env: env.clone(), spec: Box::new(spec) };
             let outcome = if request.plan {
                 context.handle.consider(&actor, command)?.outcome
@@ -139,11 +149,14 @@ pub(crate) async fn deploy(
                 context.handle.submit(&actor, command)?
             };
             let view = DeployView { warnings: draft.warnings(), ..deploy_view(env, outcome, lock)? };
-            Ok(if request.plan && view.result == Accepted::Started {
-                DeployView { result: Accepted::Planned, rollout: None, plan, ..view }
-            } else {
-                view
-            })
+            let wish = Wish {
+                env: &view.env.clone(),
+                kind: RolloutKind::Deploy,
+                to: view.release,
+                spec: &wanted,
+                baked: &baked,
+            };
+            planned(&context, request.plan, view, &wish)
         };
         tokio::task::spawn_blocking(work).await?
     })
@@ -158,29 +171,13 @@ fn deploy_view(env: EnvRef, outcome: Outcome, lock: Option<String>) -> Result<De
     Ok(DeployView { env, result, rollout, release, lock, plan: vec![], warnings: vec![] })
 }
 
-/// What a deploy would do, one line each.
-fn foresee(context: &Context, env: &EnvRef, spec: &ReleaseSpec) -> Result<Vec<String>, Failure> {
-    let snapshot = context.handle.snapshot()?;
-    let environment = snapshot.environments.get(env);
-    let serving = environment.and_then(|e| e.serving).and_then(|number| snapshot.release(env, number));
-    let mut lines = vec![];
-    for image in &spec.images {
-        lines.push(format!("bake image {image} from commit {}", spec.commit.short()));
+/// The answer, with what would happen instead of what was accepted, if only the plan was asked for.
+fn planned(context: &Context, plan: bool, view: DeployView, wish: &Wish<'_>) -> Result<DeployView, Failure> {
+    if !plan || view.result != Accepted::Started {
+        return Ok(view);
     }
-    for service in spec.services.values() {
-        let count = environment.map_or(service.instances, |e| replicas(e, service));
-        lines.push(format!("launch {count} new instances of {} and validate them", service.name));
-    }
-    for route in &spec.routes {
-        let host = route.host.as_deref().unwrap_or("any host");
-        lines.push(format!("switch {host}{} to {}", route.path, route.service));
-    }
-    if let Some(serving) = serving {
-        lines.push(format!("drain and remove the instances of release {}", serving.number));
-        let gone = serving.spec.services.keys().filter(|name| !spec.services.contains_key(*name));
-        lines.extend(gone.map(|name| format!("service {name} is not in the new release")));
-    }
-    Ok(lines)
+    let plan = preview(&*context.handle.snapshot()?, wish);
+    Ok(DeployView { result: Accepted::Planned, rollout: None, plan, ..view })
 }
 
 pub(crate) async fn rollback(
@@ -190,8 +187,19 @@ pub(crate) async fn rollback(
 ) -> Answer<DeployView> {
     let env = EnvRef { project: request.project, env: request.env };
     let command = Command::Rollback { env: env.clone(), to: request.to };
-    let outcome = context.handle.submit(&actor, command)?;
-    Ok(Json(deploy_view(env, outcome, None)?))
+    if !request.plan {
+        let outcome = context.handle.submit(&actor, command)?;
+        return Ok(Json(deploy_view(env, outcome, None)?));
+    }
+    let view = deploy_view(env.clone(), context.handle.consider(&actor, command)?.outcome, None)?;
+    let snapshot = context.handle.snapshot()?;
+    let release = snapshot.release(&env, view.release).cloned();
+    let release = release.ok_or_else(|| Failure::new(Code::NoRelease, "the release is gone"))?;
+    let mut baked = release.images.clone().unwrap_or_default();
+    baked.retain(|_, image| context.workshop.manifest(*image).is_ok());
+    let (kind, to) = (RolloutKind::Rollback, view.release);
+    let wish = Wish { env: &env, kind, to, spec: &release.spec, baked: &baked };
+    Ok(Json(planned(&context, true, view, &wish)?))
 }
 
 pub(crate) async fn scale(

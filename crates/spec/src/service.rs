@@ -2,9 +2,9 @@
 
 use crate::reader::{Shared, Table, Value};
 use crate::recipe::is_absolute;
+use crate::rollout;
 use kiln_model::{
-    Autoscale, Check, CheckKind, Health, ImageName, Millis, Resources, RolloutPolicy, ServiceName,
-    ServiceSpec, Stop, limits,
+    Autoscale, Check, CheckKind, Health, ImageName, Millis, Resources, ServiceName, ServiceSpec, Stop, limits,
 };
 use std::collections::BTreeMap;
 
@@ -18,13 +18,13 @@ const CPU_MAX: f64 = 1024.0;
 const EVERY_MIN: Millis = Millis(10);
 const MS: Millis = Millis(1);
 
-/// Reads one `[services.NAME]`. `images` are the names that exist.
+/// Reads one `[services.NAME]`, and what it says about the strategy of all. `images` are the names that exist.
 pub(crate) fn read(
     name: ServiceName,
     mut table: Table<'_>,
     images: &[ImageName],
     sink: Shared<'_, '_>,
-) -> ServiceSpec {
+) -> (ServiceSpec, rollout::Declared) {
     let image = image(&name, &mut table, images, sink);
     if !table.has("command") {
         table.missing("command", "[\"/usr/bin/…\"]", sink);
@@ -44,6 +44,7 @@ pub(crate) fn read(
         let message = format!("`{}` has a port but neither `health` nor `validate`", table.name);
         sink.borrow_mut().push(table.span.clone(), message, Some(hint));
     }
+    let (rollout, declared) = rollout::read(table.table("rollout", sink), sink);
     let spec = ServiceSpec {
         confinement: crate::confinement::read(&mut table, sink),
         image,
@@ -57,7 +58,7 @@ pub(crate) fn read(
         resources: table.table("resources", sink).map_or_else(Resources::default, |t| resources(t, sink)),
         health,
         validate,
-        rollout: rollout(table.table("rollout", sink), sink),
+        rollout,
         stop: table.table("stop", sink).map_or_else(Stop::default, |t| stop(t, sink)),
         name,
     };
@@ -68,7 +69,7 @@ pub(crate) fn read(
     ];
     hints.iter().for_each(|(key, hint)| table.reserved(key, hint, sink));
     table.finish(sink);
-    spec
+    (spec, declared)
 }
 
 fn autoscale(table: &mut Table<'_>, instances: u32, sink: Shared<'_, '_>) -> Option<Autoscale> {
@@ -329,33 +330,6 @@ fn validate(table: &mut Table<'_>, port: Option<u16>, sink: Shared<'_, '_>) -> V
         Some(Check { kind: kind?, timeout })
     };
     items.iter().filter_map(one).collect()
-}
-
-fn rollout(table: Option<Table<'_>>, sink: Shared<'_, '_>) -> RolloutPolicy {
-    let (drain, keep_previous, deadline) = (Millis::from_secs(10), Millis(0), Millis::from_secs(60));
-    let Some(mut table) = table else { return RolloutPolicy { drain, keep_previous, deadline } };
-    if let Some((strategy, span)) = table.string("strategy", sink) {
-        let (message, hint) = match &*strategy {
-            "blue-green" => (None, ""),
-            "rolling" | "canary" => {
-                (Some(format!("strategy `{strategy}` is not available yet")), "use \"blue-green\"")
-            }
-            _ => (Some(format!("unknown strategy `{strategy}`")), "use \"blue-green\""),
-        };
-        if let Some(message) = message {
-            sink.borrow_mut().push(span, message, Some(hint.into()));
-        }
-    }
-    let policy = RolloutPolicy {
-        drain: table.duration("drain", sink).unwrap_or(drain),
-        keep_previous: table.duration("keep_previous", sink).unwrap_or(keep_previous),
-        deadline: table.duration_from("deadline", MS, sink).unwrap_or(deadline),
-    };
-    for key in ["max_surge", "min_ready", "batch", "steps"] {
-        table.reserved(key, "only blue-green exists so far", sink);
-    }
-    table.finish(sink);
-    policy
 }
 
 fn stop(mut table: Table<'_>, sink: Shared<'_, '_>) -> Stop {

@@ -6,7 +6,7 @@ use clap::Args;
 use kiln_api::Client;
 use kiln_api::deploy::{Accepted, DeployRequest, DeployView};
 use kiln_api::rollout::RolloutView;
-use kiln_model::{CommitId, EnvName};
+use kiln_model::EnvName;
 
 /// Options of `kiln deploy`.
 #[derive(Debug, Args)]
@@ -48,17 +48,19 @@ pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<
     source::keep_lock(context, &source, view.lock.take())?;
     view.warnings.iter().for_each(|warning| context.out().note(&format!("warning: {warning}")));
     if arguments.plan {
-        return context.out().answer(&view, || plan(&view, &source.commit));
+        let what =
+            format!("commit {} would become release {} of {}", source.commit.short(), view.release, view.env);
+        return context.out().answer(&view, || plan(&view, &what));
     }
     follow(context, &client, view).await
 }
 
-fn plan(view: &DeployView, commit: &CommitId) -> String {
+/// What would happen: `what`, then one line each.
+pub(crate) fn plan(view: &DeployView, what: &str) -> String {
     if view.result == Accepted::Already {
         return already(view);
     }
-    let mut text =
-        format!("commit {} would become release {} of {}\n", commit.short(), view.release, view.env);
+    let mut text = format!("{what}\n");
     for line in &view.plan {
         text.push_str(&format!("  {line}\n"));
     }
@@ -104,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_plan_says_what_would_happen_or_that_nothing_would() {
-        let commit: CommitId = "a".repeat(40).parse().unwrap();
+        let what = "commit aaaaaaaaaa would become release 4 of shop/production";
         let mut view = DeployView {
             env: "shop/production".to_owned().try_into().unwrap(),
             result: Accepted::Planned,
@@ -115,12 +117,12 @@ mod tests {
             warnings: vec![],
         };
         assert_eq!(
-            plan(&view, &commit),
+            plan(&view, what),
             "commit aaaaaaaaaa would become release 4 of shop/production\n  switch\n"
         );
         view.result = Accepted::Already;
-        assert_eq!(plan(&view, &commit), "release 4 of shop/production serves already\n");
+        assert_eq!(plan(&view, what), "release 4 of shop/production serves already\n");
         view.rollout = Some(RolloutId(7));
-        assert_eq!(plan(&view, &commit), "release 4 of shop/production is on its way already\n");
+        assert_eq!(plan(&view, what), "release 4 of shop/production is on its way already\n");
     }
 }

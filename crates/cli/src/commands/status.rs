@@ -68,6 +68,16 @@ fn paragraph(view: &EnvironmentView, now: Wall) -> String {
     if let Some(rollout) = &view.rollout {
         let reason = rollout.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
         text.push_str(&format!("  {}{reason}\n", watch::step(rollout)));
+        for figures in rollout.step.iter().flat_map(|step| &step.figures) {
+            text.push_str(&format!("    {}\n", figures.text));
+        }
+        if let Some(step) = &rollout.step {
+            let within = step.deadline_ms.map(|span| format!(" (within {span})")).unwrap_or_default();
+            text.push_str(&format!("    next: {}{within}\n", step.next));
+        }
+    }
+    if let Some(rollback) = &view.rollback {
+        text.push_str(&format!("  {}", watch::safety(rollback)));
     }
     if view.reasons > 0 {
         let env = &view.env.env;
@@ -174,6 +184,7 @@ mod tests {
             }],
             instances: vec![],
             rollout: None,
+            rollback: None,
             requests: Tally { requests: 7, ..Tally::default() },
             reasons: 1,
         };
