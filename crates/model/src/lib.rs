@@ -15,6 +15,7 @@ pub mod ids;
 pub mod image;
 pub mod instance;
 pub mod limits;
+pub mod mutant;
 pub mod mutation;
 pub mod network;
 pub mod op;

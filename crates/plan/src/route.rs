@@ -2,6 +2,7 @@
 
 use crate::draft::Draft;
 use kiln_model::edge::EdgeStatus;
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::network::internal_host;
 use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
 use kiln_model::{
@@ -22,7 +23,9 @@ pub fn table(snapshot: &Snapshot) -> RouteTable {
         let Some(release) = environment.serving.and_then(|n| snapshot.release(&environment.env, n)) else {
             continue;
         };
-        for rule in &release.spec.routes {
+        for rule in
+            release.spec.routes.iter().skip(usize::from(planted(Mutant::HalfSwitch) && release.number.0 > 1))
+        {
             let Some(index) = pool(&mut table, snapshot, environment, release, &rule.service) else {
                 continue;
             };
@@ -90,7 +93,8 @@ fn targets(
     let mut targets: Vec<Target> = own()
         .filter(|i| {
             let replaced = || own().any(|other| other.slot == i.slot && other.state.is_validated());
-            i.state.is_validated() || (i.state == InstanceState::Tainted && !replaced())
+            let early = planted(Mutant::SwitchUnvalidated) && i.state == InstanceState::Probing;
+            early || i.state.is_validated() || (i.state == InstanceState::Tainted && !replaced())
         })
         .filter_map(|i| Some(Target { instance: i.id.clone(), address: i.address?, port }))
         .collect();
@@ -120,7 +124,7 @@ pub(crate) fn propose(draft: &mut Draft<'_>) {
     }
     let (generation, table) = draft.snapshot.route.clone();
     let at_edge = draft.observed.edge.as_ref().map(|edge| edge.generation);
-    let behind = at_edge.is_none_or(|at_edge| at_edge < generation);
+    let behind = at_edge.is_none_or(|at_edge| at_edge < generation) && !planted(Mutant::EdgeForgotten);
     if generation.0 > 0 && (!draft.route_settled() || (behind && at_edge.is_some())) {
         draft.wanted.insert(OpKey::SetRoute { generation, digest: table.digest() });
     }
