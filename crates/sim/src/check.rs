@@ -14,15 +14,16 @@ use std::collections::{BTreeMap, BTreeSet};
 const DRAIN_MIN: u64 = 380;
 
 /// An effect reached its receiver, and is about to change something.
-pub(crate) fn applied(world: &mut World, fence: Fence) {
+pub(crate) fn applied(world: &mut World, receiver: &'static str, fence: Fence) {
     world.applied += 1;
-    s10_old_effect(world, fence);
-    world.truth.server = world.truth.server.max(fence.server());
+    s10_old_effect(world, receiver, fence);
+    let newest = world.truth.servers.entry(receiver).or_default();
+    *newest = fence.server().max(*newest);
 }
 
-/// S10: an effect of an older server changes nothing.
-fn s10_old_effect(world: &mut World, fence: Fence) {
-    let newest = world.truth.server;
+/// S10: an effect of an older server changes nothing, once its receiver heard of a newer one.
+fn s10_old_effect(world: &mut World, receiver: &'static str, fence: Fence) {
+    let newest = world.truth.servers.get(receiver).copied().unwrap_or_default();
     if fence.server() < newest {
         world.broken(|| format!("S10: an effect with fence {fence} was taken after one of {newest:?}"));
     }
@@ -137,7 +138,9 @@ fn s3_capacity(world: &mut World, generation: Generation, table: &RouteTable) {
         let least = before.min(wanted.get(&key).copied().unwrap_or(0));
         let new = table.pools.iter().find(|p| p.env == old.env && p.service == old.service);
         let after = new.map_or(0, |pool| pool.targets.len()) as u32;
-        if after < least {
+        // Those that died after they were validated were taken away by the world.
+        let died = new.map_or(0, |pool| world.truth.deaths_of(pool, world.now.saturating_sub(30_000)));
+        if after + died < least {
             let (env, service) = key;
             world.broken(|| {
                 format!(
@@ -360,7 +363,7 @@ pub(crate) fn failed(world: &mut World, pool: &Pool) {
         wanted.get(&(pool.env.clone(), pool.service.clone())).copied().unwrap_or(0) == 0
     });
     let excused = world.now < world.truth.excused_until || world.truth.edge_lost || none_wanted;
-    let dead = |id: &InstanceId| world.truth.died.contains(id);
+    let dead = |id: &InstanceId| world.truth.died.contains_key(id);
     // All that could answer died by themselves, or had to leave the table for that.
     let by_the_world = !world.truth.died.is_empty() && pool.targets.iter().all(|t| dead(&t.instance));
     if !excused && !by_the_world {

@@ -129,7 +129,7 @@ impl Edge {
     }
 
     fn take(world: &mut World, fence: Fence, generation: Generation, digest: Digest, table: RouteTable) {
-        crate::check::applied(world, fence);
+        crate::check::applied(world, "edge", fence);
         let boot = world.boots;
         let same = world.edge.used.0 == generation && world.edge.used.1 == Some(digest);
         if !same {

@@ -47,6 +47,8 @@ impl One {
 pub(crate) struct Host {
     pub(crate) instances: BTreeMap<InstanceId, One>,
     gone: BTreeSet<InstanceId>,
+    /// Addresses of those that vanished: kept until somebody asks for their absence.
+    kept: BTreeMap<InstanceId, IpAddr>,
     server: (Incarnation, Epoch),
     listeners: Vec<Arc<Notify>>,
 }
@@ -66,11 +68,13 @@ impl Host {
     pub(crate) fn reboot(&mut self) {
         for one in self.instances.values_mut() {
             one.exited = Some(ExitReason::Unknown);
+            one.hung = None;
         }
     }
 
     fn free_address(&self) -> IpAddr {
-        let taken: BTreeSet<IpAddr> = self.instances.values().map(|one| one.address).collect();
+        let taken: BTreeSet<IpAddr> =
+            self.instances.values().map(|one| one.address).chain(self.kept.values().copied()).collect();
         let mut addresses = (FIRST_ADDRESS..).map(|number| IpAddr::V4(Ipv4Addr::from(number)));
         addresses.find(|address| !taken.contains(address)).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
@@ -116,10 +120,11 @@ impl Host {
 
     /// The program of an instance ends.
     pub(crate) fn end(world: &mut World, id: &InstanceId, reason: ExitReason) {
+        let now = world.now;
         if let Some(one) = world.host.instances.get_mut(id) {
             one.exited = Some(reason);
+            world.truth.death(now, &one.spec);
         }
-        world.truth.died.insert(id.clone());
         world.dirty = true;
         world.host.tell();
     }
@@ -131,8 +136,8 @@ impl Host {
         let now = world.now;
         if let Some(one) = world.host.instances.get_mut(&id) {
             one.hung = Some(now);
+            world.truth.death(now, &one.spec);
         }
-        world.truth.died.insert(id);
         world.dirty = true;
     }
 
@@ -140,8 +145,11 @@ impl Host {
     pub(crate) fn forget(world: &mut World) {
         let Some(id) = Self::any(world, |_| true) else { return };
         world.tell(|| format!("{id} vanishes"));
-        world.host.instances.remove(&id);
-        world.truth.died.insert(id);
+        let now = world.now;
+        if let Some(one) = world.host.instances.remove(&id) {
+            world.truth.death(now, &one.spec);
+            world.host.kept.insert(id, one.address);
+        }
         world.dirty = true;
         world.host.tell();
     }
@@ -158,7 +166,7 @@ impl Host {
             return Err(ProviderError::Stale { id: id.clone(), detail });
         }
         world.host.admit(fence, id)?;
-        crate::check::applied(world, fence);
+        crate::check::applied(world, "provider", fence);
         if let Some(one) = world.host.instances.get(id) {
             return Ok(one.seen());
         }
@@ -183,13 +191,14 @@ impl Host {
 
     fn absent(world: &mut World, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
         world.host.admit(fence, id)?;
-        crate::check::applied(world, fence);
+        crate::check::applied(world, "provider", fence);
         if world.host.instances.contains_key(id) {
             crate::check::before_end(world, id);
             world.tell(|| format!("end {id}, fence {fence}"));
             world.host.instances.remove(id);
             world.dirty = true;
         }
+        world.host.kept.remove(id);
         world.host.gone.insert(id.clone());
         world.truth.destroyed.insert(id.clone());
         world.host.tell();

@@ -6,7 +6,9 @@ mod bakery;
 mod check;
 mod disk;
 mod edge;
+pub mod explore;
 pub mod faults;
+
 mod finish;
 mod host;
 mod node;

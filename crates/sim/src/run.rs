@@ -227,6 +227,11 @@ impl Run {
         Some(answer)
     }
 
+    /// Whether a command is under way. It may have been asked long ago, by a process that was paused.
+    pub(crate) fn somebody_asks(&self) -> bool {
+        self.tasks.len() > self.nodes.iter().filter(|node| node.process.is_some()).count()
+    }
+
     fn operate(&mut self) {
         let now = self.sim.world().now;
         while self.script.last().is_some_and(|(at, _)| *at <= now) {

@@ -1,6 +1,9 @@
 //! What really happened, whatever anybody believes: the facts that invariants are checked against. No mutant touches them.
 
-use kiln_model::{Digest, EnvRef, Epoch, Generation, Incarnation, InstanceId, ReleaseNumber, ServiceName};
+use kiln_model::route::Pool;
+use kiln_model::{
+    Digest, EnvRef, Epoch, Generation, Incarnation, InstanceId, InstanceSpec, ReleaseNumber, ServiceName,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module.
@@ -14,10 +17,10 @@ pub(crate) struct Truth {
     pub(crate) validated: BTreeSet<InstanceId>,
     /// Instances that a receiver destroyed.
     pub(crate) destroyed: BTreeSet<InstanceId>,
-    /// Instances that the world, not kiln, ended.
-    pub(crate) died: BTreeSet<InstanceId>,
-    /// Of the newest server whose effect reached a receiver.
-    pub(crate) server: (Incarnation, Epoch),
+    /// Instances that the world, not kiln, ended: when, and what they were of.
+    pub(crate) died: BTreeMap<InstanceId, (u64, EnvRef, ServiceName, ReleaseNumber)>,
+    /// Of each receiver, the newest server whose effect reached it.
+    pub(crate) servers: BTreeMap<&'static str, (Incarnation, Epoch)>,
     /// The epoch of the newest commit.
     pub(crate) epoch: Epoch,
     /// What each generation is.
@@ -35,13 +38,27 @@ pub(crate) struct Truth {
     pub(crate) excused_until: u64,
     /// Commits.
     pub(crate) commits: u64,
-    /// Ends of rollouts that were committed.
-    pub(crate) ends: BTreeMap<u64, &'static str>,
-    /// Releases that served, by environment.
-    pub(crate) served: BTreeMap<EnvRef, BTreeSet<ReleaseNumber>>,
 }
 
 impl Truth {
+    /// The world ended an instance.
+    pub(crate) fn death(&mut self, now: u64, spec: &InstanceSpec) {
+        let of = (now, spec.env.clone(), spec.service.clone(), spec.release);
+        self.died.insert(spec.id.clone(), of);
+    }
+
+    /// How many instances of a pool the world ended that were validated, since `since`.
+    pub(crate) fn deaths_of(&self, pool: &Pool, since: u64) -> u32 {
+        let own = |(id, (at, env, service, release)): &(
+            &InstanceId,
+            &(u64, EnvRef, ServiceName, ReleaseNumber),
+        )| {
+            let same = env == &pool.env && service == &pool.service && *release == pool.release;
+            same && *at >= since && self.validated.contains(*id)
+        };
+        self.died.iter().filter(own).count() as u32
+    }
+
     /// The edge uses another table.
     pub(crate) fn switched(&mut self, now: u64, targets: BTreeSet<InstanceId>) {
         for gone in self.routed.difference(&targets) {
