@@ -7,6 +7,7 @@ use crate::execute::{Bakery, Ended, Engines, execute};
 use futures_util::future::{Either, FutureExt, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use kiln_edge::client::Router;
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     Digest, EnvRef, Epoch, Evidence, ImageName, Incarnation, InstanceId, Millis, Op, OpKey, ReleaseNumber,
     Snapshot,
@@ -47,7 +48,9 @@ impl Work {
         snapshot: Arc<Snapshot>,
     ) {
         let (key, id) = (op.key.clone(), op.id);
-        self.running.insert(key.clone());
+        if !planted(Mutant::ForgetRunning) {
+            self.running.insert(key.clone());
+        }
         let effect = execute(engines.clone(), clock.clone(), server, op, snapshot);
         let effect = AssertUnwindSafe(effect).catch_unwind();
         self.futures.push(Box::pin(async move {

@@ -64,6 +64,10 @@ mutants! {
     HalfSwitch = "half-switch",
     /// A commit of an older epoch is taken.
     NoStoreFence = "no-store-fence",
+    /// A commit on an older revision is taken.
+    NoConflict = "no-conflict",
+    /// Control forgets what it has under way.
+    ForgetRunning = "forget-running",
     /// The provider takes effects of older servers.
     NoProviderFence = "no-provider-fence",
     /// The provider starts what was destroyed.

@@ -358,11 +358,8 @@ pub(crate) fn answered(world: &mut World, instance: &InstanceId, spec: &Instance
 
 /// A client got no answer: nobody of the pool is there.
 pub(crate) fn failed(world: &mut World, pool: &Pool) {
-    let generation = world.edge.used.0;
-    let none_wanted = world.truth.wanted.get(&generation).is_some_and(|wanted| {
-        wanted.get(&(pool.env.clone(), pool.service.clone())).copied().unwrap_or(0) == 0
-    });
-    let excused = world.now < world.truth.excused_until || world.truth.edge_lost || none_wanted;
+    // That nobody is in the table although somebody could be is S3's.
+    let excused = world.now < world.truth.excused_until || world.truth.edge_lost || pool.targets.is_empty();
     let dead = |id: &InstanceId| world.truth.died.contains_key(id);
     // All that could answer died by themselves, or had to leave the table for that.
     let by_the_world = !world.truth.died.is_empty() && pool.targets.iter().all(|t| dead(&t.instance));

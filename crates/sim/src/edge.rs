@@ -83,6 +83,8 @@ impl Edge {
         world.edge.kept = world.edge.before.take().filter(|_| world.rng.below(2) == 0);
         world.truth.excused_until = world.now + 30_000;
         world.truth.edge_lost = true;
+        // With its table it forgot whom it had heard of.
+        world.truth.servers.remove("edge");
         Self::restart(world, world.boots);
     }
 

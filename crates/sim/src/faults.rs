@@ -34,6 +34,8 @@ pub struct Faults {
     pub hang: u32,
     /// Somebody else removes an instance without a trace.
     pub forget: u32,
+    /// Something is there that no row owns, as after a restore of older state.
+    pub stray: u32,
     /// The edge starts anew.
     pub edge_restart: u32,
     /// The edge starts anew with the table before the last one, or with none.
@@ -68,6 +70,7 @@ impl Faults {
             death: rate(500),
             hang: rate(150),
             forget: rate(100),
+            stray: rate(60),
             edge_restart: rate(250),
             edge_loss: rate(80),
             edge_hang: rate(100),

@@ -4,6 +4,7 @@
 use crate::host::One;
 use crate::project::{commit_id, env, release, service_name};
 use crate::run::Run;
+use crate::world::World;
 use kiln_model::Snapshot;
 use kiln_plan::Command;
 use std::collections::BTreeSet;
@@ -19,7 +20,7 @@ const IDLE_MS: u64 = 2_500;
 /// See the module.
 pub(crate) fn finish(run: &mut Run) {
     run.heal();
-    if !settle(run) {
+    if !settle(run, is_quiet) {
         return;
     }
     let environments: Vec<usize> =
@@ -33,7 +34,7 @@ pub(crate) fn finish(run: &mut Run) {
             instances: std::collections::BTreeMap::clone(&instances),
         });
     }
-    if !settle(run) {
+    if !settle(run, is_settled) {
         return;
     }
     for n in environments {
@@ -86,19 +87,27 @@ fn ask(run: &mut Run, command: impl Fn() -> Command) {
     }
 }
 
+/// L1, L8: whether every rollout has ended, and nothing is on its way. What serves may be a release that was deployed while
+/// it was scaled to nothing, and never works.
+fn is_quiet(run: &Run) -> bool {
+    is_quiet_in(run, &run.sim.world(), &snapshot(run))
+}
+
+fn is_quiet_in(run: &Run, world: &World, snapshot: &Snapshot) -> bool {
+    let moving = snapshot.rollouts.values().any(|r| !r.phase.is_end());
+    world.delayed.is_empty() && !run.somebody_asks() && !moving
+}
+
 /// Whether nothing is under way.
 fn is_settled(run: &Run) -> bool {
     let snapshot = snapshot(run);
     let world = run.sim.world();
     let kept = snapshot.environments.values().any(|e| e.keep.is_some());
-    let moving = snapshot.rollouts.values().any(|r| !r.phase.is_end());
     let states = snapshot.instances.values().all(|i| i.state.is_validated());
-    world.delayed.is_empty()
-        && !run.somebody_asks()
+    is_quiet_in(run, &world, &snapshot)
         && snapshot.ops.is_empty()
         && snapshot.acked == snapshot.route.0
         && !kept
-        && !moving
         && states
         && complete(&snapshot)
         && world.host.instances.len() == snapshot.instances.len()
@@ -119,7 +128,7 @@ fn complete(snapshot: &Snapshot) -> bool {
 }
 
 /// L1, L2, L7, L8: everything settles within the budget.
-fn settle(run: &mut Run) -> bool {
+fn settle(run: &mut Run, done: fn(&Run) -> bool) -> bool {
     let mut limit = run.sim.world().now + BUDGET_MS;
     while run.goes_on() {
         let world = run.sim.world();
@@ -128,7 +137,7 @@ fn settle(run: &mut Run) -> bool {
             limit = now + BUDGET_MS;
         }
         drop(world);
-        if is_settled(run) {
+        if done(run) {
             return true;
         }
         if now > limit {

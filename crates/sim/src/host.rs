@@ -154,6 +154,19 @@ impl Host {
         world.host.tell();
     }
 
+    /// Something is there that no row owns.
+    pub(crate) fn stray(world: &mut World) {
+        let Some(like) = Self::any(world, |_| true) else { return };
+        let Some(like) = world.host.instances.get(&like).cloned() else { return };
+        let id = InstanceId::new(&like.spec.service, 100_000 + world.id());
+        let address = world.host.free_address();
+        world.tell(|| format!("{id} is there, and nobody owns it"));
+        let spec = InstanceSpec { id: id.clone(), ..like.spec };
+        world.host.instances.insert(id, One { spec, address, exited: None, hung: None, ..like });
+        world.dirty = true;
+        world.host.tell();
+    }
+
     fn ensure(world: &mut World, fence: Fence, spec: &InstanceSpec) -> Result<Seen, ProviderError> {
         let id = &spec.id;
         if world.host.gone.contains(id) && !planted(Mutant::NoTombstone) {
@@ -178,6 +191,7 @@ impl Host {
                 let (step, detail) = ("mount the image".into(), "it is broken".into());
                 return Err(ProviderError::Permanent { id: id.clone(), step, detail });
             }
+            Behaviour::Stuck => return Err(no_answer(id, "wait for memory")),
             Behaviour::Crashes => Some(ExitReason::Status { code: 3 }),
             _ => None,
         };

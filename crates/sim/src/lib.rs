@@ -18,6 +18,7 @@ pub mod rng;
 pub mod run;
 pub mod script;
 mod truth;
+mod vault;
 mod world;
 
 pub use faults::Faults;

@@ -24,10 +24,11 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |name: &str, default: u64| value(&arguments, name).unwrap_or(default);
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
+    let began = Instant::now();
     match arguments.first().map(String::as_str) {
         Some("seeds") => seeds(number("--from", 0), number("--count", 2_000), number("--threads", 1)),
-        Some("crashes") => tell(&explore::crashes(number("--stride", 1)), Instant::now()),
-        Some("pairs") => tell(&explore::pairs(number("--stride", 23)), Instant::now()),
+        Some("crashes") => tell(&explore::crashes(number("--stride", 1)), began),
+        Some("pairs") => tell(&explore::pairs(number("--stride", 23)), began),
         Some("mutants") => mutants(number("--count", 300), has("--pairs")),
         Some("replay") => replay(&arguments, has("--trace")),
         _ => {

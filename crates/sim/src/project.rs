@@ -16,17 +16,20 @@ pub enum Behaviour {
     NeverReady,
     /// They cannot be started.
     Broken,
+    /// Every try to start them fails, and the next might work.
+    Stuck,
     /// Its images cannot be made.
     Unbakeable,
 }
 
-/// How commit `n` behaves: 1 and 2 out of 8 are good for sure.
+/// How commit `n` behaves.
 pub fn behaviour(n: u64) -> Behaviour {
     match n % 16 {
         3 => Behaviour::Crashes,
         5 => Behaviour::FailsValidate,
         6 => Behaviour::NeverReady,
         11 => Behaviour::Broken,
+        12 => Behaviour::Stuck,
         13 => Behaviour::Unbakeable,
         _ => Behaviour::Good,
     }

@@ -7,10 +7,12 @@ use crate::host::Host;
 use crate::node::{Node, serve};
 use crate::process::Process;
 use crate::script::{Act, Script};
+use crate::vault::Vault;
 use crate::world::Sim;
 use kiln_control::Handle;
 use kiln_plan::{Command, Outcome};
-use kiln_store::{MemStore, SqliteStore, Store};
+
+use kiln_store::{SqliteStore, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -108,6 +110,7 @@ struct Task {
 pub(crate) struct Run {
     pub(crate) sim: Sim,
     pub(crate) store: Arc<dyn Store>,
+    vault: Arc<Vault>,
     pub(crate) nodes: Vec<Node>,
     tasks: BTreeMap<u64, Task>,
     script: Vec<(u64, Act)>,
@@ -119,20 +122,21 @@ pub(crate) struct Run {
 /// Runs it to its end.
 pub fn run(config: &Config) -> Report {
     let sim = Sim::new(config.seed, config.faults, config.trace);
+    let vault = Arc::new(Vault::new(config.faults.store_rollback > 0));
     let store: Arc<dyn Store> = if config.sqlite {
         match SqliteStore::in_memory() {
             Ok(store) => Arc::new(store),
             Err(error) => return Report { violation: Some(error.to_string()), ..Report::default() },
         }
     } else {
-        Arc::new(MemStore::default())
+        vault.clone()
     };
     let mut script = config.script.0.clone();
     script.reverse();
     let nodes = (0..config.nodes).map(Node::new).collect();
     let crash_at = config.crash_at.clone();
     let (tasks, died_at) = (BTreeMap::new(), BTreeSet::new());
-    let mut run = Run { sim, store, nodes, tasks, script, crash_at, points: 0, died_at };
+    let mut run = Run { sim, store, vault, nodes, tasks, script, crash_at, points: 0, died_at };
     while !run.script.is_empty() && run.goes_on() {
         run.step();
     }
@@ -259,6 +263,9 @@ impl Run {
         if world.rng.chance(faults.forget) {
             Host::forget(&mut world);
         }
+        if world.rng.chance(faults.stray) {
+            Host::stray(&mut world);
+        }
         if world.rng.chance(faults.edge_restart) {
             let boot = world.boots;
             Edge::restart(&mut world, boot);
@@ -276,6 +283,7 @@ impl Run {
         let pause = world.rng.chance(faults.pause);
         let span = if pause { 1_000 + world.rng.below(8_000) as u64 } else { 0 };
         let reboot = world.rng.chance(faults.reboot);
+        let restored = world.rng.chance(faults.store_rollback).then(|| 1 + world.rng.below(8));
         let now = world.now;
         let victim = if pause { world.rng.below(self.nodes.len()) } else { 0 };
         if pause {
@@ -284,6 +292,11 @@ impl Run {
         drop(world);
         if pause {
             self.nodes[victim].paused_until = now + span;
+        }
+        if let Some(n) = restored {
+            (0..self.nodes.len()).for_each(|node| self.crash(node));
+            self.vault.back(n);
+            self.sim.world().tell(|| format!("the store goes {n} commits back"));
         }
         if reboot {
             // Everything on the host dies together; effects on their way die with it.

@@ -56,7 +56,7 @@ impl Store for MemStore {
             return Err(StoreError::LeaseLost { mine: epoch, holder: state.epoch });
         }
         let newest = state.snapshot.revision;
-        if base != newest {
+        if base != newest && !planted(Mutant::NoConflict) {
             return Err(StoreError::Conflict { base, newest });
         }
         let mut after = rules::check(&state.snapshot, mutations, |id| state.tombstones.contains(id))
