@@ -3,7 +3,7 @@
 
 use crate::draft::Draft;
 use crate::instance::heal_not_before;
-use crate::route::replicas;
+use crate::route::{replicas, stand_ins};
 use kiln_model::edge::{EdgeStatus, Mark};
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
@@ -323,6 +323,7 @@ pub(crate) fn fill_slots(draft: &mut Draft<'_>, env: &EnvRef) {
                     None => owned.extend(create(draft, &environment, &release, service, slot)),
                 }
             }
+            owned.extend(stand_ins(&draft.snapshot, &environment, &release, service));
         }
     }
     for instance in draft.instances_of(env) {

@@ -6,9 +6,10 @@ use kiln_model::mutant::{Mutant, planted};
 use kiln_model::network::internal_host;
 use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
 use kiln_model::{
-    Environment, InstanceState, Mutation, OpKey, Release, RouteTable, ServiceName, ServiceSpec, Snapshot,
-    Target,
+    Environment, InstanceId, InstanceState, Mutation, OpKey, Release, RouteTable, ServiceName, ServiceSpec,
+    Snapshot, Target,
 };
+use std::collections::BTreeSet;
 
 /// The instances that a service keeps running: the environment's override or what the release asks for.
 pub fn replicas(environment: &Environment, service: &ServiceSpec) -> u32 {
@@ -76,7 +77,28 @@ fn pool(
     Some(table.pools.len() - 1)
 }
 
-/// Validated instances of the wanted slots; a tainted one stays until its replacement is validated.
+/// Instances beyond the wanted slots that stay in use, one for each wanted slot that has nobody validated: a service that is
+/// scaled down while one of its slots is being healed must not lose those who work.
+pub(crate) fn stand_ins(
+    snapshot: &Snapshot,
+    environment: &Environment,
+    release: &Release,
+    spec: &ServiceSpec,
+) -> BTreeSet<InstanceId> {
+    if environment.serving != Some(release.number) {
+        return BTreeSet::new();
+    }
+    let count = replicas(environment, spec);
+    let own = snapshot
+        .instances_of(&environment.env)
+        .filter(|i| i.release == release.number && i.service == spec.name && i.state.is_validated());
+    let (within, mut beyond): (Vec<_>, Vec<_>) = own.partition(|i| i.slot < count);
+    beyond.sort_by_key(|i| i.slot);
+    let missing = (count as usize).saturating_sub(within.len());
+    beyond.into_iter().take(missing).map(|i| i.id.clone()).collect()
+}
+
+/// Validated instances of the wanted slots, and [`stand_ins`]; a tainted one stays until its replacement is validated.
 fn targets(
     snapshot: &Snapshot,
     environment: &Environment,
@@ -85,9 +107,11 @@ fn targets(
 ) -> Vec<Target> {
     let Some(port) = spec.port else { return vec![] };
     let count = replicas(environment, spec);
+    let stand_ins = stand_ins(snapshot, environment, release, spec);
     let own = || {
         snapshot.instances_of(&environment.env).filter(|i| {
-            i.release == release.number && i.service == spec.name && i.slot < count && i.address.is_some()
+            let wanted = i.slot < count || stand_ins.contains(&i.id);
+            i.release == release.number && i.service == spec.name && wanted && i.address.is_some()
         })
     };
     let mut targets: Vec<Target> = own()

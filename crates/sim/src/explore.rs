@@ -41,7 +41,11 @@ impl Summary {
         self.requests.1 += report.requests.1;
         self.names.extend(report.names);
         self.died_at.extend(report.died_at);
-        self.broken.extend(report.violation.map(|violation| (what, violation)));
+        if let Some(violation) = report.violation {
+            // At once: a long search may have hours to go.
+            eprintln!("{what}: {violation}");
+            self.broken.push((what, violation));
+        }
     }
 
     /// The points of the binary at which no process died.

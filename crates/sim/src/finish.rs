@@ -24,7 +24,7 @@ pub(crate) fn finish(run: &mut Run) {
         return;
     }
     let environments: Vec<usize> =
-        (0..2).filter(|n| snapshot(run).environments.contains_key(&env(*n))).collect();
+        (0..2).filter(|n| *n == 0 || snapshot(run).environments.contains_key(&env(*n))).collect();
     for n in &environments {
         let services = if *n == 0 { vec!["api", "web"] } else { vec!["blog"] };
         let instances = services.into_iter().map(|name| (service_name(name), None)).collect();

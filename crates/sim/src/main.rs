@@ -39,9 +39,6 @@ fn main() -> ExitCode {
 }
 
 fn tell(summary: &Summary, began: Instant) -> ExitCode {
-    for (what, violation) in &summary.broken {
-        println!("{what}: {violation}");
-    }
     println!("{summary}; {:.1} s", began.elapsed().as_secs_f64());
     let missing = summary.not_covered();
     if !missing.is_empty() {
