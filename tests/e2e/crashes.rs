@@ -2,22 +2,25 @@
 //! no request fails, and nothing is there twice or left over.
 
 use crate::tiny::{self, all_answered, counts, environment, instances};
-use kiln_tests::{Kiln, Project, free_address, wait_until};
+use kiln_tests::{Kiln, Project, free_address, kiln_program, run, wait_until};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// The crash points of `kiln_control::crash`, in the order of a deploy, with the passes at which it dies: a rollout has
-/// one commit for each of its steps, from the first intent to the last tombstone.
-const POINTS: &[(&str, std::ops::RangeInclusive<u32>)] = &[
+/// The crash points that the binary lists, in the order of a deploy, with the passes at which it dies: a rollout has one
+/// commit for each of its steps, from the first intent to the last tombstone.
+const POINTS: [(&str, std::ops::RangeInclusive<u32>); 15] = [
     ("submit.before-commit", 1..=1),
     ("submit.after-commit", 1..=1),
+    ("plan.observed", 1..=1),
     ("plan.before-commit", 1..=8),
     ("plan.after-commit", 1..=8),
     ("bake.before", 1..=1),
     ("bake.after", 1..=1),
     ("ensure.before", 1..=2),
     ("ensure.after", 1..=2),
+    ("probe.before", 1..=1),
+    ("probe.after", 1..=1),
     ("set-route.before", 1..=1),
     ("set-route.after", 1..=1),
     ("absent.before", 1..=2),
@@ -104,9 +107,15 @@ fn converge(kiln: &mut Kiln, project: &Project, mut client: std::process::Child,
 
 pub fn points() {
     let (mut kiln, project, usual) = prepared();
+    let listed = run(Command::new(kiln_program()).args(["internal", "points"])).expect(0).stdout;
+    assert_eq!(
+        listed.lines().collect::<Vec<_>>(),
+        POINTS.map(|(point, _)| point),
+        "every point has its passes"
+    );
     let load = tiny::load(&kiln, 300);
     let passes =
-        POINTS.iter().flat_map(|(point, passes)| passes.clone().map(move |pass| format!("{point}:{pass}")));
+        POINTS.into_iter().flat_map(|(point, passes)| passes.map(move |pass| format!("{point}:{pass}")));
     let mut n_died = 0;
     for (n, point) in (4..).zip(passes) {
         kiln.terminate();

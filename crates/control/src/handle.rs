@@ -1,8 +1,9 @@
 //! What the API sees of the control plane: the newest snapshot, the last observation, and commands.
 
 use crate::clock::Clock;
-use crate::crash;
+use crate::crash::Point;
 use crate::reconcile::Shared;
+use futures_util::future::FutureExt;
 use kiln_model::{Boot, EnvRef, Epoch, Event, Revision, RolloutId, Snapshot};
 use kiln_plan::command::Decision;
 use kiln_plan::explain::{Reason, explain};
@@ -148,6 +149,12 @@ impl Handle {
 
     /// Decides on a command and records it. It is durable when this returns; it comes true afterwards.
     pub fn submit(&self, actor: &str, command: Command) -> Result<Outcome, SubmitError> {
+        let submitted = self.submit_in_steps(actor, command).now_or_never();
+        submitted.unwrap_or_else(|| unreachable!("a process passes its named points at once"))
+    }
+
+    /// [`Handle::submit`] for the simulator, where others may act between two steps of a command.
+    pub async fn submit_in_steps(&self, actor: &str, command: Command) -> Result<Outcome, SubmitError> {
         let mut request =
             Request { command, actor: actor.to_owned(), at: self.clock.wall(), now: self.clock.boot() };
         for attempt in 0.. {
@@ -157,10 +164,10 @@ impl Handle {
             if decision.mutations.is_empty() {
                 return Ok(decision.outcome);
             }
-            crash::point("submit", "before-commit");
+            self.clock.pass(Point::SubmitBeforeCommit).await;
             match self.store.commit(self.epoch, snapshot.revision, &decision.mutations, &decision.events) {
                 Ok(revision) => {
-                    crash::point("submit", "after-commit");
+                    self.clock.pass(Point::SubmitAfterCommit).await;
                     self.shared.revision.send_replace(revision);
                     self.shared.wake.notify_one();
                     return Ok(decision.outcome);

@@ -14,6 +14,7 @@ pub mod keeper;
 pub mod keys;
 pub mod reconcile;
 pub mod start;
+mod work;
 pub mod workshop;
 
 pub use collect::Collected;

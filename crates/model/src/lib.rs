@@ -17,6 +17,7 @@ mod index;
 pub mod instance;
 pub mod limits;
 pub mod mix;
+pub mod mutant;
 pub mod mutation;
 pub mod network;
 pub mod op;

@@ -1,10 +1,12 @@
 //! What a user may ask for. A command only changes desired state, in one commit; it never waits for it to come true.
 
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     Boot, EnvRef, Environment, Event, Mutation, Release, ReleaseNumber, ReleaseSpec, Rollout, RolloutId,
     RolloutKind, RolloutPhase, ServiceName, Snapshot, Wall, limits, rollout::Receipt,
 };
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -336,7 +338,8 @@ fn start(
     let id = snapshot.next_rollout.max(RolloutId(1));
     let mut mutations = vec![Mutation::PutEnvironment(environment.clone())];
     let mut events = vec![];
-    for older in snapshot.active_rollouts(env).filter(|r| r.phase.is_before_switch()) {
+    let supersedes = |r: &&Arc<Rollout>| r.phase.is_before_switch() && !planted(Mutant::NoSupersede);
+    for older in snapshot.active_rollouts(env).filter(supersedes) {
         let mut older = Rollout::clone(older);
         older.phase = RolloutPhase::Superseded;
         older.since = request.now;

@@ -4,6 +4,7 @@ use crate::draft::Draft;
 use crate::observed::{Probe, ProbeLog, readiness_interval};
 use kiln_model::edge::TargetStatus;
 use kiln_model::mix::BASELINE_SLOT;
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     Boot, Evidence, Health, ImageManifest, Instance, InstanceId, InstanceSpec, InstanceState, Millis,
     Mutation, OpKey, Release, RolloutPhase, SeenState, ServiceSpec, Strategy, limits,
@@ -23,7 +24,9 @@ const DEATHS_FORGOTTEN: Millis = Millis::from_secs(60);
 
 /// Takes in what the provider sees. Without an answer of the provider nothing is concluded.
 pub(crate) fn observe(draft: &mut Draft<'_>) {
-    let Some(seen) = &draft.observed.seen else { return };
+    let empty = BTreeMap::new();
+    let blind = planted(Mutant::BlindIsEmpty).then_some(&empty);
+    let Some(seen) = draft.observed.seen.as_ref().or(blind) else { return };
     let instances = draft.restless_instances();
     for instance in instances.iter().filter(|i| !i.state.is_over()) {
         match (seen.get(&instance.id), instance.state) {
@@ -181,6 +184,7 @@ fn next_step(instance: &Instance, service: &ServiceSpec, log: &ProbeLog, now: Bo
         let step = log.steps.get(&n);
         match step {
             Some(step) if step.passes > 0 => {}
+            Some(_) if planted(Mutant::FailedIsPassed) => {}
             Some(step) if step.failures >= limits::VALIDATE_ATTEMPTS_MAX => {
                 let reason = format!("validate `{}` failed: {}", check.kind, step.last.detail);
                 return Step::Failed(reason, evidence());
@@ -241,6 +245,14 @@ pub(crate) fn taint(draft: &mut Draft<'_>) {
 /// Wants the effects that instances need: existence, or its end once no traffic can reach them.
 pub(crate) fn effects(draft: &mut Draft<'_>) {
     for instance in draft.restless_instances() {
+        if planted(Mutant::GoneUnseen)
+            && instance.state.is_over()
+            && out_of_route(draft, &instance.id)
+            && draft.observed.seen.as_ref().is_some_and(|seen| !seen.contains_key(&instance.id))
+        {
+            draft.put(Mutation::Gone { instance: instance.id.clone() });
+            continue;
+        }
         let key = match instance.state {
             InstanceState::Intent => OpKey::Ensure { instance: instance.id.clone() },
             state if state.is_over() && out_of_route(draft, &instance.id) => {
@@ -254,6 +266,9 @@ pub(crate) fn effects(draft: &mut Draft<'_>) {
 
 /// Whether the edge acknowledged a table without the instance, so that its address may be used again.
 pub(crate) fn out_of_route(draft: &Draft<'_>, id: &InstanceId) -> bool {
+    if planted(Mutant::RetireBeforeAck) {
+        return !draft.in_proposed_route(id);
+    }
     let proposed = draft.snapshot.route.0;
     let edge_behind = draft.observed.edge.as_ref().is_some_and(|edge| edge.generation < proposed);
     draft.route_settled() && !edge_behind && !draft.in_proposed_route(id)

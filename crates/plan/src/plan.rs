@@ -3,6 +3,7 @@
 use crate::draft::Draft;
 use crate::observed::{Observed, OpOutcome, Probe};
 use crate::{autoscale, instance, rest, rollout, route};
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{Boot, Event, InstanceState, Millis, Mutation, Op, OpKey, Revision, Snapshot};
 
 /// The longest wait between two tries of an effect.
@@ -64,13 +65,22 @@ fn plan_where(snapshot: &Snapshot, observed: &Observed, everything: bool) -> Pla
     }
     instance::effects(&mut draft);
     let effects = reconcile_ops(&mut draft, snapshot.revision.next());
+    if planted(Mutant::NoEvents) {
+        draft.events.clear();
+    }
     Plan { mutations: draft.mutations, events: draft.events, effects, probes: draft.probes, wake: draft.wake }
 }
 
 /// Takes in how effects ended. A result whose intent row is not the current one is old news.
 fn absorb_results(draft: &mut Draft<'_>) {
     for result in &draft.observed.results {
-        let Some(op) = draft.snapshot.ops.get(&result.key).filter(|op| op.id == result.id).cloned() else {
+        let Some(op) = draft
+            .snapshot
+            .ops
+            .get(&result.key)
+            .filter(|op| op.id == result.id || planted(Mutant::OldResults))
+            .cloned()
+        else {
             continue;
         };
         match &result.outcome {
@@ -78,6 +88,7 @@ fn absorb_results(draft: &mut Draft<'_>) {
                 tell(draft, &op, "image.refused", error);
                 permanent(draft, &result.key, error);
             }
+            OpOutcome::Retry(_) if planted(Mutant::AckOnError) => done(draft, &result.key),
             OpOutcome::Retry(error) | OpOutcome::Refused(error) | OpOutcome::Mended(error) => {
                 match &result.outcome {
                     OpOutcome::Refused(_) => tell(draft, &op, "image.refused", error),

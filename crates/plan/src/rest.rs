@@ -6,6 +6,7 @@ use crate::autoscale;
 use crate::draft::Draft;
 use crate::instance::is_ejected;
 use crate::route::replicas;
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     EnvRef, Environment, Instance, InstanceState, OpKey, ReleaseNumber, SeenState, ServiceName,
 };
@@ -43,12 +44,14 @@ fn unquiet(draft: &mut Draft<'_>) -> BTreeSet<EnvRef> {
         let runs =
             seen.next_if(|(id, _)| **id == instance.id).map(|(_, seen)| seen.state == SeenState::Running);
         // Without an answer of the provider nothing is concluded.
-        let as_seen = draft.observed.seen.is_none() || runs == Some(true);
+        let blind = draft.observed.seen.is_none() && !planted(Mutant::BlindIsEmpty);
+        let as_seen = blind || runs == Some(true);
         if (!as_seen || !is_settled(draft, instance)) && !unquiet.contains(&instance.env) {
             unquiet.insert(instance.env.clone());
         }
     }
     leftovers.extend(seen.map(|(id, _)| id));
+    leftovers.retain(|_| !planted(Mutant::NoGc));
     draft.wanted.extend(leftovers.into_iter().map(|instance| OpKey::Absent { instance: instance.clone() }));
     let edge = draft.observed.edge.iter();
     let ejected = edge.flat_map(|edge| &edge.targets).filter(|target| is_ejected(target));

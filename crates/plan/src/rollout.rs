@@ -3,8 +3,10 @@
 
 use crate::draft::Draft;
 use crate::instance::heal_not_before;
+use crate::route::stand_ins;
 use crate::{mix, shift};
 use kiln_model::edge::Mark;
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     EnvRef, Environment, Instance, InstanceId, InstanceState, Millis, Mutation, OpKey, Release,
     ReleaseNumber, Rollout, RolloutPhase, ServiceSpec,
@@ -123,7 +125,8 @@ fn launch(draft: &mut Draft<'_>, rollout: &Rollout) {
     let seen = draft.observed.seen.is_some();
     // What serves may lack what a candidate took from it: it is not whole before it has that back.
     let lacks = environment.serving == Some(rollout.to) && shift::is_retreating(draft, &environment);
-    if rollout.phase == RolloutPhase::Validating && seen && all(InstanceState::is_validated) && !lacks {
+    let ready = if planted(Mutant::SwitchUnvalidated) { runs } else { InstanceState::is_validated };
+    if rollout.phase == RolloutPhase::Validating && seen && all(ready) && !lacks {
         if environment.mix.as_ref().is_some_and(|mix| mix.release == rollout.to) {
             shift::begin(draft, rollout);
         } else {
@@ -134,7 +137,7 @@ fn launch(draft: &mut Draft<'_>, rollout: &Rollout) {
     let limit = release.spec.services.values().map(|s| s.rollout.deadline).max().unwrap_or_default();
     let deadline = rollout.deadline.unwrap_or(draft.now() + limit);
     draft.put_rollout(rollout.id, |r| r.deadline = Some(deadline));
-    if draft.now() < deadline {
+    if draft.now() < deadline || planted(Mutant::NoDeadline) {
         draft.wake_at(deadline);
         return;
     }
@@ -338,6 +341,7 @@ pub(crate) fn fill_slots(draft: &mut Draft<'_>, env: &EnvRef) {
                     None => owned.extend(create(draft, &environment, &release, service, slot)),
                 }
             }
+            owned.extend(stand_ins(&draft.snapshot, &environment, &release, service));
         }
     }
     for instance in draft.instances_of(env) {
@@ -349,7 +353,9 @@ pub(crate) fn fill_slots(draft: &mut Draft<'_>, env: &EnvRef) {
 
 fn slot_owner(draft: &Draft<'_>, release: &Release, service: &ServiceSpec, slot: u32) -> Option<InstanceId> {
     let own = |i: &&Arc<Instance>| i.release == release.number && i.service == service.name && i.slot == slot;
-    let mut owners = draft.snapshot.instances_of(&release.env).filter(own).filter(|i| i.state.is_wanted());
+    let counts =
+        |s: InstanceState| if planted(Mutant::DoubleSlot) { s.is_validated() } else { s.is_wanted() };
+    let mut owners = draft.snapshot.instances_of(&release.env).filter(own).filter(|i| counts(i.state));
     owners.next().map(|i| i.id.clone())
 }
 
@@ -361,6 +367,9 @@ fn create(
     slot: u32,
 ) -> Option<InstanceId> {
     let image = release.image_of(service)?;
+    if planted(Mutant::NoHeal) && environment.serving == Some(release.number) {
+        return None;
+    }
     let deaths = environment.deaths_of(release.number).and_then(|deaths| deaths.get(&service.name));
     if let Some((deaths, last)) = deaths.copied() {
         let not_before = heal_not_before(deaths, last);
@@ -420,7 +429,7 @@ fn drained(draft: &mut Draft<'_>, environment: &Environment, instance: &Instance
         release.and_then(|r| r.spec.services.get(&instance.service)).map_or(Millis(0), |s| s.rollout.drain);
     let deadline = instance.since + limit;
     let in_flight = draft.in_flight(&instance.id);
-    if in_flight == Some(0) || draft.now() >= deadline {
+    if in_flight == Some(0) || draft.now() >= deadline || planted(Mutant::NoDrain) {
         let cut = in_flight
             .filter(|n| *n > 0)
             .map(|n| format!("{n} requests were still in flight at the drain limit"));

@@ -3,13 +3,15 @@
 use crate::draft::Draft;
 use crate::mix::{self, Role};
 use kiln_model::edge::EdgeStatus;
+use kiln_model::mix::BASELINE_SLOT;
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::network::internal_host;
 use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
 use kiln_model::{
-    Environment, InstanceState, Mutation, OpKey, Release, RouteTable, ServiceName, ServiceSpec, Snapshot,
-    Target,
+    Environment, Instance, InstanceId, InstanceState, Mutation, OpKey, Release, RouteTable, ServiceName,
+    ServiceSpec, Snapshot, Target,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// The instances that a service keeps running: the environment's override, what its load asks for, or what the release
@@ -32,7 +34,8 @@ pub fn table(snapshot: &Snapshot) -> RouteTable {
             continue;
         };
         let mut pools = Pools { snapshot, environment, release, known: BTreeMap::new() };
-        for rule in &release.spec.routes {
+        let half = usize::from(planted(Mutant::HalfSwitch) && release.number.0 > 1);
+        for rule in release.spec.routes.iter().skip(half) {
             let Some(pools) = pools.of(&mut table, &rule.service) else { continue };
             table.routes.push(TableRoute { host: rule.host.clone(), path: rule.path.clone(), pools });
         }
@@ -91,26 +94,60 @@ impl Pools<'_> {
             commit: release.spec.commit.clone(),
             image: release.image_of(spec)?,
             health: spec.health.clone(),
-            targets: targets(snapshot, release, spec, &slots),
+            targets: targets(snapshot, environment, release, spec, &slots),
         })
     }
 }
 
-/// Validated instances of those slots; a tainted one stays until its replacement is validated.
-fn targets(snapshot: &Snapshot, release: &Release, spec: &ServiceSpec, slots: &Range<u32>) -> Vec<Target> {
+/// Instances beyond the wanted slots that stay in use, one for each wanted slot that has nobody validated: a service that is
+/// scaled down while one of its slots is being healed must not lose those who work.
+pub(crate) fn stand_ins(
+    snapshot: &Snapshot,
+    environment: &Environment,
+    release: &Release,
+    spec: &ServiceSpec,
+) -> BTreeSet<InstanceId> {
+    if environment.serving != Some(release.number) {
+        return BTreeSet::new();
+    }
+    let count = mix::slots(environment, release.number, spec);
+    let is_own = |i: &Instance| {
+        i.release == release.number
+            && i.service == spec.name
+            && i.state.is_validated()
+            && i.slot < BASELINE_SLOT
+    };
+    let own = snapshot.instances_of(&environment.env).filter(|i| is_own(i));
+    let (within, mut beyond): (Vec<_>, Vec<_>) = own.partition(|i| i.slot < count);
+    beyond.sort_by_key(|i| i.slot);
+    let missing = (count as usize).saturating_sub(within.len());
+    beyond.into_iter().take(missing).map(|i| i.id.clone()).collect()
+}
+
+/// Validated instances of those slots, and of regular ones [`stand_ins`]; a tainted one stays until its replacement is
+/// validated.
+fn targets(
+    snapshot: &Snapshot,
+    environment: &Environment,
+    release: &Release,
+    spec: &ServiceSpec,
+    slots: &Range<u32>,
+) -> Vec<Target> {
     let Some(port) = spec.port else { return vec![] };
+    let is_regular = slots.start == 0;
+    let stand_ins =
+        if is_regular { stand_ins(snapshot, environment, release, spec) } else { BTreeSet::new() };
     let own = || {
         snapshot.instances_of(&release.env).filter(|i| {
-            i.release == release.number
-                && i.service == spec.name
-                && slots.contains(&i.slot)
-                && i.address.is_some()
+            let wanted = slots.contains(&i.slot) || stand_ins.contains(&i.id);
+            i.release == release.number && i.service == spec.name && wanted && i.address.is_some()
         })
     };
     let mut targets: Vec<Target> = own()
         .filter(|i| {
             let replaced = || own().any(|other| other.slot == i.slot && other.state.is_validated());
-            i.state.is_validated() || (i.state == InstanceState::Tainted && !replaced())
+            let early = planted(Mutant::SwitchUnvalidated) && i.state == InstanceState::Probing;
+            early || i.state.is_validated() || (i.state == InstanceState::Tainted && !replaced())
         })
         .filter_map(|i| Some(Target { instance: i.id.clone(), address: i.address?, port }))
         .collect();
@@ -143,7 +180,7 @@ pub(crate) fn propose(draft: &mut Draft<'_>) {
     }
     let generation = draft.snapshot.route.0;
     let at_edge = draft.observed.edge.as_ref().map(|edge| edge.generation);
-    let behind = at_edge.is_none_or(|at_edge| at_edge < generation);
+    let behind = at_edge.is_none_or(|at_edge| at_edge < generation) && !planted(Mutant::EdgeForgotten);
     if generation.0 > 0 && (!draft.route_settled() || (behind && at_edge.is_some())) {
         let digest = draft.snapshot.route_digest.unwrap_or_else(|| draft.snapshot.route.1.digest());
         draft.wanted.insert(OpKey::SetRoute { generation, digest });

@@ -2,6 +2,7 @@
 
 use crate::reserve::Reserve;
 use crate::{LedgerEntry, Store, StoreError, ledger, rules};
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     Environment, Epoch, Event, Generation, Incarnation, Instance, InstanceId, Mutation, Op, OpId, Release,
     Revision, Rollout, RolloutId, RouteTable, Snapshot,
@@ -64,8 +65,18 @@ impl SqliteStore {
         }
         migrate(&mut connection, path)?;
         let snapshot = Arc::new(read(&connection).map_err(fail("reading"))?);
-        let state = State { connection, snapshot, reserve: Reserve::beside(path), poisoned: None };
+        let state = State {
+            connection,
+            snapshot,
+            reserve: if path == Path::new(":memory:") { Reserve::none() } else { Reserve::beside(path) },
+            poisoned: None,
+        };
         Ok(Self { state: Mutex::new(state), path: path.to_owned() })
+    }
+
+    /// A database that is gone with the value, for the simulator.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        Self::open(Path::new(":memory:"))
     }
 
     fn state(&self) -> Result<MutexGuard<'_, State>, StoreError> {
@@ -95,11 +106,11 @@ impl SqliteStore {
         let fail = self.fail("committing");
         let tx = state.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
         let holder = Epoch(meta(&tx, "epoch").map_err(&fail)?);
-        if holder != epoch {
+        if holder != epoch && !planted(Mutant::NoStoreFence) {
             return Err(StoreError::LeaseLost { mine: epoch, holder });
         }
         let newest = Revision(meta(&tx, "revision").map_err(&fail)?);
-        if base != newest || state.snapshot.revision != newest {
+        if (base != newest || state.snapshot.revision != newest) && !planted(Mutant::NoConflict) {
             return Err(StoreError::Conflict { base, newest });
         }
         let tombstoned = |id: &InstanceId| tombstone_exists(&tx, id).unwrap_or(true);
