@@ -58,15 +58,9 @@ fn begin(draft: &mut Draft<'_>, rollout: &Rollout) {
 
 fn bake(draft: &mut Draft<'_>, rollout: &Rollout) {
     let Some(release) = draft.snapshot.release(&rollout.env, rollout.to).cloned() else { return };
-    let deadline = rollout.since + BAKE_DEADLINE;
     if release.images.is_some() {
         if shift::open(draft, rollout, &release) {
             draft.move_rollout(rollout.id, RolloutPhase::Launching, None);
-        } else if draft.now() >= deadline {
-            let text = "the release that serves did not get its capacity back from the one before";
-            take_back(draft, rollout, text.into(), vec![]);
-        } else {
-            draft.wake_at(deadline);
         }
         return;
     }
@@ -86,6 +80,7 @@ fn bake(draft: &mut Draft<'_>, rollout: &Rollout) {
         );
         return bake(draft, rollout);
     }
+    let deadline = rollout.since + BAKE_DEADLINE;
     if draft.now() >= deadline {
         take_back(draft, rollout, format!("images were not baked within {BAKE_DEADLINE}"), vec![]);
         return;

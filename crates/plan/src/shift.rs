@@ -20,14 +20,20 @@ use std::sync::Arc;
 /// Time to destroy an instance and to see it, beside its drain limit and its stop timeout.
 const REPLACE_MARGIN: Millis = Millis::from_secs(5);
 
-/// Makes room for the candidate of a rollout that is about to launch. Answers whether it may: a mix with another
-/// release ends first, because no third one may have traffic.
+/// Makes room for the candidate of a rollout that is about to launch. Answers whether it may: a mix with another release
+/// ends first, because no third one may have traffic. If that takes too long, because the serving release does not get
+/// its capacity back, the new one takes over at once, with all its instances: it may be what mends it.
 pub(crate) fn open(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) -> bool {
     let Some(environment) = draft.environment(&rollout.env) else { return false };
     let Some(serving) = environment.serving.filter(|serving| *serving != rollout.to) else { return true };
     let Some(share) = first_share(draft, &environment, rollout, release) else { return true };
     match &environment.mix {
-        Some(mix) => mix.release == rollout.to,
+        Some(mix) if mix.release == rollout.to => true,
+        Some(_) if late(draft, rollout, release) => {
+            draft.put_rollout(rollout.id, |r| r.deadline = None);
+            true
+        }
+        Some(_) => false,
         None => {
             let mix = Mix { release: rollout.to, share };
             draft.put_environment(&rollout.env, |env| env.mix = Some(mix));
@@ -112,7 +118,10 @@ fn room(
         Strategy::Rolling(rolling) => rolling.max_surge,
         _ => Rolling::default().max_surge,
     };
-    let (_, ceiling) = mix::bounds(environment, serving, candidate, service);
+    let (floor, ceiling) = mix::bounds(environment, serving, candidate, service);
+    // Where one cannot stand in for the other, both are there until the switch.
+    let both = if is_alike(serving, candidate, service) { 0 } else { floor };
+    let ceiling = ceiling.saturating_add(both);
     let releases = [serving.number, candidate.number];
     let instances = draft.snapshot.instances_of(&environment.env);
     let exist = instances.filter(|i| i.service == *service && releases.contains(&i.release)).count() as u32;
@@ -211,18 +220,17 @@ impl Roll<'_> {
             _ => Rolling::default(),
         };
         let (floor, _) = mix::bounds(self.environment, self.serving, self.candidate, service);
-        let in_use = |release: &Release, slots: u32| {
-            (0..slots).filter(|slot| is_in_use(draft, release, service, *slot)).count() as u32
-        };
+        let in_use = in_use(draft, shrinks, self.candidate, service);
         let room = room(draft, self.environment, (self.serving, self.candidate), service);
-        let used = in_use(grows, more);
+        let used = used_of(draft, grows, self.candidate, service, more);
         more += policy.batch.saturating_sub(more - used).min(room).min(most - more);
         // Capacity is what the edge has acknowledged: nothing leaves while it has not. Before the candidate has traffic,
         // nothing leaves at all.
-        if draft.route_settled() && draft.observed.seen.is_some() && (self.live || !self.forward) {
-            let mut left = used + in_use(shrinks, less);
+        let leaves = self.live && self.is_alike(service) || !self.forward;
+        if draft.route_settled() && draft.observed.seen.is_some() && leaves {
+            let mut left = used + in_use.range(..less).count() as u32;
             while less > 0 {
-                let used = u32::from(is_in_use(draft, shrinks, service, less - 1));
+                let used = u32::from(in_use.contains(&(less - 1)));
                 if left - used < floor {
                     break;
                 }
@@ -237,20 +245,43 @@ impl Roll<'_> {
     fn is_restored(&self, draft: &Draft<'_>, service: &ServiceName, counts: Counts) -> bool {
         let Some(spec) = self.serving.spec.services.get(service) else { return true };
         let all = replicas(self.environment, spec);
-        counts.serving >= all && (0..all).all(|slot| is_in_use(draft, self.serving, service, slot))
+        counts.serving >= all && used_of(draft, self.serving, self.candidate, service, all) >= all
+    }
+
+    /// Whether instances of the candidate can stand in for those of the serving release. If only one of them has a port,
+    /// both stay until the switch.
+    fn is_alike(&self, service: &ServiceName) -> bool {
+        is_alike(self.serving, self.candidate, service)
     }
 }
 
-/// Whether a slot has an instance that does its work: it takes requests from the acknowledged table or, without a port,
-/// passed its checks.
-fn is_in_use(draft: &Draft<'_>, release: &Release, service: &ServiceName, slot: u32) -> bool {
-    let port = release.spec.services.get(service).and_then(|s| s.port);
-    let works = |i: &Instance| match port {
-        Some(_) => i.state == InstanceState::Serving,
-        None => i.state.is_validated(),
-    };
-    let mut own = draft.snapshot.instances_of(&release.env);
-    own.any(|i| i.release == release.number && i.service == *service && i.slot == slot && works(i))
+fn is_alike(serving: &Release, candidate: &Release, service: &ServiceName) -> bool {
+    let port = |release: &Release| release.spec.services.get(service).map(|s| s.port.is_some());
+    port(serving).is_none() || port(serving) == port(candidate)
+}
+
+/// The slots of a service whose instances do their work: they take requests from the acknowledged table or, if the table
+/// has no place for them, passed their checks.
+fn in_use(draft: &Draft<'_>, release: &Release, candidate: &Release, service: &ServiceName) -> BTreeSet<u32> {
+    let Some(spec) = release.spec.services.get(service) else { return BTreeSet::new() };
+    let pools = &draft.snapshot.route.1.pools;
+    let routed = pools.iter().any(|p| p.env == release.env && p.service == *service)
+        && (release.number != candidate.number || mix::is_shared(candidate, spec));
+    let works =
+        |i: &Instance| if routed { i.state == InstanceState::Serving } else { i.state.is_validated() };
+    let own = draft.snapshot.instances_of(&release.env);
+    let own = own.filter(|i| i.release == release.number && i.service == *service && works(i));
+    own.map(|i| i.slot).collect()
+}
+
+fn used_of(
+    draft: &Draft<'_>,
+    release: &Release,
+    candidate: &Release,
+    service: &ServiceName,
+    slots: u32,
+) -> u32 {
+    in_use(draft, release, candidate, service).range(..slots).count() as u32
 }
 
 /// The first instances are validated: from now on the candidate has traffic.
@@ -310,12 +341,13 @@ fn roll(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release, counts: &BT
     let Some(environment) = draft.environment(&rollout.env) else { return };
     let all = |name: &ServiceName| release.spec.services.get(name).map_or(0, |s| replicas(&environment, s));
     let of: u32 = counts.keys().map(all).sum();
-    let used = counts.iter().map(|(name, c)| {
-        (0..c.candidate.min(all(name))).filter(|slot| is_in_use(draft, release, name, *slot)).count() as u32
-    });
+    let used =
+        counts.iter().map(|(name, c)| used_of(draft, release, release, name, c.candidate.min(all(name))));
     let number: u32 = used.sum();
     draft.put_rollout(rollout.id, |r| r.step = Some(Step { number, of, ..Step::default() }));
-    if number >= of && counts.values().all(|c| c.serving == 0) {
+    let serving = environment.serving.and_then(|n| draft.snapshot.release(&rollout.env, n)).cloned();
+    let stays = |name| serving.as_ref().is_some_and(|serving| !is_alike(serving, release, name));
+    if number >= of && counts.iter().all(|(name, c)| c.serving == 0 || stays(name)) {
         finish(draft, rollout, release);
     } else if late(draft, rollout, release) {
         let reason =
