@@ -282,7 +282,11 @@ pub(crate) fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String
 fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
     let mark = mark(draft, &rollout.env);
     shift::close_shares(draft, rollout);
-    draft.put_rollout(rollout.id, |r| r.receipt.ended.clone_from(&mark));
+    draft.put_rollout(rollout.id, |r| {
+        r.receipt.ended.clone_from(&mark);
+        // What was counted before a step is of no use any more.
+        r.step.iter_mut().for_each(|step| step.opened.clear());
+    });
     if let Some(mark) = mark {
         draft.put_environment(&rollout.env, |env| env.receipt_end = mark);
     }

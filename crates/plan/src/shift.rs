@@ -56,8 +56,10 @@ fn first_share(
         let slots = 0..replicas(environment, service);
         validated(draft, release, &service.name, |slot| slots.contains(&slot)) >= slots.len()
     });
+    let kept = environment.keep.is_some_and(|(kept, _)| kept == rollout.to);
     match release.spec.strategy() {
-        _ if warm => None,
+        // Most of its instances are there already.
+        _ if warm || kept => None,
         Strategy::BlueGreen => None,
         Strategy::Canary(_) if rollout.kind == RolloutKind::Rollback => None,
         Strategy::Canary(canary) => Some(Share::Canary { weight: 0, size: canary.steps.first()?.weight }),
@@ -455,6 +457,8 @@ impl Look<'_> {
             return;
         }
         self.set(draft, weight, self.size);
+        let text = format!("step {} of {}: {weight} % of the requests", step.number, step.of);
+        draft.event(&self.rollout.env, "rollout.step", format!("rollout {}", self.rollout.id), text);
         crate::route::propose(draft);
         step.switch = Some(draft.snapshot.route.0);
         draft.put_rollout(self.rollout.id, |r| r.step = Some(step));
