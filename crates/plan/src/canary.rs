@@ -2,7 +2,7 @@
 //! share of the requests, so that warm caches and old connections favour neither (Kayenta's rule: compare with a baseline,
 //! not with production).
 //!
-//! One bound decides everything: [`Z`] standard errors. The share of failed requests is compared with Newcombe's hybrid
+//! One bound decides everything: three standard errors. The share of failed requests is compared with Newcombe's hybrid
 //! score interval (Statistics in Medicine 17, 1998, 873-890, method 10), a quantile with Wilson's score interval (JASA 22,
 //! 1927): if the share of the candidate's answers that are slower than a limit taken from the baseline's quantile is
 //! certainly above what that quantile leaves, the candidate's quantile is certainly above the limit. Both hold for small

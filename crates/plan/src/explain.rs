@@ -88,6 +88,9 @@ fn under_way(snapshot: &Snapshot, observed: &Observed, rollout: &Rollout) -> Rea
         .collect();
     let next = match rollout.phase {
         RolloutPhase::Planned => "it begins when the rollout before it has ended",
+        RolloutPhase::Baking if release.is_some_and(|r| r.images.is_some()) => {
+            "instances are launched when the release that serves has its capacity back"
+        }
         RolloutPhase::Baking => "instances are launched when its images are baked",
         RolloutPhase::Launching => "its instances are checked when they run",
         RolloutPhase::Validating => "traffic switches when every instance passed its checks",
@@ -164,9 +167,10 @@ fn taken_back(environment: &Environment, observed: &Observed, rollout: &Rollout)
         _ => "was taken back",
     };
     let reason = rollout.reason.clone().unwrap_or_default();
+    let touched = if rollout.receipt.shares.is_empty() { ", untouched" } else { "" };
     let serving = environment
         .serving
-        .map_or("nothing serves".to_owned(), |n| format!("release {n} serves on, untouched"));
+        .map_or("nothing serves".to_owned(), |n| format!("release {n} serves on{touched}"));
     Reason {
         env: rollout.env.clone(),
         what: format!("the last {verb} (release {}) {end}: {reason}", rollout.to),

@@ -60,15 +60,9 @@ fn begin(draft: &mut Draft<'_>, rollout: &Rollout) {
 
 fn bake(draft: &mut Draft<'_>, rollout: &Rollout) {
     let Some(release) = draft.snapshot.release(&rollout.env, rollout.to).cloned() else { return };
-    let deadline = rollout.since + BAKE_DEADLINE;
     if release.images.is_some() {
         if shift::open(draft, rollout, &release) {
             draft.move_rollout(rollout.id, RolloutPhase::Launching, None);
-        } else if draft.now() >= deadline {
-            let text = "the release that serves did not get its capacity back from the one before";
-            take_back(draft, rollout, text.into(), vec![]);
-        } else {
-            draft.wake_at(deadline);
         }
         return;
     }
@@ -88,6 +82,7 @@ fn bake(draft: &mut Draft<'_>, rollout: &Rollout) {
         );
         return bake(draft, rollout);
     }
+    let deadline = rollout.since + BAKE_DEADLINE;
     if draft.now() >= deadline {
         take_back(draft, rollout, format!("images were not baked within {BAKE_DEADLINE}"), vec![]);
         return;
@@ -286,7 +281,11 @@ pub(crate) fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String
 fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
     let mark = mark(draft, &rollout.env);
     shift::close_shares(draft, rollout);
-    draft.put_rollout(rollout.id, |r| r.receipt.ended.clone_from(&mark));
+    draft.put_rollout(rollout.id, |r| {
+        r.receipt.ended.clone_from(&mark);
+        // What was counted before a step is of no use any more.
+        r.step.iter_mut().for_each(|step| step.opened.clear());
+    });
     if let Some(mark) = mark {
         draft.put_environment(&rollout.env, |env| env.receipt_end = mark);
     }

@@ -2,14 +2,13 @@
 //! release gets them back. Forward and back are one function with the sides exchanged, so that a rollout that ends
 //! half-way needs nothing of its own: the mix is desired state, and shrinks as it grew.
 
-use crate::canary::{self, Verdict};
 use crate::draft::Draft;
 use crate::mix;
 use crate::rollout::{put_into_use, take_back};
 use crate::route::replicas;
-use kiln_model::mix::{Counts, Hold, Opened};
+use kiln_model::mix::Counts;
 use kiln_model::rollout::SharePeriod;
-use kiln_model::strategy::{Canary, Rolling};
+use kiln_model::strategy::Rolling;
 use kiln_model::{
     EnvRef, Environment, Instance, InstanceState, Millis, Mix, Release, ReleaseNumber, Rollout, RolloutKind,
     RolloutPhase, ServiceName, Share, Step, Strategy,
@@ -17,17 +16,25 @@ use kiln_model::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+mod canary;
+
 /// Time to destroy an instance and to see it, beside its drain limit and its stop timeout.
 const REPLACE_MARGIN: Millis = Millis::from_secs(5);
 
-/// Makes room for the candidate of a rollout that is about to launch. Answers whether it may: a mix with another
-/// release ends first, because no third one may have traffic.
+/// Makes room for the candidate of a rollout that is about to launch. Answers whether it may: a mix with another release
+/// ends first, because no third one may have traffic. If that takes too long, because the serving release does not get
+/// its capacity back, the new one takes over at once, with all its instances: it may be what mends it.
 pub(crate) fn open(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) -> bool {
     let Some(environment) = draft.environment(&rollout.env) else { return false };
     let Some(serving) = environment.serving.filter(|serving| *serving != rollout.to) else { return true };
     let Some(share) = first_share(draft, &environment, rollout, release) else { return true };
     match &environment.mix {
-        Some(mix) => mix.release == rollout.to,
+        Some(mix) if mix.release == rollout.to => true,
+        Some(_) if late(draft, rollout, release) => {
+            draft.put_rollout(rollout.id, |r| r.deadline = None);
+            true
+        }
+        Some(_) => false,
         None => {
             let mix = Mix { release: rollout.to, share };
             draft.put_environment(&rollout.env, |env| env.mix = Some(mix));
@@ -50,8 +57,10 @@ fn first_share(
         let slots = 0..replicas(environment, service);
         validated(draft, release, &service.name, |slot| slots.contains(&slot)) >= slots.len()
     });
+    let kept = environment.keep.is_some_and(|(kept, _)| kept == rollout.to);
     match release.spec.strategy() {
-        _ if warm => None,
+        // Most of its instances are there already.
+        _ if warm || kept => None,
         Strategy::BlueGreen => None,
         Strategy::Canary(_) if rollout.kind == RolloutKind::Rollback => None,
         Strategy::Canary(canary) => Some(Share::Canary { weight: 0, size: canary.steps.first()?.weight }),
@@ -112,7 +121,10 @@ fn room(
         Strategy::Rolling(rolling) => rolling.max_surge,
         _ => Rolling::default().max_surge,
     };
-    let (_, ceiling) = mix::bounds(environment, serving, candidate, service);
+    let (floor, ceiling) = mix::bounds(environment, serving, candidate, service);
+    // Where one cannot stand in for the other, both are there until the switch.
+    let both = if is_alike(serving, candidate, service) { 0 } else { floor };
+    let ceiling = ceiling.saturating_add(both);
     let releases = [serving.number, candidate.number];
     let instances = draft.snapshot.instances_of(&environment.env);
     let exist = instances.filter(|i| i.service == *service && releases.contains(&i.release)).count() as u32;
@@ -211,18 +223,17 @@ impl Roll<'_> {
             _ => Rolling::default(),
         };
         let (floor, _) = mix::bounds(self.environment, self.serving, self.candidate, service);
-        let in_use = |release: &Release, slots: u32| {
-            (0..slots).filter(|slot| is_in_use(draft, release, service, *slot)).count() as u32
-        };
+        let in_use = in_use(draft, shrinks, self.candidate, service);
         let room = room(draft, self.environment, (self.serving, self.candidate), service);
-        let used = in_use(grows, more);
+        let used = used_of(draft, grows, self.candidate, service, more);
         more += policy.batch.saturating_sub(more - used).min(room).min(most - more);
         // Capacity is what the edge has acknowledged: nothing leaves while it has not. Before the candidate has traffic,
         // nothing leaves at all.
-        if draft.route_settled() && draft.observed.seen.is_some() && (self.live || !self.forward) {
-            let mut left = used + in_use(shrinks, less);
+        let leaves = self.live && self.is_alike(service) || !self.forward;
+        if draft.route_settled() && draft.observed.seen.is_some() && leaves {
+            let mut left = used + in_use.range(..less).count() as u32;
             while less > 0 {
-                let used = u32::from(is_in_use(draft, shrinks, service, less - 1));
+                let used = u32::from(in_use.contains(&(less - 1)));
                 if left - used < floor {
                     break;
                 }
@@ -237,20 +248,43 @@ impl Roll<'_> {
     fn is_restored(&self, draft: &Draft<'_>, service: &ServiceName, counts: Counts) -> bool {
         let Some(spec) = self.serving.spec.services.get(service) else { return true };
         let all = replicas(self.environment, spec);
-        counts.serving >= all && (0..all).all(|slot| is_in_use(draft, self.serving, service, slot))
+        counts.serving >= all && used_of(draft, self.serving, self.candidate, service, all) >= all
+    }
+
+    /// Whether instances of the candidate can stand in for those of the serving release. If only one of them has a port,
+    /// both stay until the switch.
+    fn is_alike(&self, service: &ServiceName) -> bool {
+        is_alike(self.serving, self.candidate, service)
     }
 }
 
-/// Whether a slot has an instance that does its work: it takes requests from the acknowledged table or, without a port,
-/// passed its checks.
-fn is_in_use(draft: &Draft<'_>, release: &Release, service: &ServiceName, slot: u32) -> bool {
-    let port = release.spec.services.get(service).and_then(|s| s.port);
-    let works = |i: &Instance| match port {
-        Some(_) => i.state == InstanceState::Serving,
-        None => i.state.is_validated(),
-    };
-    let mut own = draft.snapshot.instances_of(&release.env);
-    own.any(|i| i.release == release.number && i.service == *service && i.slot == slot && works(i))
+fn is_alike(serving: &Release, candidate: &Release, service: &ServiceName) -> bool {
+    let port = |release: &Release| release.spec.services.get(service).map(|s| s.port.is_some());
+    port(serving).is_none() || port(serving) == port(candidate)
+}
+
+/// The slots of a service whose instances do their work: they take requests from the acknowledged table or, if the table
+/// has no place for them, passed their checks.
+fn in_use(draft: &Draft<'_>, release: &Release, candidate: &Release, service: &ServiceName) -> BTreeSet<u32> {
+    let Some(spec) = release.spec.services.get(service) else { return BTreeSet::new() };
+    let pools = &draft.snapshot.route.1.pools;
+    let routed = pools.iter().any(|p| p.env == release.env && p.service == *service)
+        && (release.number != candidate.number || mix::is_shared(candidate, spec));
+    let works =
+        |i: &Instance| if routed { i.state == InstanceState::Serving } else { i.state.is_validated() };
+    let own = draft.snapshot.instances_of(&release.env);
+    let own = own.filter(|i| i.release == release.number && i.service == *service && works(i));
+    own.map(|i| i.slot).collect()
+}
+
+fn used_of(
+    draft: &Draft<'_>,
+    release: &Release,
+    candidate: &Release,
+    service: &ServiceName,
+    slots: u32,
+) -> u32 {
+    in_use(draft, release, candidate, service).range(..slots).count() as u32
 }
 
 /// The first instances are validated: from now on the candidate has traffic.
@@ -297,7 +331,7 @@ pub(crate) fn step(draft: &mut Draft<'_>, rollout: &Rollout) {
     let Some(environment) = draft.environment(&rollout.env) else { return };
     match (environment.mix.as_ref().map(|mix| &mix.share), release.spec.strategy()) {
         (Some(Share::Canary { weight, size }), Strategy::Canary(policy)) => {
-            let look = Look { rollout, release: &release, policy, weight: *weight, size: *size };
+            let look = canary::Look { rollout, release: &release, policy, weight: *weight, size: *size };
             look.step(draft);
         }
         (Some(Share::Rolling { counts, .. }), _) => roll(draft, rollout, &release, counts),
@@ -310,12 +344,13 @@ fn roll(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release, counts: &BT
     let Some(environment) = draft.environment(&rollout.env) else { return };
     let all = |name: &ServiceName| release.spec.services.get(name).map_or(0, |s| replicas(&environment, s));
     let of: u32 = counts.keys().map(all).sum();
-    let used = counts.iter().map(|(name, c)| {
-        (0..c.candidate.min(all(name))).filter(|slot| is_in_use(draft, release, name, *slot)).count() as u32
-    });
+    let used =
+        counts.iter().map(|(name, c)| used_of(draft, release, release, name, c.candidate.min(all(name))));
     let number: u32 = used.sum();
     draft.put_rollout(rollout.id, |r| r.step = Some(Step { number, of, ..Step::default() }));
-    if number >= of && counts.values().all(|c| c.serving == 0) {
+    let serving = environment.serving.and_then(|n| draft.snapshot.release(&rollout.env, n)).cloned();
+    let stays = |name| serving.as_ref().is_some_and(|serving| !is_alike(serving, release, name));
+    if number >= of && counts.iter().all(|(name, c)| c.serving == 0 || stays(name)) {
         finish(draft, rollout, release);
     } else if late(draft, rollout, release) {
         let reason =
@@ -352,150 +387,4 @@ fn waiting(draft: &Draft<'_>, rollout: &Rollout) -> Vec<String> {
     let own = draft.instances_of(&rollout.env).into_iter();
     let own = own.filter(|i| i.release == rollout.to && !i.state.is_validated());
     own.flat_map(|i: Arc<Instance>| crate::rollout::evidence(draft, &i)).collect()
-}
-
-/// A canary at one moment.
-struct Look<'a> {
-    rollout: &'a Rollout,
-    release: &'a Release,
-    policy: &'a Canary,
-    weight: u32,
-    size: u32,
-}
-
-impl Look<'_> {
-    fn step(&self, draft: &mut Draft<'_>) {
-        let Some(mut step) = self.rollout.step.clone() else { return };
-        let now = draft.now();
-        let figures = figures(draft, self.rollout, &step);
-        let counted = !step.process.is_empty();
-        let verdict = counted.then(|| canary::judge(&self.policy.analysis, &figures, step.exits));
-        if let Some(Verdict::Worse(how)) = &verdict {
-            let lines = figures.iter().map(ToString::to_string).collect();
-            let reason = format!("the candidate is worse than its baseline: {how}");
-            take_back(draft, self.rollout, reason, lines);
-            return;
-        }
-        let (index, last) = (step.number.saturating_sub(1) as usize, step.number >= step.of);
-        let Some(asked) = self.policy.steps.get(index).copied() else { return };
-        if self.weight != asked.weight {
-            return self.raise(draft, asked.weight, step);
-        }
-        let Some(begun) = step.begun else { return self.count(draft, step) };
-        if self.size >= 100 {
-            return finish(draft, self.rollout, self.release);
-        }
-        let over = begun + asked.hold;
-        if now < over {
-            return draft.wake_at(over);
-        }
-        match verdict {
-            Some(Verdict::Passes) => {
-                step.hold = None;
-                let next = self.policy.steps.get(index + 1).filter(|_| !last);
-                if next.is_some() {
-                    (step.number, step.begun, step.switch) = (step.number + 1, None, None);
-                }
-                let size = next.map_or(100, |next| next.weight);
-                self.set(draft, self.weight, size);
-                let deadline = now + limit(self.release);
-                draft.put_rollout(self.rollout.id, |r| {
-                    (r.step, r.deadline, r.failures) = (Some(step), Some(deadline), 0);
-                });
-                // Its instances are created in this pass.
-                draft.wake_at(now);
-            }
-            verdict => self.hold(draft, step, over, verdict),
-        }
-    }
-
-    /// Gives the candidate more requests, once the instances for them are validated.
-    fn raise(&self, draft: &mut Draft<'_>, weight: u32, mut step: Step) {
-        if !is_ready(draft, self.rollout, self.release) || draft.observed.seen.is_none() {
-            if late(draft, self.rollout, self.release) {
-                let reason = format!(
-                    "step {}: the instances of candidate and baseline were not validated within {}",
-                    step.number,
-                    limit(self.release)
-                );
-                take_back(draft, self.rollout, reason, waiting(draft, self.rollout));
-            }
-            return;
-        }
-        self.set(draft, weight, self.size);
-        crate::route::propose(draft);
-        step.switch = Some(draft.snapshot.route.0);
-        draft.put_rollout(self.rollout.id, |r| r.step = Some(step));
-    }
-
-    /// Begins to count, once the edge uses the weight and says what it had counted before.
-    fn count(&self, draft: &mut Draft<'_>, mut step: Step) {
-        let in_use = step.switch.is_some_and(|generation| draft.snapshot.acked >= generation);
-        let edge = draft.observed.edge.as_ref();
-        let edge = edge.filter(|edge| in_use && step.switch.is_some_and(|g| edge.generation >= g));
-        let Some(edge) = edge else {
-            if late(draft, self.rollout, self.release) {
-                let reason = format!("step {}: the edge did not take its table in time", step.number);
-                take_back(draft, self.rollout, reason, vec![]);
-            }
-            return;
-        };
-        let own = edge.targets.iter().filter(|t| t.env == self.rollout.env);
-        let opened = own.map(|t| (t.instance.clone(), Opened { tally: t.tally, latency: t.latency.clone() }));
-        (step.opened, step.process) = (opened.collect(), edge.process.clone());
-        (step.begun, step.exits, step.hold) = (Some(draft.now()), (0, 0), None);
-        draft.put_rollout(self.rollout.id, |r| (r.step, r.deadline) = (Some(step), None));
-        draft.wake_at(draft.now());
-    }
-
-    /// The time of the step is over and it did not pass: it waits, but not for ever.
-    fn hold(&self, draft: &mut Draft<'_>, mut step: Step, since: kiln_model::Boot, verdict: Option<Verdict>) {
-        let reason = match verdict {
-            Some(Verdict::Holds(reason)) => reason,
-            _ => "nothing was counted".to_owned(),
-        };
-        let limit = self.policy.analysis.hold;
-        let mut hold = step.hold.take().unwrap_or(Hold { since, reason: String::new(), limit });
-        if draft.now() >= hold.deadline() {
-            let lines = figures(draft, self.rollout, &step).iter().map(ToString::to_string).collect();
-            take_back(
-                draft,
-                self.rollout,
-                format!("step {} could not be judged: {reason}", step.number),
-                lines,
-            );
-            return;
-        }
-        draft.wake_at(hold.deadline());
-        // Figures in it change with every request; the row must not.
-        hold.reason = reason.split(": ").next().unwrap_or_default().to_owned();
-        step.hold = Some(hold);
-        draft.put_rollout(self.rollout.id, |r| r.step = Some(step));
-    }
-
-    fn set(&self, draft: &mut Draft<'_>, weight: u32, size: u32) {
-        let mix = Mix { release: self.rollout.to, share: Share::Canary { weight, size } };
-        draft.put_environment(&self.rollout.env, |env| env.mix = Some(mix));
-    }
-}
-
-/// Whether the candidate has a validated instance in each slot that it should fill now, and the baseline too.
-pub(crate) fn is_ready(draft: &Draft<'_>, rollout: &Rollout, release: &Release) -> bool {
-    let Some(environment) = draft.environment(&rollout.env) else { return false };
-    let serving = environment.serving.and_then(|n| draft.snapshot.release(&rollout.env, n)).cloned();
-    let candidate = release.spec.services.values().all(|service| {
-        let slots = 0..mix::slots(&environment, release.number, service);
-        validated(draft, release, &service.name, |slot| slots.contains(&slot)) >= slots.len()
-    });
-    let baseline = serving.into_iter().all(|serving| {
-        serving.spec.services.values().all(|service| {
-            let slots = mix::baseline_slots(&draft.snapshot, &environment, serving.number, service);
-            validated(draft, &serving, &service.name, |slot| slots.contains(&slot)) >= slots.len()
-        })
-    });
-    candidate && baseline
-}
-
-fn figures(draft: &Draft<'_>, rollout: &Rollout, step: &Step) -> Vec<canary::Figures> {
-    crate::figures::figures(&draft.snapshot, draft.observed.edge.as_ref(), rollout, step)
 }

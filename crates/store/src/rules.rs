@@ -94,6 +94,12 @@ fn rollout_rule(after: &Snapshot, rollout: &Rollout) -> Result<(), String> {
 }
 
 fn environment_rule(after: &Snapshot, environment: &Environment) -> Result<(), String> {
+    if let Some(mix) = &environment.mix {
+        let sealed = after.release(&environment.env, mix.release).is_some_and(|r| r.images.is_some());
+        if !sealed || environment.serving.is_none_or(|serving| serving == mix.release) {
+            return Err(format!("release {} of `{}` cannot share its traffic", mix.release, environment.env));
+        }
+    }
     let Some(serving) = environment.serving else { return Ok(()) };
     match after.release(&environment.env, serving) {
         Some(release) if release.images.is_some() => Ok(()),

@@ -363,3 +363,123 @@ fn the_lint_knows_the_mix() {
     let lost = plan(&|t| t.pools[0].targets.truncate(1));
     assert!(lost.contains("would have 1 instances, it had 3"), "{lost}");
 }
+
+/// A service is new, one is gone, one loses its port, one gets one: nothing waits for what cannot come.
+#[test]
+fn services_may_differ_between_the_releases() {
+    for strategy in [canary(), rolling(1, 1)] {
+        let mut world = World::new(1, Faults::default());
+        world.traffic = 10;
+        let spec = |commit: u64, change: &dyn Fn(&mut ReleaseSpec)| {
+            let mut spec = release(commit, 0);
+            for name in ["extra", "loses", "gets"] {
+                spec.services.insert(ServiceName::new(name).unwrap(), service(name, 2, 0));
+                spec.images.push(ImageName::new(name).unwrap());
+            }
+            change(&mut spec);
+            spec.services.values_mut().for_each(|s| s.rollout.strategy = strategy.clone());
+            Command::Deploy { env: env(), spec: Box::new(spec) }
+        };
+        let name = |text: &str| ServiceName::new(text).unwrap();
+        let old = spec(1, &|s| {
+            s.services.remove(&name("extra"));
+            s.services.get_mut(&name("gets")).unwrap().port = None;
+        });
+        let new = spec(2, &|s| {
+            s.services.remove(&name("api"));
+            s.routes.retain(|r| r.service.as_str() != "api");
+            s.services.get_mut(&name("loses")).unwrap().port = None;
+            let rule = |path: &str, service: &str| RouteRule {
+                host: None,
+                path: path.into(),
+                service: name(service),
+            };
+            s.routes.extend([rule("/extra", "extra"), rule("/gets", "gets")]);
+        });
+        world.submit(old).unwrap();
+        settle(&mut world);
+        world.submit(new).unwrap();
+        settle(&mut world);
+        assert_eq!(world.rollout(2).phase, RolloutPhase::Succeeded, "{:?}", world.rollout(2));
+        assert_eq!(world.routed(), [2].into());
+        assert_eq!(world.running.values().filter(|r| r.alive && r.commit == 2).count(), 9);
+        assert_eq!(world.running.len(), 9);
+    }
+}
+
+/// The old release cannot start any more, and a rolling rollout of a bad one took half of its capacity: the next one takes
+/// over nevertheless.
+#[test]
+fn a_release_that_cannot_come_back_does_not_block_the_next_one() {
+    let mut world = two(&rolling(1, 1), 2);
+    world.until("half-way", |w| w.rollout(2).step.as_ref().is_some_and(|s| s.number >= 3));
+    world.submit(Command::Abort { env: env() }).unwrap();
+    world.deploy_with(4, 0, &rolling(1, 1));
+    let old: Vec<_> = world.running.iter().filter(|(_, r)| r.commit == 1).map(|(id, _)| id.clone()).collect();
+    for _ in 0..12_000 {
+        step(&mut world);
+        let fresh = world.running.iter_mut().filter(|(id, r)| r.commit == 1 && !old.contains(id));
+        fresh.for_each(|(_, r)| r.alive = false);
+        if world.store.active_rollouts(&env()).next().is_none() {
+            break;
+        }
+    }
+    assert_eq!(world.rollout(3).phase, RolloutPhase::Succeeded, "{:?}", world.rollout(3));
+    settle(&mut world);
+    assert_converged(&mut world, Some(4));
+}
+
+/// What is shown while a canary is on its way, and what it would take to go back.
+#[test]
+fn progress_plans_and_safety_are_told() {
+    let mut world = two(&canary(), 2);
+    world.until("in its first step", |w| w.rollout(2).step.as_ref().is_some_and(|s| s.begun.is_some()));
+    (0..20).for_each(|_| step(&mut world));
+    let observed = world.observe();
+    let shown = kiln_plan::progress::progress(&world.store, &observed, world.rollout(2)).unwrap();
+    assert_eq!((shown.number, shown.of, shown.weight, shown.baseline), (1, 2, Some(10), Some(10)));
+    assert_eq!(shown.figures.len(), 2);
+    assert!(
+        shown.figures.iter().all(|f| f.needed && f.candidate.requests() > 0 && f.baseline.requests() > 0)
+    );
+    assert!(shown.next.contains("50 % of the requests if the analysis passes"), "{}", shown.next);
+    assert!(shown.deadline.is_some_and(|span| span <= Millis(500)), "{:?}", shown.deadline);
+    let why = kiln_plan::explain::explain(&world.store, &observed, None);
+    assert!(why[0].what.contains("shifting: 1 of 2, 10 % of the requests"), "{}", why[0].what);
+    assert_eq!(why.len(), 1, "{why:?}");
+
+    let plan = |world: &World, commit, kind, to| {
+        let baked = BTreeMap::new();
+        let mut spec = release(commit, 60_000);
+        spec.routes.pop();
+        spec.services.get_mut(&ServiceName::new("web").unwrap()).unwrap().env.insert("A".into(), "1".into());
+        let wish =
+            kiln_plan::preview::Wish { env: &env(), kind, to: ReleaseNumber(to), spec: &spec, baked: &baked };
+        kiln_plan::preview::preview(&world.store, &wish).join("\n")
+    };
+    let text = plan(&world, 4, RolloutKind::Deploy, 3);
+    for line in [
+        "supersede rollout 2 to release 2, which is shifting",
+        "bake image web from commit 0000000000",
+        "launch 3 new instances of web and validate them",
+        "service web changes: rollout, env (+A)",
+        "switch any host/ to web",
+        "remove the route any host/api",
+        "keep the 5 instances of release 1 validated for 60.0 s, then destroy them",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in\n{text}");
+    }
+    settle(&mut world);
+    let safety = |world: &mut World, stored: bool| {
+        let observed = world.observe();
+        kiln_plan::safety::safety(&world.store, &observed, &env(), &|_| stored)
+    };
+    let cold = safety(&mut world, true);
+    assert!(cold.safe && cold.to == Some(ReleaseNumber(1)) && cold.warm_for.is_none(), "{cold:?}");
+    let gone = safety(&mut world, false);
+    assert!(!gone.safe && gone.notes[0].contains("is not stored any more"), "{gone:?}");
+    world.deploy(4, 3_600_000);
+    settle_some(&mut world);
+    let warm = safety(&mut world, true);
+    assert!(warm.safe && warm.to == Some(ReleaseNumber(2)) && warm.warm_for.is_some(), "{warm:?}");
+}
