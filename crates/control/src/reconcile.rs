@@ -4,9 +4,10 @@
 use crate::clock::Clock;
 use crate::crash;
 use crate::execute::{Bakery, Ended, Engines, execute};
+use crate::hold::Holds;
 use kiln_edge::client::Router;
 use kiln_model::{
-    Digest, EnvRef, Epoch, Evidence, ImageName, Incarnation, InstanceId, InstanceState, Millis, Op,
+    Boot, Digest, EnvRef, Epoch, Evidence, ImageName, Incarnation, InstanceId, InstanceState, Millis, Op,
     ReleaseNumber, Revision, SeenState, Snapshot,
 };
 use kiln_plan::observed::{OpOutcome, OpResult, Probe, ProbeLog};
@@ -81,6 +82,9 @@ pub struct Reconciler<S, P, R, B> {
     probing: BTreeSet<(InstanceId, usize)>,
     logs: BTreeMap<InstanceId, ProbeLog>,
     tails: BTreeMap<InstanceId, Vec<String>>,
+    holds: Holds,
+    started: Boot,
+    edge_seen: Boot,
 }
 
 impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
@@ -92,6 +96,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         shared: Arc<Shared>,
         server: (Incarnation, Epoch),
     ) -> Self {
+        let started = clock.boot();
         Self {
             store,
             engines,
@@ -106,6 +111,9 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             probing: BTreeSet::new(),
             logs: BTreeMap::new(),
             tails: BTreeMap::new(),
+            holds: Holds::default(),
+            started,
+            edge_seen: started,
         }
     }
 
@@ -135,15 +143,17 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
     /// One pass. Public so that tests can step through.
     pub async fn pass(&mut self) -> Result<Plan, ReconcileError> {
         self.take_finished();
-        let observed = self.observe().await;
+        let mut observed = self.observe().await;
         let snapshot = self.store.load().map_err(ReconcileError::Store)?;
-        let plan = plan(&snapshot, &observed);
+        let planned = self.holds.plan(&snapshot, &mut observed, plan);
         *self.shared.observed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(observed);
-        let broken = kiln_plan::lint::lint(&snapshot, &plan);
-        if !broken.is_empty() {
-            eprintln!("kiln: error: refused a plan at revision {}: {}", snapshot.revision, broken.join("; "));
-            return Ok(Plan { wake: plan.wake, ..Plan::default() });
-        }
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(error) => {
+                eprintln!("kiln: error: nothing could be planned at revision {}: {error}", snapshot.revision);
+                return Ok(Plan::default());
+            }
+        };
         if plan.mutations.is_empty() {
             self.results.clear();
         } else {
@@ -239,17 +249,24 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         if let (Some(seen), Ok(snapshot)) = (&seen, self.store.load()) {
             self.read_tails(seen, &snapshot);
         }
+        let edge = edge.ok().and_then(Result::ok);
+        if edge.is_some() {
+            self.edge_seen = self.clock.boot();
+        }
         Observed {
             now: self.clock.boot(),
+            edge_seen: self.edge_seen,
             wall: self.clock.wall(),
             boot_id: self.clock.boot_id(),
             seen,
-            edge: edge.ok().and_then(Result::ok),
+            edge,
             running: self.tasks.values().map(|op| op.key.clone()).collect(),
             results: self.results.clone(),
             probes: self.logs.clone(),
             baked: self.baked.clone(),
             tails: self.tails.clone(),
+            held: BTreeMap::new(),
+            started: self.started,
         }
     }
 

@@ -1,13 +1,16 @@
 //! The whole truth at one revision, and what each [`Mutation`] means.
 
+use crate::answer::Answered;
 use crate::digest::Digest;
 use crate::edge::Mark;
 use crate::fence::{Incarnation, OpId, Revision};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
 use crate::instance::Instance;
+use crate::limits;
 use crate::mutation::Mutation;
 use crate::network::NetworkNumber;
 use crate::op::{Op, OpKey};
+use crate::pause::{Damaged, Pause};
 use crate::release::Release;
 use crate::rollout::Rollout;
 use crate::route::{Generation, RouteTable};
@@ -42,6 +45,9 @@ pub struct Environment {
     /// Which service address it has.
     #[serde(default)]
     pub network: NetworkNumber,
+    /// Effects are stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Pause>,
 }
 
 impl Environment {
@@ -58,6 +64,7 @@ impl Environment {
             kept_deaths: BTreeMap::new(),
             destroyed: false,
             network: NetworkNumber::default(),
+            paused: None,
         }
     }
 
@@ -112,6 +119,12 @@ pub struct Snapshot {
     pub next_rollout: RolloutId,
     /// The number that the next effect gets.
     pub next_op: OpId,
+    /// Effects are stopped in every environment.
+    pub paused: Option<Pause>,
+    /// Answers to commands that named themselves, by key.
+    pub answers: BTreeMap<String, Arc<Answered>>,
+    /// Rows that the store could not read.
+    pub damaged: Vec<Damaged>,
 }
 
 impl Snapshot {
@@ -151,15 +164,32 @@ impl Snapshot {
                 self.route_digest = Some(table.digest());
                 self.route = (*generation, Arc::new(RouteTable::clone(table)));
             }
+            Mutation::Answer(answer) => self.remember(answer),
+            Mutation::Pause { env: None, pause } => self.paused.clone_from(pause),
+            Mutation::Pause { env: Some(env), pause } => {
+                if let Some(environment) = self.environments.get_mut(env) {
+                    Arc::make_mut(environment).paused.clone_from(pause);
+                }
+            }
             Mutation::RouteAcked { generation } => self.acked = self.acked.max(*generation),
             Mutation::Rebase { boot_id, now } => self.rebase(boot_id, *now),
         }
     }
 
+    fn remember(&mut self, answer: &Answered) {
+        self.answers.insert(answer.key.clone(), Arc::new(answer.clone()));
+        while self.answers.len() > limits::ANSWERS_MAX {
+            let oldest = self.answers.values().min_by_key(|a| (a.revision, &a.key)).map(|a| a.key.clone());
+            oldest.and_then(|key| self.answers.remove(&key));
+        }
+    }
+
     fn rebase(&mut self, boot_id: &str, now: Boot) {
         self.boot_id = boot_id.to_owned();
+        self.paused.iter_mut().for_each(|pause| pause.since = now);
         for env in self.environments.values_mut() {
             let env = Arc::make_mut(env);
+            env.paused.iter_mut().for_each(|pause| pause.since = now);
             env.keep = None;
             env.deaths.clear();
             env.kept_deaths.clear();
@@ -173,6 +203,28 @@ impl Snapshot {
         }
         for op in self.ops.values_mut() {
             op.not_before = now;
+        }
+    }
+
+    /// The pause that holds for an environment: its own, or that of the whole server.
+    pub fn pause_of(&self, env: &EnvRef) -> Option<&Pause> {
+        let own = self.environments.get(env).and_then(|environment| environment.paused.as_ref());
+        own.or(self.paused.as_ref())
+    }
+
+    /// What of an environment cannot be read.
+    pub fn damage_of(&self, env: &EnvRef) -> impl Iterator<Item = &Damaged> {
+        self.damaged.iter().filter(move |row| row.env.as_ref().is_none_or(|owner| owner == env))
+    }
+
+    /// Whose effect that is; none if it is of no environment, or of one without a record.
+    pub fn env_of<'a>(&'a self, key: &'a OpKey) -> Option<&'a EnvRef> {
+        match key {
+            OpKey::Bake { env, .. } => Some(env),
+            OpKey::Ensure { instance } | OpKey::Absent { instance } => {
+                self.instances.get(instance).map(|instance| &instance.env)
+            }
+            OpKey::SetRoute { .. } => None,
         }
     }
 

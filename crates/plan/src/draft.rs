@@ -2,6 +2,7 @@
 //! one pass sees what an earlier one decided.
 
 use crate::observed::{Observed, Probe};
+use crate::still::Still;
 use kiln_model::{
     Boot, EnvRef, Environment, Event, Instance, InstanceId, InstanceState, Mutation, OpKey, Release, Rollout,
     RolloutId, RolloutPhase, Snapshot,
@@ -23,6 +24,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) wake: Option<Boot>,
     /// The host was started anew since the last pass: what ended did not end by its own fault.
     pub(crate) rebooted: bool,
+    /// What stays as it is.
+    pub(crate) still: Still,
 }
 
 impl<'a> Draft<'a> {
@@ -36,6 +39,7 @@ impl<'a> Draft<'a> {
             probes: vec![],
             wake: None,
             rebooted: snapshot.boot_id != observed.boot_id,
+            still: Still::of(snapshot, observed),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::draft::Draft;
 use crate::observed::{Probe, ProbeLog, readiness_interval};
+use crate::storm;
 use kiln_model::{
     Boot, Evidence, Health, ImageManifest, Instance, InstanceId, InstanceSpec, InstanceState, Millis,
     Mutation, OpKey, Release, SeenState, ServiceSpec, limits,
@@ -25,6 +26,9 @@ pub(crate) fn observe(draft: &mut Draft<'_>) {
     let Some(seen) = &draft.observed.seen else { return };
     let instances: Vec<Arc<Instance>> = draft.snapshot.instances.values().cloned().collect();
     for instance in instances.iter().filter(|i| !i.state.is_over()) {
+        if draft.still.is_held(&instance.env) {
+            continue;
+        }
         match (seen.get(&instance.id), instance.state) {
             (None, InstanceState::Intent) => {}
             (None, _) if draft.rebooted => end_with_host(draft, instance),
@@ -104,6 +108,9 @@ pub(crate) fn validate(draft: &mut Draft<'_>) {
     let probing: Vec<Arc<Instance>> =
         draft.snapshot.instances.values().filter(|i| i.state == InstanceState::Probing).cloned().collect();
     for instance in probing {
+        if draft.still.is_held(&instance.env) {
+            continue;
+        }
         let Some(release) = draft.release_of(&instance) else { continue };
         let Some(service) = release.spec.services.get(&instance.service) else { continue };
         let empty = ProbeLog::default();
@@ -190,6 +197,9 @@ pub(crate) fn taint(draft: &mut Draft<'_>) {
     let Some(edge) = &draft.observed.edge else { return };
     for target in edge.targets.iter().filter(|t| t.in_table && t.ejected && t.ejected_for >= EJECTED_MAX) {
         let Some(instance) = draft.snapshot.instances.get(&target.instance).cloned() else { continue };
+        if draft.still.is_still(&instance.env) || storm::holds(edge, &instance) {
+            continue;
+        }
         let busy = draft.snapshot.instances_of(&instance.env).any(|other| {
             other.service == instance.service
                 && other.release == instance.release

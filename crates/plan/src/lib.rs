@@ -11,9 +11,13 @@ pub mod explain;
 pub mod instance;
 pub mod lint;
 pub mod observed;
+pub mod overdue;
+pub mod pause;
 pub mod plan;
 pub mod rollout;
 pub mod route;
+pub mod still;
+pub mod storm;
 
 pub use command::{Command, Decision, Outcome, Refusal, Request, decide};
 pub use observed::Observed;

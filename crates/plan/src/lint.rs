@@ -16,6 +16,7 @@ pub fn lint(before: &Snapshot, plan: &Plan) -> Vec<String> {
     broken.extend(internal_route_of_another(&after));
     broken.extend(destroyed_while_routed(&after, plan));
     broken.extend(effect_without_intent(&after, plan));
+    broken.extend(effect_in_a_pause(&after, plan));
     broken
 }
 
@@ -76,6 +77,17 @@ fn destroyed_while_routed(after: &Snapshot, plan: &Plan) -> Vec<String> {
     let known = |id: &_| after.instances.contains_key(id);
     let bad = destroyed.filter(|id| routed(id) || (!settled && known(id)));
     bad.map(|id| format!("`{id}` would be destroyed while the edge may send to it")).collect()
+}
+
+/// A pause stops every effect but the one that keeps the edge at the last table.
+fn effect_in_a_pause(after: &Snapshot, plan: &Plan) -> Vec<String> {
+    let bad = plan.effects.iter().filter_map(|op| {
+        let env = after.env_of(&op.key)?;
+        after
+            .pause_of(env)
+            .map(|_| format!("effect {} `{}` of `{env}`, which is paused", op.id, op.key.word()))
+    });
+    bad.collect()
 }
 
 fn effect_without_intent(after: &Snapshot, plan: &Plan) -> Vec<String> {

@@ -2,8 +2,8 @@
 
 use kiln_model::edge::EdgeStatus;
 use kiln_model::{
-    Boot, Check, Digest, EnvRef, Evidence, ImageName, InstanceId, Millis, OpId, OpKey, ReleaseNumber, Seen,
-    Wall,
+    Boot, Check, Digest, EnvRef, Evidence, Hold, ImageName, InstanceId, Millis, OpId, OpKey, ReleaseNumber,
+    Seen, Wall,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,6 +30,12 @@ pub struct Observed {
     pub baked: BTreeMap<(EnvRef, ReleaseNumber, ImageName), Digest>,
     /// The last lines of instances that ended or fail their checks.
     pub tails: BTreeMap<InstanceId, Vec<String>>,
+    /// Environments that could not be planned.
+    pub held: BTreeMap<EnvRef, Hold>,
+    /// When the edge answered last.
+    pub edge_seen: Boot,
+    /// When this process started to look.
+    pub started: Boot,
 }
 
 /// How an effect ended.

@@ -40,7 +40,8 @@ pub fn plan(snapshot: &Snapshot, observed: &Observed) -> Plan {
     instance::observe(&mut draft);
     instance::validate(&mut draft);
     instance::taint(&mut draft);
-    let environments: Vec<EnvRef> = draft.snapshot.environments.keys().cloned().collect();
+    let moving = draft.snapshot.environments.keys().filter(|env| !draft.still.is_still(env));
+    let environments: Vec<EnvRef> = moving.cloned().collect();
     for env in &environments {
         rollout::step(&mut draft, env);
         rollout::fill_slots(&mut draft, env);
@@ -63,6 +64,10 @@ fn absorb_results(draft: &mut Draft<'_>) {
         let Some(op) = draft.snapshot.ops.get(&result.key).filter(|op| op.id == result.id).cloned() else {
             continue;
         };
+        if draft.snapshot.env_of(&result.key).is_some_and(|env| draft.still.is_held(env)) {
+            draft.put(Mutation::DropOp { key: result.key.clone(), id: result.id });
+            continue;
+        }
         match &result.outcome {
             OpOutcome::Refused(error) if !is_needed(draft, &result.key) => {
                 tell(draft, &op, "image.refused", error);
@@ -144,7 +149,8 @@ fn absorb_edge(draft: &mut Draft<'_>) {
 /// that nobody wants any more.
 fn reconcile_ops(draft: &mut Draft<'_>, revision: Revision) -> Vec<Op> {
     let mut effects = vec![];
-    for key in std::mem::take(&mut draft.wanted) {
+    let wanted = std::mem::take(&mut draft.wanted);
+    for key in wanted.into_iter().filter(|key| draft.still.allows(&draft.snapshot, key)).collect::<Vec<_>>() {
         let row = draft.snapshot.ops.get(&key).cloned();
         let backing_off =
             row.as_ref().is_some_and(|op| op.last_error.is_some() && op.not_before > draft.now());

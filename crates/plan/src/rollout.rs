@@ -203,6 +203,7 @@ fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
 
 fn switch(draft: &mut Draft<'_>, rollout: &Rollout) {
     if rollout.switch.is_none_or(|generation| draft.snapshot.acked < generation) {
+        crate::overdue::switch(draft, rollout);
         return;
     }
     let (now, mark) = (draft.now(), mark(draft, &rollout.env));
@@ -268,7 +269,7 @@ fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Ve
     finish(draft, rollout, phase, Some(reason));
 }
 
-fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
+pub(crate) fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
     let mark = mark(draft, &rollout.env);
     draft.put_rollout(rollout.id, |r| r.receipt.ended.clone_from(&mark));
     if let Some(mark) = mark {
@@ -432,6 +433,9 @@ pub(crate) fn settle_serving(draft: &mut Draft<'_>) {
     }
     let instances: Vec<Arc<Instance>> = draft.snapshot.instances.values().cloned().collect();
     for instance in instances {
+        if draft.still.is_held(&instance.env) {
+            continue;
+        }
         let routed = draft.in_proposed_route(&instance.id);
         let kept = draft
             .environment(&instance.env)

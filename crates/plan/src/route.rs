@@ -5,9 +5,10 @@ use kiln_model::edge::EdgeStatus;
 use kiln_model::network::internal_host;
 use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
 use kiln_model::{
-    Environment, InstanceState, Mutation, OpKey, Release, RouteTable, ServiceName, ServiceSpec, Snapshot,
-    Target,
+    EnvRef, Environment, InstanceState, Mutation, OpKey, Release, RouteTable, ServiceName, ServiceSpec,
+    Snapshot, Target,
 };
+use std::collections::BTreeSet;
 
 /// The instances that a service keeps running: the environment's override or what the release asks for.
 pub fn replicas(environment: &Environment, service: &ServiceSpec) -> u32 {
@@ -17,8 +18,19 @@ pub fn replicas(environment: &Environment, service: &ServiceSpec) -> u32 {
 /// The table for all environments: every route of the serving release of each, to its validated instances, and the name
 /// inside of each of its services that has a port.
 pub fn table(snapshot: &Snapshot) -> RouteTable {
+    table_around(snapshot, &BTreeSet::new())
+}
+
+/// The same, where `still` keep the part that they have in the last table.
+pub(crate) fn table_around(snapshot: &Snapshot, still: &BTreeSet<EnvRef>) -> RouteTable {
     let mut table = RouteTable::default();
-    for environment in snapshot.environments.values().filter(|e| !e.destroyed) {
+    let names: BTreeSet<&EnvRef> = snapshot.environments.keys().chain(still).collect();
+    for name in names {
+        if still.contains(name) {
+            crate::still::keep(&mut table, &snapshot.route.1, name);
+            continue;
+        }
+        let Some(environment) = snapshot.environments.get(name).filter(|e| !e.destroyed) else { continue };
         let Some(release) = environment.serving.and_then(|n| snapshot.release(&environment.env, n)) else {
             continue;
         };
@@ -113,8 +125,12 @@ fn lost_names(draft: &Draft<'_>) -> bool {
 
 /// Proposes a new table if desired state asks for another, and wants it to be in use.
 pub(crate) fn propose(draft: &mut Draft<'_>) {
-    let table = table(&draft.snapshot);
     let (generation, current) = draft.snapshot.route.clone();
+    let table = if draft.still.all() {
+        RouteTable::clone(&current)
+    } else {
+        table_around(&draft.snapshot, draft.still.environments())
+    };
     if *current != table || lost_names(draft) {
         draft.put(Mutation::PutRoute { generation: generation.next(), table: Box::new(table) });
     }
