@@ -20,6 +20,7 @@ mod operations;
 mod rebuilt;
 mod retention;
 mod second_project;
+mod soak;
 mod taken_back;
 mod tiny;
 mod trust;
@@ -65,6 +66,7 @@ fn main() {
         ("trust", trust::run),
         ("mutant_is_seen", deploys::mutant),
         ("second_project", second_project::run),
+        ("soak_of_rollouts", soak::run),
     ];
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut n_run = 0;
