@@ -238,7 +238,11 @@ impl Snapshot {
     pub fn network_for(&self, env: &EnvRef) -> NetworkNumber {
         let others =
             self.environments.values().filter(|other| &other.env != env && self.holds_network(other));
-        let taken: BTreeSet<NetworkNumber> = others.map(|other| other.network).collect();
+        // Also of one whose record cannot be read.
+        let known = |instance: &Arc<Instance>| self.environments.contains_key(&instance.env);
+        let orphans = self.instances.values().filter(|instance| &instance.env != env && !known(instance));
+        let taken = others.map(|other| other.network).chain(orphans.map(|instance| instance.network));
+        let taken: BTreeSet<NetworkNumber> = taken.collect();
         let own = self.environments.get(env).map(|e| e.network).unwrap_or_default();
         if own.is_given() && !taken.contains(&own) {
             return own;

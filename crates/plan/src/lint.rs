@@ -53,7 +53,11 @@ fn internal_route_of_another(after: &Snapshot) -> Vec<String> {
     let table = &after.route.1;
     let owner = |index: usize| table.pools.get(index).and_then(|pool| after.environments.get(&pool.env));
     let bad = table.internal.iter().filter(|route| {
-        let own = |index| owner(index).is_some_and(|env| env.network == route.network);
+        // What cannot be read keeps the part that it has.
+        let kept = |index: usize| {
+            table.pools.get(index).is_some_and(|pool| after.damage_of(&pool.env).next().is_some())
+        };
+        let own = |index| kept(index) || owner(index).is_some_and(|env| env.network == route.network);
         !route.network.is_given() || !route.pools.iter().all(|p| own(p.pool))
     });
     bad.map(|route| format!("`{}` of network {} leads to another environment", route.host, route.network))
