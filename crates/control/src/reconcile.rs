@@ -8,7 +8,7 @@ use crate::hold::Holds;
 use kiln_edge::client::Router;
 use kiln_model::{
     Boot, Digest, EnvRef, Epoch, Evidence, ImageName, Incarnation, InstanceId, InstanceState, Millis, Op,
-    ReleaseNumber, Revision, SeenState, Snapshot,
+    OpKey, ReleaseNumber, Revision, SeenState, Snapshot,
 };
 use kiln_plan::observed::{OpOutcome, OpResult, Probe, ProbeLog};
 use kiln_plan::{Observed, Plan, plan};
@@ -17,7 +17,7 @@ use kiln_store::{Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 /// The longest time without a look at the world.
 const TICK: Millis = Millis(500);
@@ -27,6 +27,38 @@ const LOOK_MAX: Millis = Millis(1000);
 const TAIL_LINES: usize = 8;
 /// Passes in a row that each changed something, after which the loop takes a breath and says so.
 const PASSES_WITHOUT_REST: u32 = 200;
+
+/// How long starting an instance may take; a damaged image is baked anew meanwhile.
+const START_MAX: Millis = Millis::from_secs(60 * 60);
+/// How long ending one may take, beside its own `stop.timeout`.
+const END_MAX: Millis = Millis::from_secs(60);
+/// How long the edge may take for a table.
+const SWITCH_MAX: Millis = Millis::from_secs(30);
+
+/// After so long an effect counts as one that failed: it is tried again, and `kiln why` shows it. A bake has its own limit.
+fn effect_max(snapshot: &Snapshot, key: &OpKey) -> Option<Millis> {
+    match key {
+        OpKey::Bake { .. } => None,
+        OpKey::Ensure { .. } => Some(START_MAX),
+        OpKey::Absent { instance } => {
+            let instance = snapshot.instances.get(instance);
+            let stop = instance.and_then(|instance| {
+                let release = snapshot.release(&instance.env, instance.release)?;
+                Some(release.spec.services.get(&instance.service)?.stop.timeout)
+            });
+            Some(Millis(END_MAX.0.saturating_add(stop.unwrap_or_default().0)))
+        }
+        OpKey::SetRoute { .. } => Some(SWITCH_MAX),
+    }
+}
+
+async fn within(limit: Option<Millis>, effect: impl Future<Output = Ended>) -> Ended {
+    let Some(limit) = limit else { return effect.await };
+    tokio::time::timeout(limit.duration(), effect).await.unwrap_or_else(|_| Ended {
+        outcome: OpOutcome::Retry(format!("it did not end within {limit}")),
+        baked: None,
+    })
+}
 
 /// Why the loop ended. The process must end with it and start from disk.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +107,7 @@ pub struct Reconciler<S, P, R, B> {
     server: (Incarnation, Epoch),
     effects: JoinSet<Ended>,
     /// What is under way, by task: a panic leaves nothing else to know it by.
-    tasks: HashMap<tokio::task::Id, Op>,
+    tasks: HashMap<tokio::task::Id, (Op, AbortHandle)>,
     results: Vec<OpResult>,
     baked: BTreeMap<(EnvRef, ReleaseNumber, ImageName), Digest>,
     probes: JoinSet<(InstanceId, usize, Evidence)>,
@@ -179,8 +211,11 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         let snapshot = self.store.load().map_err(ReconcileError::Store)?;
         for op in &plan.effects {
             let effect = execute(self.engines.clone(), self.server, op.clone(), snapshot.clone());
-            let task = self.effects.spawn(effect).id();
-            self.tasks.insert(task, op.clone());
+            let task = self.effects.spawn(within(effect_max(&snapshot, &op.key), effect));
+            self.tasks.insert(task.id(), (op.clone(), task));
+        }
+        for (_, task) in self.tasks.values().filter(|(op, _)| plan.abandoned.contains(&op.key)) {
+            task.abort();
         }
         let now = self.clock.boot();
         for probe in plan.probes.iter().filter(|p| p.not_before <= now) {
@@ -227,7 +262,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             // Whether it had happened before the panic is unknown.
             Err(error) => (error.id(), OpOutcome::Retry(error.to_string())),
         };
-        if let Some(op) = self.tasks.remove(&task) {
+        if let Some((op, _)) = self.tasks.remove(&task) {
             self.results.push(OpResult { key: op.key, id: op.id, outcome });
         }
     }
@@ -260,7 +295,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             boot_id: self.clock.boot_id(),
             seen,
             edge,
-            running: self.tasks.values().map(|op| op.key.clone()).collect(),
+            running: self.tasks.values().map(|(op, _)| op.key.clone()).collect(),
             results: self.results.clone(),
             probes: self.logs.clone(),
             baked: self.baked.clone(),

@@ -99,10 +99,10 @@ fn under_way(snapshot: &Snapshot, observed: &Observed, rollout: &Rollout) -> Rea
         })
         .collect();
     let next = match rollout.phase {
-        RolloutPhase::Planned => "it begins when the rollout before it has ended",
         _ if snapshot.pause_of(&rollout.env).is_some() => {
             "it goes on after `kiln resume`, with the time it has left"
         }
+        RolloutPhase::Planned => "it begins when the rollout before it has ended",
         RolloutPhase::Baking => "instances are launched when its images are baked",
         RolloutPhase::Launching => "its instances are checked when they run",
         RolloutPhase::Validating => "traffic switches when every instance passed its checks",

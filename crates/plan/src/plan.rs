@@ -20,6 +20,8 @@ pub struct Plan {
     pub effects: Vec<Op>,
     /// Checks that should run. They change nothing, so they need no intent.
     pub probes: Vec<Probe>,
+    /// Effects under way that nobody wants any more and that cost only time: bakes of a superseded rollout.
+    pub abandoned: Vec<OpKey>,
     /// When to plan again at the latest, if nothing is observed before.
     pub wake: Option<Boot>,
 }
@@ -55,7 +57,16 @@ pub fn plan(snapshot: &Snapshot, observed: &Observed) -> Plan {
     }
     instance::effects(&mut draft);
     let effects = reconcile_ops(&mut draft, snapshot.revision.next());
-    Plan { mutations: draft.mutations, events: draft.events, effects, probes: draft.probes, wake: draft.wake }
+    let abandoned = abandoned(&draft);
+    let Draft { mutations, events, probes, wake, .. } = draft;
+    Plan { mutations, events, effects, probes, abandoned, wake }
+}
+
+/// In a pause what is under way ends as it would have.
+fn abandoned(draft: &Draft<'_>) -> Vec<OpKey> {
+    let bakes = draft.observed.running.iter().filter(|key| !draft.wanted.contains(*key));
+    let over = |key: &&OpKey| matches!(key, OpKey::Bake { env, .. } if !draft.still.is_still(env));
+    bakes.filter(over).cloned().collect()
 }
 
 /// Takes in how effects ended. A result whose intent row is not the current one is old news.
