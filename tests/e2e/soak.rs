@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 /// In the short form, as many as show one of each kind.
-const ROLLOUTS: u64 = 10;
+const ROLLOUTS: u64 = 5;
 /// Between two kills, in the long form and in the short one.
 const KILL_EVERY: [Duration; 2] = [Duration::from_secs(5), Duration::from_millis(400)];
 const LIMIT: Duration = Duration::from_secs(120);

@@ -81,7 +81,7 @@ pub fn operators() {
     let (kiln, project) = deployed();
     tiny::deploy(&kiln, &project, 2).expect(0);
     tiny::deploy(&kiln, &project, 3).expect(0);
-    let each = times(10, 125);
+    let each = times(8, 125);
     let clock = AtomicU64::new(1);
     // What was asked for, when it was asked and answered, and the rollout that was accepted, if any.
     let history: Mutex<Vec<(u64, u64, u64)>> = Mutex::default();
@@ -166,7 +166,7 @@ pub fn random() {
     let (kiln, project) = deployed();
     tiny::deploy(&kiln, &project, 2).expect(0);
     let (seed, n) =
-        (std::env::var("KILN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(31), times(40, 1000));
+        (std::env::var("KILN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(31), times(25, 1000));
     println!("seed {seed}");
     let mut random = Random(seed);
     for k in 0..n {

@@ -68,7 +68,9 @@ pub fn delayed() {
     assert!(client.wait().expect("the client ends").success());
     assert_eq!(get(&kiln), Some((200, "release-2".into())), "done means that traffic has moved");
     println!("a delayed switch: {} requests, 0 failed", all_answered(&load.stop()));
-    hung(&kiln, &project);
+    if times(0, 1) == 1 {
+        hung(&kiln, &project);
+    }
     kiln.down();
 }
 
@@ -87,7 +89,7 @@ fn hung(kiln: &Kiln, project: &kiln_tests::Project) {
 /// Server and edge are killed in turn while the table changes: what an edge serves is the old or the new one.
 pub fn loses_no_routes() {
     let (mut kiln, project) = deployed();
-    let rounds = times(4, 200);
+    let rounds = times(2, 200);
     let mut random = Random(times(3, 17));
     for round in 0..rounds {
         let wanted = 1 + round % 3;

@@ -30,7 +30,7 @@ pub fn run() {
     project.edit("kiln.toml", "grace = \"3s\"", "grace = \"10s\", healthy_after = 2, every = \"100ms\"");
     project.edit("kiln.toml", "keep_previous = \"10m\"", "keep_previous = \"0s\"");
     let load = tiny::load(&kiln, 100);
-    let n = times(6, 1000);
+    let n = times(3, 1000);
     for number in 2..2 + n {
         tiny::deploy(&kiln, &project, number).expect(0);
     }

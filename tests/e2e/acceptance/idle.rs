@@ -42,7 +42,7 @@ pub fn run() {
     serving(&kiln, 2);
     let mut before = world(&kiln);
     wait_until("nothing moves", Duration::from_secs(30), || {
-        std::thread::sleep(Duration::from_millis(1500));
+        std::thread::sleep(Duration::from_millis(1000));
         let now = world(&kiln);
         let still = now == before;
         before = now;
@@ -51,7 +51,7 @@ pub fn run() {
     let pid = tiny::status(&kiln)["server"]["pid"].as_u64().expect("pid");
     let (descriptors, pages) = size(pid);
     let written = log_written(&kiln);
-    let seconds = times(4, 600);
+    let seconds = times(2, 600);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(seconds) {
         std::thread::sleep(Duration::from_millis(500));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// Time in which an effect would have begun if nothing held it: several passes of the loop.
 fn several_passes() {
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(900));
 }
 
 fn revision(kiln: &Kiln) -> u64 {
