@@ -23,4 +23,5 @@ nightly:
     .ci/mirror target/debug/kiln nightly
     KILN_PACKAGES=all cargo test -p kiln-image --test debian
     KILN_PACKAGES=all cargo test -p kiln-tests --test e2e -- debian
-    KILN_NIGHTLY=1 cargo test --package kiln-tests --test e2e -- machines old_host
+    KILN_NIGHTLY=1 cargo test --package kiln-tests --test e2e -- machines old_host acceptance
+    KILN_ROLLOUTS=500 cargo test --package kiln-tests --test e2e -- soak_of_rollouts

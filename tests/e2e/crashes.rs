@@ -31,7 +31,7 @@ const MOMENTS: u64 = 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether everything is as desired: the serving release has its instances, nothing is under way.
-fn is_settled(kiln: &Kiln) -> bool {
+pub(crate) fn is_settled(kiln: &Kiln) -> bool {
     let status = kiln.cli(Path::new("/"), &["status", "--json"]);
     if status.code != 0 {
         // It may be dying right now, as it should.
@@ -44,12 +44,12 @@ fn is_settled(kiln: &Kiln) -> bool {
     environment["rollout"]["ended"] == true && serving == 2 && states == serving + kept && kept <= 2
 }
 
-fn settle(kiln: &Kiln) {
+pub(crate) fn settle(kiln: &Kiln) {
     wait_until("everything is as desired", LIMIT, || is_settled(kiln));
 }
 
 /// A server with three releases deployed, so that every further deploy also destroys something.
-fn prepared() -> (Kiln, Project, [usize; 5]) {
+pub(crate) fn prepared() -> (Kiln, Project, [usize; 5]) {
     let kiln = Kiln::started(&free_address());
     let project = tiny::project();
     for n in 1..4 {
@@ -61,7 +61,7 @@ fn prepared() -> (Kiln, Project, [usize; 5]) {
 }
 
 /// What the host has when the server has made ready what it keeps ready, and the last of what ended is gone.
-fn resting(kiln: &Kiln) -> [usize; 5] {
+pub(crate) fn resting(kiln: &Kiln) -> [usize; 5] {
     const LOOKS: usize = 40;
     let (mut usual, mut same) = (counts(kiln), 0);
     wait_until("the host is at rest", LIMIT, || {
@@ -75,7 +75,7 @@ fn resting(kiln: &Kiln) -> [usize; 5] {
 }
 
 /// Begins a deploy of marker `n` as a process that outlives the server.
-fn begin_deploy(kiln: &Kiln, project: &Project, n: u64) -> std::process::Child {
+pub(crate) fn begin_deploy(kiln: &Kiln, project: &Project, n: u64) -> std::process::Child {
     project.release(n);
     project.commit(&format!("release {n}"));
     let mut command = kiln.command(project.dir.path(), &["deploy"]);
@@ -85,7 +85,13 @@ fn begin_deploy(kiln: &Kiln, project: &Project, n: u64) -> std::process::Child {
 
 /// After a crash: the deploy comes true, if need be by asking again (a crash before acceptance loses the question, which
 /// the client says), and the host looks as before.
-fn converge(kiln: &mut Kiln, project: &Project, mut client: std::process::Child, n: u64, usual: [usize; 5]) {
+pub(crate) fn converge(
+    kiln: &mut Kiln,
+    project: &Project,
+    mut client: std::process::Child,
+    n: u64,
+    usual: [usize; 5],
+) {
     let status = client.wait().expect("the client ends");
     if !status.success() {
         kiln.in_project(project, &["deploy"]).expect(0);

@@ -1,6 +1,7 @@
 //! End to end: real servers in real sandboxes behind the real edge, under real traffic, as root, in a network namespace of
 //! its own. `e2e [NAME]...` runs the cases whose names contain one of the words.
 
+mod acceptance;
 mod autoscale;
 mod bad_input;
 mod bakes;
@@ -21,6 +22,7 @@ mod operations;
 mod rebuilt;
 mod retention;
 mod second_project;
+mod soak;
 mod strategies;
 mod taken_back;
 mod tiny;
@@ -71,6 +73,22 @@ fn main() {
         ("trust", trust::run),
         ("mutant_is_seen", deploys::mutant),
         ("second_project", second_project::run),
+        ("soak_of_rollouts", soak::run),
+        ("acceptance_pause", acceptance::pause::run),
+        ("acceptance_idle", acceptance::idle::run),
+        ("acceptance_edge_delayed", acceptance::edge::delayed),
+        ("acceptance_edge_routes", acceptance::edge::loses_no_routes),
+        ("acceptance_clock", acceptance::clock::run),
+        ("acceptance_phase_upgraded", acceptance::phases::upgraded),
+        ("acceptance_phase_scaled", acceptance::phases::scaled),
+        ("acceptance_lost_starts", acceptance::race::lost_starts),
+        ("acceptance_collected", acceptance::race::collected),
+        ("acceptance_once", acceptance::commands::once),
+        ("acceptance_operators", acceptance::commands::operators),
+        ("acceptance_random", acceptance::commands::random),
+        ("acceptance_flaky", acceptance::flaky::run),
+        ("acceptance_rows", acceptance::damage::rows),
+        ("acceptance_files", acceptance::damage::files),
     ];
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut n_run = 0;

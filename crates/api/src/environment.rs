@@ -45,4 +45,7 @@ pub struct DestroyView {
     pub env: EnvRef,
     /// Instances that are still to be removed.
     pub instances: usize,
+    /// What holds that up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
 }

@@ -125,6 +125,9 @@ table! {
     RouteTaken "route_taken" 409 Failed false User "another environment has that host and path" "give one of them another `host` or `path`, or `kiln destroy` the other";
     NoRollout "no_rollout" 404 Failed false User "no rollout is under way" "`kiln status` shows the rollouts";
     AlreadySwitched "already_switched" 409 Failed false User "traffic is on the new release already" "`kiln rollback` brings the previous release back";
+    NotPaused "not_paused" 409 Failed false User "nothing is paused there" "`kiln status` shows what is paused";
+    OnHold "on_hold" 409 Failed false Host "what the store has of the environment cannot be read" "restore the state from a backup; until then what runs of it is left alone";
+    KeyReused "key_reused" 409 Failed false User "the idempotency key was used for another request" "make up a new key for each command";
     NoInstance "no_instance" 404 Failed false User "there is no such instance, alive or gone" "`kiln instance list` shows them";
     NoImage "no_image" 404 Failed false User "there is no such image" "`kiln image list` shows them";
     ImageBroken "image_broken" 409 Failed false User "something of an image is damaged or missing" "`kiln image verify --mend` bakes it again from its commit; so does the start of an instance";

@@ -1,6 +1,7 @@
 //! What runs: environments with their services, instances, routes and rollouts, and the edge.
 
 use crate::instance::InstanceView;
+use crate::pause::{HoldView, PauseView};
 use crate::rollout::{RolloutView, SafetyView};
 use crate::server::ServerView;
 use kiln_model::edge::Tally;
@@ -16,6 +17,12 @@ pub struct StatusView {
     pub edge: Option<EdgeView>,
     /// By name.
     pub environments: Vec<EnvironmentView>,
+    /// The pause of the whole server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<PauseView>,
+    /// What kiln itself leaves as it is, because it cannot be read or planned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<HoldView>,
 }
 
 /// The edge.
@@ -55,6 +62,9 @@ pub struct EnvironmentView {
     pub requests: Tally,
     /// How many things block or are amiss; `kiln why` names them.
     pub reasons: usize,
+    /// Its own pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<PauseView>,
 }
 
 /// The serving release, in short.

@@ -93,6 +93,10 @@ commands! {
     Scale(commands::scale::ScaleArgs) => waits scale;
     /// Stop the running rollout; what serves stays
     Abort(commands::abort::AbortArgs) => waits abort;
+    /// Stop effects, of an environment or of the whole server; observation goes on
+    Pause(commands::pause::PauseArgs) => waits pause;
+    /// Go on after a pause
+    Resume(commands::resume::ResumeArgs) => waits resume;
     /// Show releases
     Release(commands::release::ReleaseArgs) => waits release;
     /// Show images
@@ -148,6 +152,9 @@ mod tests {
             "kiln logs --since 2026-11-24T09:15:03Z -n all",
             "kiln scale web=5 api=default --env staging",
             "kiln abort",
+            "kiln pause --reason x",
+            "kiln pause --env staging --reason x",
+            "kiln resume --env staging",
             "kiln release list",
             "kiln release show 3 --env staging",
             "kiln image list",
@@ -193,6 +200,7 @@ mod tests {
             "kiln scale",
             "kiln scale web",
             "kiln destroy",
+            "kiln pause",
             "kiln logs --since yesterday",
             "kiln logs --instance web",
             "kiln instance show ../x",

@@ -59,6 +59,29 @@ pub(crate) async fn persist<T>(
     }
 }
 
+/// Does one command once: if the connection is lost before the answer came it is asked again under the same name, and the
+/// server answers what it answered the first time. A server that does not run is not waited for.
+pub(crate) async fn once<T>(
+    context: &Context<'_>,
+    mut request: impl AsyncFnMut(&Client) -> Result<T, ClientError>,
+) -> Result<T, Failure> {
+    let client = context.client()?.once(key()?);
+    match request(&client).await {
+        Err(error) if matches!(error.code(), Code::Lost | Code::Unavailable) => {
+            let what = "`kiln audit` shows whether it was recorded";
+            persist(what, async || request(&client).await).await
+        }
+        answered => Ok(answered?),
+    }
+}
+
+/// A name that nobody else gives to a command.
+pub(crate) fn key() -> Result<String, Failure> {
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/uuid");
+    let read = read.map_err(|error| Failure::new(Code::File, format!("no random number: {error}")));
+    Ok(read?.trim().to_owned())
+}
+
 /// Follows a rollout to its end, whichever that is.
 pub(crate) async fn rollout(
     context: &Context<'_>,

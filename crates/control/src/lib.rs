@@ -10,6 +10,7 @@ pub mod collect;
 pub mod crash;
 pub mod execute;
 pub mod handle;
+mod hold;
 pub mod keeper;
 pub mod keys;
 pub mod reconcile;

@@ -4,12 +4,13 @@
 use crate::clock::{Clock, within};
 use crate::crash::Point;
 use crate::execute::{Bakery, Engines};
+use crate::hold::Holds;
 use crate::work::{Finished, Work};
 use kiln_edge::client::Router;
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    Digest, EnvRef, Epoch, ImageName, Incarnation, InstanceId, InstanceState, Millis, OpKey, ReleaseNumber,
-    Revision, SeenState, Snapshot,
+    Boot, Digest, EnvRef, Epoch, ImageName, Incarnation, InstanceId, InstanceState, Millis, OpKey,
+    ReleaseNumber, Revision, SeenState, Snapshot,
 };
 use kiln_plan::autoscale::Rates;
 use kiln_plan::observed::{OpResult, ProbeLog};
@@ -84,6 +85,9 @@ pub struct Reconciler<S, P, R, B> {
     logs: BTreeMap<InstanceId, ProbeLog>,
     tails: BTreeMap<InstanceId, Vec<String>>,
     rates: Rates,
+    holds: Holds,
+    started: Boot,
+    edge_seen: Boot,
 }
 
 impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
@@ -95,6 +99,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         shared: Arc<Shared>,
         server: (Incarnation, Epoch),
     ) -> Self {
+        let started = clock.boot();
         Self {
             store,
             engines,
@@ -107,6 +112,9 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             logs: BTreeMap::new(),
             tails: BTreeMap::new(),
             rates: Rates::default(),
+            holds: Holds::default(),
+            started,
+            edge_seen: started,
         }
     }
 
@@ -137,19 +145,21 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
     pub async fn pass(&mut self) -> Result<Plan, ReconcileError> {
         self.take_finished();
         let stale = planted(Mutant::StaleSnapshot).then(|| self.store.load()).and_then(Result::ok);
-        let observed = self.observe().await;
+        let mut observed = self.observe().await;
         self.clock.pass(Point::Observed).await;
         let newest = self.store.load().map_err(ReconcileError::Store)?;
         let snapshot = stale.unwrap_or(newest);
-        let plan = plan(&snapshot, &observed);
+        let planned = self.holds.plan(&snapshot, &mut observed, plan);
+        let refused = observed.held.values().next().map(|hold| hold.reason.clone());
         *self.shared.observed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(observed);
-        let broken = kiln_plan::lint::lint(&snapshot, &plan);
-        if !broken.is_empty() {
-            let text = format!("refused a plan at revision {}: {}", snapshot.revision, broken.join("; "));
-            eprintln!("kiln: error: {text}");
-            *self.shared.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(text);
-            return Ok(Plan { wake: plan.wake, ..Plan::default() });
-        }
+        let (plan, refused) = match planned {
+            Ok(plan) => (plan, refused),
+            Err(error) => {
+                eprintln!("kiln: error: nothing could be planned at revision {}: {error}", snapshot.revision);
+                (Plan::default(), Some(error))
+            }
+        };
+        *self.shared.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = refused;
         if plan.mutations.is_empty() {
             self.results.clear();
         } else {
@@ -196,6 +206,9 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         for op in &plan.effects {
             self.work.begin(&self.engines, &self.clock, self.server, op.clone(), snapshot.clone());
         }
+        for key in &plan.abandoned {
+            self.work.abandon(key);
+        }
         let now = self.clock.boot();
         for probe in plan.probes.iter().filter(|p| p.not_before <= now) {
             self.work.look(&self.engines, &self.clock, probe);
@@ -239,8 +252,12 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             seen.iter().for_each(|seen| self.read_tails(seen, &snapshot));
             self.rates.record(&snapshot, edge.as_ref(), self.clock.boot());
         }
+        if edge.is_some() {
+            self.edge_seen = self.clock.boot();
+        }
         Observed {
             now: self.clock.boot(),
+            edge_seen: self.edge_seen,
             wall: self.clock.wall(),
             boot_id: self.clock.boot_id(),
             seen,
@@ -251,6 +268,8 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             baked: self.baked.clone(),
             tails: self.tails.clone(),
             rates: self.rates.known(),
+            held: BTreeMap::new(),
+            started: self.started,
         }
     }
 

@@ -1,10 +1,10 @@
 //! Effects and checks under way, as futures that the loop owns: they go on while it waits, and end with it. Whoever drives
 //! the loop drives them, be it a runtime or the simulator.
 
-use crate::clock::Clock;
+use crate::clock::{Clock, within};
 use crate::crash::Point;
 use crate::execute::{Bakery, Ended, Engines, execute};
-use futures_util::future::{Either, FutureExt, select};
+use futures_util::future::{AbortHandle, Aborted, Either, FutureExt, abortable, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use kiln_edge::client::Router;
 use kiln_model::mutant::{Mutant, planted};
@@ -15,10 +15,34 @@ use kiln_model::{
 use kiln_plan::observed::{OpOutcome, OpResult, Probe};
 use kiln_provider::Provider;
 use std::any::Any;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+
+/// How long starting an instance may take; a damaged image is baked anew meanwhile.
+const START_MAX: Millis = Millis::from_secs(60 * 60);
+/// How long ending one may take, beside its own `stop.timeout`.
+const END_MAX: Millis = Millis::from_secs(60);
+/// How long the edge may take for a table.
+const SWITCH_MAX: Millis = Millis::from_secs(30);
+
+/// After so long an effect counts as one that failed: it is tried again, and `kiln why` shows it. A bake has its own limit.
+fn effect_max(snapshot: &Snapshot, key: &OpKey) -> Option<Millis> {
+    match key {
+        OpKey::Bake { .. } => None,
+        OpKey::Ensure { .. } => Some(START_MAX),
+        OpKey::Absent { instance } => {
+            let instance = snapshot.instances.get(instance);
+            let stop = instance.and_then(|instance| {
+                let release = snapshot.release(&instance.env, instance.release)?;
+                Some(release.spec.services.get(&instance.service)?.stop.timeout)
+            });
+            Some(Millis(END_MAX.0.saturating_add(stop.unwrap_or_default().0)))
+        }
+        OpKey::SetRoute { .. } => Some(SWITCH_MAX),
+    }
+}
 
 /// Something that was under way and ended.
 #[derive(Debug)]
@@ -34,6 +58,7 @@ pub(crate) struct Work {
     /// Ended, and not asked for yet. What of it is an effect counts as running.
     finished: VecDeque<Finished>,
     running: BTreeSet<OpKey>,
+    stops: BTreeMap<OpKey, AbortHandle>,
     probing: BTreeSet<(InstanceId, usize)>,
 }
 
@@ -51,13 +76,24 @@ impl Work {
         if !planted(Mutant::ForgetRunning) {
             self.running.insert(key.clone());
         }
+        let limit = effect_max(&snapshot, &key);
         let effect = execute(engines.clone(), clock.clone(), server, op, snapshot);
-        let effect = AssertUnwindSafe(effect).catch_unwind();
+        let (effect, stop) = abortable(AssertUnwindSafe(effect).catch_unwind());
+        self.stops.insert(key.clone(), stop);
+        let clock = clock.clone();
         self.futures.push(Box::pin(async move {
-            let Ended { outcome, baked } = effect.await.unwrap_or_else(|panic| {
-                // Whether it had happened before is unknown.
-                Ended { outcome: OpOutcome::Retry(text(&*panic)), baked: None }
-            });
+            let ended = match limit {
+                Some(limit) => within(&*clock, limit, effect).await.ok_or(limit),
+                None => Ok(effect.await),
+            };
+            // Whether it had happened before is unknown.
+            let retry = |text: String| Ended { outcome: OpOutcome::Retry(text), baked: None };
+            let Ended { outcome, baked } = match ended {
+                Ok(Ok(Ok(ended))) => ended,
+                Ok(Ok(Err(panic))) => retry(text(&*panic)),
+                Ok(Err(Aborted)) => retry("nobody wants it any more".into()),
+                Err(limit) => retry(format!("it did not end within {limit}")),
+            };
             Finished::Effect { result: OpResult { key, id, outcome }, baked }
         }));
     }
@@ -92,6 +128,11 @@ impl Work {
         }));
     }
 
+    /// Gives up an effect that nobody wants any more.
+    pub(crate) fn abandon(&self, key: &OpKey) {
+        self.stops.get(key).iter().for_each(|stop| stop.abort());
+    }
+
     /// Effects that were begun and not taken yet.
     pub(crate) fn running(&self) -> &BTreeSet<OpKey> {
         &self.running
@@ -109,7 +150,10 @@ impl Work {
         }
         let finished = self.finished.pop_front()?;
         match &finished {
-            Finished::Effect { result, .. } => self.running.remove(&result.key),
+            Finished::Effect { result, .. } => {
+                self.stops.remove(&result.key);
+                self.running.remove(&result.key)
+            }
             Finished::Probe { instance, step, .. } => self.probing.remove(&(instance.clone(), *step)),
         };
         Some(finished)

@@ -4,6 +4,7 @@
 //! so that engines (image, provider, edge, logs) never need to know each other.
 #![forbid(unsafe_code)]
 
+pub mod answer;
 pub mod check;
 pub mod confinement;
 pub mod digest;
@@ -21,6 +22,7 @@ pub mod mutant;
 pub mod mutation;
 pub mod network;
 pub mod op;
+pub mod pause;
 pub mod release;
 pub mod rollout;
 pub mod route;
@@ -29,6 +31,7 @@ pub mod snapshot;
 pub mod strategy;
 pub mod time;
 
+pub use answer::Answered;
 pub use check::{Check, CheckKind, Evidence};
 pub use confinement::{Capability, Confinement, Egress, Isolation, Seccomp};
 pub use digest::{CommitId, Digest};
@@ -41,6 +44,7 @@ pub use mix::{Mix, Share, Step};
 pub use mutation::Mutation;
 pub use network::{NetworkNumber, ServiceRange};
 pub use op::{Op, OpKey};
+pub use pause::{Damaged, Hold, Pause};
 pub use release::{Release, ReleaseSpec};
 pub use rollout::{Rollout, RolloutKind, RolloutPhase};
 pub use route::{Generation, InternalRoute, RouteRule, RouteTable, Target};

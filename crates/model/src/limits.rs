@@ -26,5 +26,9 @@ pub const SPOOL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const START_FAILURES_MAX: u32 = 3;
 /// Times that one `validate` check may fail before the instance counts as failed.
 pub const VALIDATE_ATTEMPTS_MAX: u32 = 3;
+/// Answers that are remembered for clients that ask again.
+pub const ANSWERS_MAX: usize = 1000;
+/// Bytes of the reason that somebody gives for an act.
+pub const REASON_BYTES_MAX: usize = 300;
 /// Bytes of evidence text kept of one check.
 pub const EVIDENCE_BYTES_MAX: usize = 1024;

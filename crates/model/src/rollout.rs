@@ -72,7 +72,9 @@ impl RolloutPhase {
     pub fn may_become(self, next: RolloutPhase) -> bool {
         use RolloutPhase::*;
         match next {
-            TakenBack | Superseded | Aborted | FailedNoPrevious => self.is_before_switch(),
+            // A switch that nobody acknowledges is taken back by the table after it.
+            TakenBack => self.is_before_switch() || self == Switching,
+            Superseded | Aborted | FailedNoPrevious => self.is_before_switch(),
             Succeeded => self == Draining,
             Draining => self == Switching,
             Switching => matches!(self, Validating | Shifting),
@@ -211,7 +213,8 @@ mod tests {
                     assert!(!from.may_become(to), "{from:?} -> {to:?}");
                 }
             }
-            assert!(!(from >= Switching && from.may_become(TakenBack)), "{from:?}");
+            assert!(!(from > Switching && from.may_become(TakenBack)), "{from:?}");
+            assert!(!(from >= Switching && from.may_become(Aborted)), "{from:?}");
             assert!(from.is_end() || ALL.iter().any(|to| from.may_become(*to)), "{from:?} is a dead end");
         }
     }

@@ -1,15 +1,18 @@
 //! The whole truth at one revision, and what each [`Mutation`] means.
 
+use crate::answer::Answered;
 use crate::digest::Digest;
 use crate::edge::Mark;
 use crate::fence::{Incarnation, OpId, Revision};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
 use crate::index::Index;
 use crate::instance::Instance;
+use crate::limits;
 use crate::mix::Mix;
 use crate::mutation::Mutation;
 use crate::network::NetworkNumber;
 use crate::op::{Op, OpKey};
+use crate::pause::{Damaged, Pause};
 use crate::release::Release;
 use crate::rollout::Rollout;
 use crate::route::{Generation, RouteTable};
@@ -51,6 +54,9 @@ pub struct Environment {
     /// Which service address it has.
     #[serde(default)]
     pub network: NetworkNumber,
+    /// Effects are stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Pause>,
 }
 
 impl Environment {
@@ -69,6 +75,7 @@ impl Environment {
             kept_deaths: BTreeMap::new(),
             destroyed: false,
             network: NetworkNumber::default(),
+            paused: None,
         }
     }
 
@@ -125,6 +132,12 @@ pub struct Snapshot {
     /// The number that the next effect gets.
     pub next_op: OpId,
     index: Index,
+    /// Effects are stopped in every environment.
+    pub paused: Option<Pause>,
+    /// Answers to commands that named themselves, by key.
+    pub answers: OrdMap<String, Arc<Answered>>,
+    /// Rows that the store could not read.
+    pub damaged: Vec<Damaged>,
 }
 
 impl Snapshot {
@@ -170,15 +183,32 @@ impl Snapshot {
                 self.index.put_route(table);
                 self.route = (*generation, Arc::new(RouteTable::clone(table)));
             }
+            Mutation::Answer(answer) => self.remember(answer),
+            Mutation::Pause { env: None, pause } => self.paused.clone_from(pause),
+            Mutation::Pause { env: Some(env), pause } => {
+                if let Some(environment) = self.environments.get_mut(env) {
+                    Arc::make_mut(environment).paused.clone_from(pause);
+                }
+            }
             Mutation::RouteAcked { generation } => self.acked = self.acked.max(*generation),
             Mutation::Rebase { boot_id, now } => self.rebase(boot_id, *now),
         }
     }
 
+    fn remember(&mut self, answer: &Answered) {
+        self.answers.insert(answer.key.clone(), Arc::new(answer.clone()));
+        while self.answers.len() > limits::ANSWERS_MAX {
+            let oldest = self.answers.values().min_by_key(|a| (a.revision, &a.key)).map(|a| a.key.clone());
+            oldest.and_then(|key| self.answers.remove(&key));
+        }
+    }
+
     fn rebase(&mut self, boot_id: &str, now: Boot) {
         self.boot_id = boot_id.to_owned();
+        self.paused.iter_mut().for_each(|pause| pause.since = now);
         change_all(&mut self.environments, |env| {
             let env = Arc::make_mut(env);
+            env.paused.iter_mut().for_each(|pause| pause.since = now);
             env.keep = None;
             env.deaths.clear();
             env.kept_deaths.clear();
@@ -196,6 +226,28 @@ impl Snapshot {
         change_all(&mut self.ops, |op| op.not_before = now);
     }
 
+    /// The pause that holds for an environment: its own, or that of the whole server.
+    pub fn pause_of(&self, env: &EnvRef) -> Option<&Pause> {
+        let own = self.environments.get(env).and_then(|environment| environment.paused.as_ref());
+        own.or(self.paused.as_ref())
+    }
+
+    /// What of an environment cannot be read.
+    pub fn damage_of(&self, env: &EnvRef) -> impl Iterator<Item = &Damaged> {
+        self.damaged.iter().filter(move |row| row.env.as_ref().is_none_or(|owner| owner == env))
+    }
+
+    /// Whose effect that is; none if it is of no environment, or of one without a record.
+    pub fn env_of<'a>(&'a self, key: &'a OpKey) -> Option<&'a EnvRef> {
+        match key {
+            OpKey::Bake { env, .. } => Some(env),
+            OpKey::Ensure { instance } | OpKey::Absent { instance } => {
+                self.instances.get(instance).map(|instance| &instance.env)
+            }
+            OpKey::SetRoute { .. } => None,
+        }
+    }
+
     /// The release of that number, if it exists.
     pub fn release(&self, env: &EnvRef, number: ReleaseNumber) -> Option<&Arc<Release>> {
         self.releases.get(&(env.clone(), number))
@@ -206,7 +258,11 @@ impl Snapshot {
     pub fn network_for(&self, env: &EnvRef) -> NetworkNumber {
         let others =
             self.environments.values().filter(|other| &other.env != env && self.holds_network(other));
-        let taken: BTreeSet<NetworkNumber> = others.map(|other| other.network).collect();
+        // Also of one whose record cannot be read.
+        let known = |instance: &Arc<Instance>| self.environments.contains_key(&instance.env);
+        let orphans = self.instances.values().filter(|instance| &instance.env != env && !known(instance));
+        let taken = others.map(|other| other.network).chain(orphans.map(|instance| instance.network));
+        let taken: BTreeSet<NetworkNumber> = taken.collect();
         let own = self.environments.get(env).map(|e| e.network).unwrap_or_default();
         if own.is_given() && !taken.contains(&own) {
             return own;

@@ -2,8 +2,8 @@
 
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    Boot, EnvRef, Environment, Event, Mutation, Release, ReleaseNumber, ReleaseSpec, Rollout, RolloutId,
-    RolloutKind, RolloutPhase, ServiceName, Snapshot, Wall, limits, rollout::Receipt,
+    Boot, EnvRef, Environment, Event, Millis, Mutation, Pause, Release, ReleaseNumber, ReleaseSpec, Rollout,
+    RolloutId, RolloutKind, RolloutPhase, ServiceName, Snapshot, Wall, limits, rollout::Receipt,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,6 +42,18 @@ pub enum Command {
         /// Which environment.
         env: EnvRef,
     },
+    /// Stop effects; observation goes on.
+    Pause {
+        /// Of which environment; none stops all.
+        env: Option<EnvRef>,
+        /// Why.
+        reason: String,
+    },
+    /// Go on after a pause.
+    Resume {
+        /// With which environment; none ends the pause of the whole server.
+        env: Option<EnvRef>,
+    },
 }
 
 /// A command with its circumstances.
@@ -69,7 +81,7 @@ pub struct Decision {
 }
 
 /// The answer to a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Outcome {
     /// A rollout was accepted.
     Started {
@@ -94,6 +106,16 @@ pub enum Outcome {
     },
     /// Everything of the environment is being removed.
     Destroying,
+    /// Effects are stopped.
+    Paused {
+        /// By which pause, which may be an older one.
+        pause: Pause,
+    },
+    /// Effects go on.
+    Resumed {
+        /// After how long.
+        after: Millis,
+    },
 }
 
 /// Why a command is refused. Nothing was changed.
@@ -167,6 +189,23 @@ pub enum Refusal {
         /// Which rollout.
         rollout: RolloutId,
     },
+    /// Nothing is paused.
+    #[error("{} is not paused", env.as_ref().map_or("the server".to_owned(), |env| format!("`{env}`")))]
+    NotPaused {
+        /// Which environment; none for the whole server.
+        env: Option<EnvRef>,
+    },
+    /// An act that has to be explained was not.
+    #[error("a reason of 1 to {} bytes is needed", limits::REASON_BYTES_MAX)]
+    NoReason,
+    /// What the store has of the environment cannot be read.
+    #[error("`{env}` is on hold: {what} cannot be read")]
+    Damaged {
+        /// Which environment.
+        env: EnvRef,
+        /// Which row.
+        what: String,
+    },
 }
 
 impl Refusal {
@@ -182,6 +221,13 @@ impl Refusal {
             Refusal::NothingBefore { .. } => Some("name a release with `--to N`".into()),
             Refusal::NoService { .. } => Some("`kiln status` shows the services".into()),
             Refusal::TooMany { .. } | Refusal::NoRollout { .. } => None,
+            Refusal::NotPaused { .. } => Some("`kiln status` shows what is paused".into()),
+            Refusal::NoReason => {
+                Some("say why with `--reason TEXT`; `kiln status` shows it to others".into())
+            }
+            Refusal::Damaged { .. } => {
+                Some("restore the state from a backup; until then what runs of it is left alone".into())
+            }
             Refusal::RouteTaken { .. } => {
                 Some("give one of them another `host` or `path`, or `kiln destroy` the other".into())
             }
@@ -194,12 +240,31 @@ impl Refusal {
 
 /// Decides on a command.
 pub fn decide(snapshot: &Snapshot, request: &Request) -> Result<Decision, Refusal> {
+    readable(snapshot, &request.command)?;
     match &request.command {
         Command::Deploy { env, spec } => deploy(snapshot, request, env, spec),
         Command::Rollback { env, to } => rollback(snapshot, request, env, *to),
         Command::Scale { env, instances } => scale(snapshot, request, env, instances),
         Command::Abort { env } => abort(snapshot, request, env),
         Command::Destroy { env } => destroy(snapshot, request, env),
+        Command::Pause { env, reason } => crate::pause::pause(snapshot, request, env.as_ref(), reason),
+        Command::Resume { env } => crate::pause::resume(snapshot, request, env.as_ref()),
+    }
+}
+
+/// Nothing is decided on what cannot be read. Pausing the whole server is always possible.
+fn readable(snapshot: &Snapshot, command: &Command) -> Result<(), Refusal> {
+    let env = match command {
+        Command::Deploy { env, .. }
+        | Command::Rollback { env, .. }
+        | Command::Scale { env, .. }
+        | Command::Abort { env }
+        | Command::Destroy { env } => env,
+        Command::Pause { .. } | Command::Resume { .. } => return Ok(()),
+    };
+    match snapshot.damage_of(env).next() {
+        Some(row) => Err(Refusal::Damaged { env: env.clone(), what: row.what.clone() }),
+        None => Ok(()),
     }
 }
 

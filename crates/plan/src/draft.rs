@@ -2,6 +2,7 @@
 //! one pass sees what an earlier one decided.
 
 use crate::observed::{Observed, Probe};
+use crate::still::Still;
 use kiln_model::edge::TargetStatus;
 use kiln_model::{
     Boot, EnvRef, Environment, Event, Instance, InstanceId, InstanceState, Mutation, OpKey, Release, Rollout,
@@ -28,6 +29,8 @@ pub(crate) struct Draft<'a> {
     /// Environments in which something may have to be done, in order of name. Nothing is decided about the others.
     pub(crate) restless: Vec<EnvRef>,
     targets: OnceCell<BTreeMap<&'a InstanceId, &'a TargetStatus>>,
+    /// What stays as it is.
+    pub(crate) still: Still,
 }
 
 impl<'a> Draft<'a> {
@@ -43,6 +46,7 @@ impl<'a> Draft<'a> {
             rebooted: snapshot.boot_id != observed.boot_id,
             restless: vec![],
             targets: OnceCell::new(),
+            still: Still::of(snapshot, observed),
         }
     }
 

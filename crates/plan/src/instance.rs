@@ -2,6 +2,7 @@
 
 use crate::draft::Draft;
 use crate::observed::{Probe, ProbeLog, readiness_interval};
+use crate::storm;
 use kiln_model::edge::TargetStatus;
 use kiln_model::mix::BASELINE_SLOT;
 use kiln_model::mutant::{Mutant, planted};
@@ -29,6 +30,9 @@ pub(crate) fn observe(draft: &mut Draft<'_>) {
     let Some(seen) = draft.observed.seen.as_ref().or(blind) else { return };
     let instances = draft.restless_instances();
     for instance in instances.iter().filter(|i| !i.state.is_over()) {
+        if draft.still.is_held(&instance.env) {
+            continue;
+        }
         match (seen.get(&instance.id), instance.state) {
             (None, InstanceState::Intent) => {}
             (None, _) if draft.rebooted => end_with_host(draft, instance),
@@ -123,6 +127,9 @@ pub fn heal_not_before(deaths: u32, last: Boot) -> Boot {
 pub(crate) fn validate(draft: &mut Draft<'_>) {
     let instances = draft.restless_instances();
     for instance in instances.into_iter().filter(|i| i.state == InstanceState::Probing) {
+        if draft.still.is_held(&instance.env) {
+            continue;
+        }
         let Some(release) = draft.release_of(&instance) else { continue };
         let Some(service) = release.spec.services.get(&instance.service) else { continue };
         let empty = ProbeLog::default();
@@ -219,6 +226,9 @@ pub(crate) fn taint(draft: &mut Draft<'_>) {
     let Some(edge) = &draft.observed.edge else { return };
     for target in edge.targets.iter().filter(|target| is_ejected(target)) {
         let Some(instance) = draft.snapshot.instances.get(&target.instance).cloned() else { continue };
+        if draft.still.is_still(&instance.env) || storm::holds(edge, &instance) {
+            continue;
+        }
         let busy = draft.snapshot.instances_of(&instance.env).any(|other| {
             other.service == instance.service
                 && other.release == instance.release

@@ -15,6 +15,8 @@ pub mod instance;
 pub mod lint;
 pub mod mix;
 pub mod observed;
+pub mod overdue;
+pub mod pause;
 pub mod plan;
 pub mod preview;
 pub mod progress;
@@ -23,6 +25,8 @@ pub mod rollout;
 pub mod route;
 pub mod safety;
 mod shift;
+pub mod still;
+pub mod storm;
 
 pub use command::{Command, Decision, Outcome, Refusal, Request, decide};
 pub use observed::Observed;

@@ -31,6 +31,7 @@ pub fn lint(before: &Snapshot, plan: &Plan) -> Vec<String> {
     broken.extend(two_owners_of_a_slot(&after, &touched));
     broken.extend(destroyed_while_routed(&after, plan));
     broken.extend(effect_without_intent(&after, plan));
+    broken.extend(effect_in_a_pause(&after, plan));
     broken
 }
 
@@ -172,7 +173,11 @@ fn internal_route_of_another(after: &Snapshot) -> Vec<String> {
     let table = &after.route.1;
     let owner = |index: usize| table.pools.get(index).and_then(|pool| after.environments.get(&pool.env));
     let bad = table.internal.iter().filter(|route| {
-        let own = |index| owner(index).is_some_and(|env| env.network == route.network);
+        // What cannot be read keeps the part that it has.
+        let kept = |index: usize| {
+            table.pools.get(index).is_some_and(|pool| after.damage_of(&pool.env).next().is_some())
+        };
+        let own = |index| kept(index) || owner(index).is_some_and(|env| env.network == route.network);
         !route.network.is_given() || !route.pools.iter().all(|p| own(p.pool))
     });
     bad.map(|route| format!("`{}` of network {} leads to another environment", route.host, route.network))
@@ -196,6 +201,17 @@ fn destroyed_while_routed(after: &Snapshot, plan: &Plan) -> Vec<String> {
     let settled = after.acked == after.route.0;
     let bad = destroyed.filter(|id| after.is_routed(id) || (!settled && after.instances.contains_key(*id)));
     bad.map(|id| format!("`{id}` would be destroyed while the edge may send to it")).collect()
+}
+
+/// A pause stops every effect but the one that keeps the edge at the last table.
+fn effect_in_a_pause(after: &Snapshot, plan: &Plan) -> Vec<String> {
+    let bad = plan.effects.iter().filter_map(|op| {
+        let env = after.env_of(&op.key)?;
+        after
+            .pause_of(env)
+            .map(|_| format!("effect {} `{}` of `{env}`, which is paused", op.id, op.key.word()))
+    });
+    bad.collect()
 }
 
 fn effect_without_intent(after: &Snapshot, plan: &Plan) -> Vec<String> {

@@ -3,8 +3,8 @@
 use crate::autoscale::Rate;
 use kiln_model::edge::EdgeStatus;
 use kiln_model::{
-    Boot, Check, Digest, EnvRef, Evidence, ImageName, InstanceId, Millis, OpId, OpKey, ReleaseNumber, Seen,
-    ServiceName, Wall,
+    Boot, Check, Digest, EnvRef, Evidence, Hold, ImageName, InstanceId, Millis, OpId, OpKey, ReleaseNumber,
+    Seen, ServiceName, Wall,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +33,12 @@ pub struct Observed {
     pub rates: BTreeMap<(EnvRef, ServiceName), Rate>,
     /// The last lines of instances that ended or fail their checks.
     pub tails: BTreeMap<InstanceId, Vec<String>>,
+    /// Environments that could not be planned.
+    pub held: BTreeMap<EnvRef, Hold>,
+    /// When the edge answered last.
+    pub edge_seen: Boot,
+    /// When this process started to look.
+    pub started: Boot,
 }
 
 /// How an effect ended.

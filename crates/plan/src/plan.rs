@@ -4,7 +4,7 @@ use crate::draft::Draft;
 use crate::observed::{Observed, OpOutcome, Probe};
 use crate::{autoscale, instance, rest, rollout, route};
 use kiln_model::mutant::{Mutant, planted};
-use kiln_model::{Boot, Event, InstanceState, Millis, Mutation, Op, OpKey, Revision, Snapshot};
+use kiln_model::{Boot, EnvRef, Event, InstanceState, Millis, Mutation, Op, OpKey, Revision, Snapshot};
 
 /// The longest wait between two tries of an effect.
 const BACKOFF_MAX: Millis = Millis::from_secs(10);
@@ -20,6 +20,8 @@ pub struct Plan {
     pub effects: Vec<Op>,
     /// Checks that should run. They change nothing, so they need no intent.
     pub probes: Vec<Probe>,
+    /// Effects under way that nobody wants any more and that cost only time: bakes of a superseded rollout.
+    pub abandoned: Vec<OpKey>,
     /// When to plan again at the latest, if nothing is observed before.
     pub wake: Option<Boot>,
 }
@@ -50,7 +52,8 @@ fn plan_where(snapshot: &Snapshot, observed: &Observed, everything: bool) -> Pla
     instance::observe(&mut draft);
     instance::validate(&mut draft);
     instance::taint(&mut draft);
-    let environments = draft.restless.clone();
+    let moving = draft.restless.iter().filter(|env| !draft.still.is_still(env));
+    let environments: Vec<EnvRef> = moving.cloned().collect();
     for env in &environments {
         autoscale::step(&mut draft, env);
         rollout::step(&mut draft, env);
@@ -68,7 +71,16 @@ fn plan_where(snapshot: &Snapshot, observed: &Observed, everything: bool) -> Pla
     if planted(Mutant::NoEvents) {
         draft.events.clear();
     }
-    Plan { mutations: draft.mutations, events: draft.events, effects, probes: draft.probes, wake: draft.wake }
+    let abandoned = abandoned(&draft);
+    let Draft { mutations, events, probes, wake, .. } = draft;
+    Plan { mutations, events, effects, probes, abandoned, wake }
+}
+
+/// In a pause what is under way ends as it would have.
+fn abandoned(draft: &Draft<'_>) -> Vec<OpKey> {
+    let bakes = draft.observed.running.iter().filter(|key| !draft.wanted.contains(*key));
+    let over = |key: &&OpKey| matches!(key, OpKey::Bake { env, .. } if !draft.still.is_still(env));
+    bakes.filter(over).cloned().collect()
 }
 
 /// Takes in how effects ended. A result whose intent row is not the current one is old news.
@@ -83,6 +95,10 @@ fn absorb_results(draft: &mut Draft<'_>) {
         else {
             continue;
         };
+        if draft.snapshot.env_of(&result.key).is_some_and(|env| draft.still.is_held(env)) {
+            draft.put(Mutation::DropOp { key: result.key.clone(), id: result.id });
+            continue;
+        }
         match &result.outcome {
             OpOutcome::Refused(error) if !is_needed(draft, &result.key) => {
                 tell(draft, &op, "image.refused", error);
@@ -165,7 +181,8 @@ fn absorb_edge(draft: &mut Draft<'_>) {
 /// that nobody wants any more.
 fn reconcile_ops(draft: &mut Draft<'_>, revision: Revision) -> Vec<Op> {
     let mut effects = vec![];
-    for key in std::mem::take(&mut draft.wanted) {
+    let wanted = std::mem::take(&mut draft.wanted);
+    for key in wanted.into_iter().filter(|key| draft.still.allows(&draft.snapshot, key)).collect::<Vec<_>>() {
         let row = draft.snapshot.ops.get(&key).cloned();
         let backing_off =
             row.as_ref().is_some_and(|op| op.last_error.is_some() && op.not_before > draft.now());

@@ -216,6 +216,7 @@ pub(crate) fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &R
 
 fn switch(draft: &mut Draft<'_>, rollout: &Rollout) {
     if rollout.switch.is_none_or(|generation| draft.snapshot.acked < generation) {
+        crate::overdue::switch(draft, rollout);
         return;
     }
     let (now, mark) = (draft.now(), mark(draft, &rollout.env));
@@ -278,7 +279,7 @@ pub(crate) fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String
     finish(draft, rollout, phase, Some(reason));
 }
 
-fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
+pub(crate) fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
     let mark = mark(draft, &rollout.env);
     shift::close_shares(draft, rollout);
     draft.put_rollout(rollout.id, |r| {
@@ -456,6 +457,9 @@ pub(crate) fn settle_serving(draft: &mut Draft<'_>) {
         return;
     }
     for instance in draft.restless_instances() {
+        if draft.still.is_held(&instance.env) {
+            continue;
+        }
         let routed = draft.in_proposed_route(&instance.id);
         let kept = draft
             .environment(&instance.env)

@@ -2,14 +2,15 @@
 
 use crate::draft::Draft;
 use crate::mix::{self, Role};
+use crate::still;
 use kiln_model::edge::EdgeStatus;
 use kiln_model::mix::BASELINE_SLOT;
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::network::internal_host;
 use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
 use kiln_model::{
-    Environment, Instance, InstanceId, InstanceState, Mutation, OpKey, Release, RouteTable, ServiceName,
-    ServiceSpec, Snapshot, Target,
+    EnvRef, Environment, Instance, InstanceId, InstanceState, Mutation, OpKey, Release, RouteTable,
+    ServiceName, ServiceSpec, Snapshot, Target,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -28,8 +29,19 @@ pub fn replicas(environment: &Environment, service: &ServiceSpec) -> u32 {
 /// The table for all environments: every route of the serving release of each, to its validated instances and to those of
 /// a candidate that shares its traffic, and the name inside of each of its services that has a port.
 pub fn table(snapshot: &Snapshot) -> RouteTable {
+    table_around(snapshot, &BTreeSet::new())
+}
+
+/// The same, where `still` keep the part that they have in the last table.
+pub(crate) fn table_around(snapshot: &Snapshot, still: &BTreeSet<EnvRef>) -> RouteTable {
     let mut table = RouteTable::default();
-    for environment in snapshot.environments.values().filter(|e| !e.destroyed) {
+    let names: BTreeSet<&EnvRef> = snapshot.environments.keys().chain(still).collect();
+    for name in names {
+        if still.contains(name) {
+            still::keep(&mut table, snapshot, name);
+            continue;
+        }
+        let Some(environment) = snapshot.environments.get(name).filter(|e| !e.destroyed) else { continue };
         let Some(release) = environment.serving.and_then(|n| snapshot.release(&environment.env, n)) else {
             continue;
         };
@@ -172,8 +184,12 @@ fn lost_names(draft: &Draft<'_>) -> bool {
 pub(crate) fn propose(draft: &mut Draft<'_>) {
     // What is at rest is in the table as it should be.
     if !draft.restless.is_empty() || lost_names(draft) {
-        let table = table(&draft.snapshot);
         let (generation, current) = draft.snapshot.route.clone();
+        let table = if draft.still.all() {
+            still::last_table(&draft.snapshot)
+        } else {
+            table_around(&draft.snapshot, draft.still.environments())
+        };
         if *current != table || lost_names(draft) {
             draft.put(Mutation::PutRoute { generation: generation.next(), table: Box::new(table) });
         }

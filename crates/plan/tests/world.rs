@@ -279,6 +279,9 @@ impl World {
             results: self.results.clone(),
             probes: self.probes.clone(),
             baked: self.baked.clone(),
+            held: BTreeMap::new(),
+            started: Boot(0),
+            edge_seen: Boot(0),
             tails: BTreeMap::new(),
             rates: BTreeMap::new(),
         }

@@ -53,6 +53,9 @@ impl From<Refusal> for Failure {
             Refusal::RouteTaken { .. } => Code::RouteTaken,
             Refusal::NoRollout { .. } => Code::NoRollout,
             Refusal::AlreadySwitched { .. } => Code::AlreadySwitched,
+            Refusal::NotPaused { .. } => Code::NotPaused,
+            Refusal::NoReason => Code::Usage,
+            Refusal::Damaged { .. } => Code::OnHold,
         };
         Self::hinted(code, refusal.to_string(), refusal.hint())
     }
@@ -61,6 +64,7 @@ impl From<Refusal> for Failure {
 impl From<SubmitError> for Failure {
     fn from(error: SubmitError) -> Self {
         match error {
+            error @ SubmitError::KeyReused { .. } => Self::new(Code::KeyReused, error.to_string()),
             SubmitError::Refused(refusal) => refusal.into(),
             SubmitError::Store(error) => error.into(),
         }

@@ -4,6 +4,7 @@ use crate::Context;
 use crate::actor::Actor;
 use crate::failure::Failure;
 use crate::named;
+use crate::once::Once;
 use crate::stream::{Lines, one, stopped, stream};
 use crate::views::{self, View};
 use axum::Json;
@@ -122,18 +123,25 @@ pub(crate) async fn status(State(context): State<Context>, Query(scope): Query<S
         server: server_view(&look.snapshot),
         edge: look.observed.edge.as_ref().map(|edge| views::edge(edge, &look.snapshot)),
         environments: look.view().environments(&scope),
+        paused: look.snapshot.paused.as_ref().map(|pause| crate::pause::view(None, pause)),
+        holds: crate::pause::holds(&look.snapshot, &look.observed, look.now)
+            .into_iter()
+            .filter(|hold| scope.covers(&hold.env))
+            .collect(),
     }))
 }
 
 pub(crate) async fn deploy(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<DeployRequest>,
 ) -> Response {
     one(move |lines: Lines<DeployView>| async move {
         let work = move || -> Result<DeployView, Failure> {
             let mut progress = |text| lines.progress(text);
             let draft = context.workshop.draft(&request.project, &request.commit, &mut progress)?;
+            let key = once.of(&actor, "deploy", &request);
             let env = EnvRef { project: request.project, env: request.env };
             let spec = draft.release(&env.env)?;
             let lock = draft.resolved_lock();
@@ -146,9 +154,11 @@ pub(crate) async fn deploy(
             let outcome = if request.plan {
                 context.handle.consider(&actor, command)?.outcome
             } else {
-                context.handle.submit(&actor, command)?
+                context.handle.submit_once(&actor, key, command)?
             };
-            let view = DeployView { warnings: draft.warnings(), ..deploy_view(env, outcome, lock)? };
+            let mut warnings = draft.warnings();
+            warnings.extend(waits(&context, &env)?);
+            let view = DeployView { warnings, ..deploy_view(env, outcome, lock)? };
             let wish = Wish {
                 env: &view.env.clone(),
                 kind: RolloutKind::Deploy,
@@ -183,15 +193,19 @@ fn planned(context: &Context, plan: bool, view: DeployView, wish: &Wish<'_>) -> 
 pub(crate) async fn rollback(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<RollbackRequest>,
 ) -> Answer<DeployView> {
+    let key = once.of(&actor, "rollback", &request);
     let env = EnvRef { project: request.project, env: request.env };
     let command = Command::Rollback { env: env.clone(), to: request.to };
+    let warnings = waits(&context, &env)?.into_iter().collect();
     if !request.plan {
-        let outcome = context.handle.submit(&actor, command)?;
-        return Ok(Json(deploy_view(env, outcome, None)?));
+        let outcome = context.handle.submit_once(&actor, key, command)?;
+        return Ok(Json(DeployView { warnings, ..deploy_view(env, outcome, None)? }));
     }
-    let view = deploy_view(env.clone(), context.handle.consider(&actor, command)?.outcome, None)?;
+    let outcome = context.handle.consider(&actor, command)?.outcome;
+    let view = DeployView { warnings, ..deploy_view(env.clone(), outcome, None)? };
     let snapshot = context.handle.snapshot()?;
     let release = snapshot.release(&env, view.release).cloned();
     let release = release.ok_or_else(|| Failure::new(Code::NoRelease, "the release is gone"))?;
@@ -205,11 +219,13 @@ pub(crate) async fn rollback(
 pub(crate) async fn scale(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<ScaleRequest>,
 ) -> Answer<ScaleView> {
+    let key = once.of(&actor, "scale", &request);
     let env = EnvRef { project: request.project, env: request.env };
     let instances = request.instances;
-    context.handle.submit(&actor, Command::Scale { env: env.clone(), instances })?;
+    context.handle.submit_once(&actor, key, Command::Scale { env: env.clone(), instances })?;
     let snapshot = context.handle.snapshot()?;
     let mut wanted = BTreeMap::new();
     if let Some(environment) = snapshot.environments.get(&env) {
@@ -217,16 +233,19 @@ pub(crate) async fn scale(
         let services = release.map(|release| &release.spec.services).into_iter().flatten();
         wanted.extend(services.map(|(name, spec)| (name.clone(), replicas(environment, spec))));
     }
-    Ok(Json(ScaleView { env, wanted }))
+    let waits = waits(&context, &env)?;
+    Ok(Json(ScaleView { env, wanted, waits }))
 }
 
 pub(crate) async fn abort(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<EnvRequest>,
 ) -> Answer<AbortView> {
+    let key = once.of(&actor, "abort", &request);
     let env = request.env_ref();
-    match context.handle.submit(&actor, Command::Abort { env: env.clone() })? {
+    match context.handle.submit_once(&actor, key, Command::Abort { env: env.clone() })? {
         Outcome::Aborted { rollout } => {
             let serving = context.handle.snapshot()?.environments.get(&env).and_then(|e| e.serving);
             Ok(Json(AbortView { env, rollout, serving }))
@@ -238,12 +257,20 @@ pub(crate) async fn abort(
 pub(crate) async fn destroy(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<EnvRequest>,
 ) -> Answer<DestroyView> {
+    let key = once.of(&actor, "destroy", &request);
     let env = request.env_ref();
-    context.handle.submit(&actor, Command::Destroy { env: env.clone() })?;
+    context.handle.submit_once(&actor, key, Command::Destroy { env: env.clone() })?;
     let instances = context.handle.snapshot()?.instances_of(&env).count();
-    Ok(Json(DestroyView { env, instances }))
+    let waits = waits(&context, &env)?;
+    Ok(Json(DestroyView { env, instances, waits }))
+}
+
+/// What holds up a command that was recorded.
+fn waits(context: &Context, env: &EnvRef) -> Result<Option<String>, Failure> {
+    Ok(kiln_plan::pause::waits(&*context.handle.snapshot()?, env))
 }
 
 fn rollout_view(context: &Context, id: RolloutId) -> Result<RolloutView, Failure> {

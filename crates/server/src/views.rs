@@ -63,6 +63,7 @@ impl View<'_> {
             rollback: release.and_then(|_| self.safety(env)),
             requests: edge.map(|edge| edge.tally_of(env)).unwrap_or_default(),
             reasons: kiln_plan::explain::explain(self.snapshot, self.observed, Some(env)).len(),
+            paused: environment.paused.as_ref().map(|pause| crate::pause::view(Some(env), pause)),
         }
     }
 
@@ -134,7 +135,10 @@ impl View<'_> {
             created: rollout.created,
             ended_at: rollout.ended,
             switched_after_ms: rollout.switched_after,
-            reason: rollout.reason.clone(),
+            reason: rollout.reason.clone().or_else(|| {
+                let waits = kiln_plan::pause::waits(self.snapshot, &rollout.env);
+                waits.filter(|_| !rollout.phase.is_end())
+            }),
             evidence: rollout.evidence.clone(),
             receipt: ReceiptView { before, during, after, shared: shared.collect() },
         }

@@ -22,6 +22,15 @@ const IDLE_MS: u64 = 2_500;
 pub(crate) fn finish(run: &mut Run) {
     let is_rough = run.sim.world().faults.breaks_requests();
     run.heal();
+    // A pause may be on its way.
+    if !settle(run, |run| !run.somebody_asks()) {
+        return;
+    }
+    let paused = snapshot(run);
+    let each = paused.environments.values().filter(|e| e.paused.is_some()).map(|e| Some(e.env.clone()));
+    for env in each.chain(paused.paused.is_some().then_some(None)) {
+        ask(run, || Command::Resume { env: env.clone() });
+    }
     if !settle(run, is_quiet) {
         return;
     }

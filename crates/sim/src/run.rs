@@ -223,7 +223,7 @@ impl Run {
         self.spawn(
             process.id,
             Box::pin(async move {
-                let outcome = handle.submit_in_steps(actor, command).await;
+                let outcome = handle.submit_in_steps(actor, None, command).await;
                 *own.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(outcome.map_err(|e| e.to_string()));
             }),

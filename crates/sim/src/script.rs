@@ -46,7 +46,7 @@ impl Script {
             // Often while the one before is under way; sometimes two at the same time.
             at += [0, 300, 1_500, 4_000][rng.below(4)] + rng.below(800) as u64;
             let n = rng.below(environments);
-            let act = match rng.below(16) {
+            let act = match rng.below(18) {
                 0..8 => {
                     let keep = [0, 1_000, 6_000][rng.below(3)];
                     deploy(n, 1 + rng.below(14) as u64, keep)
@@ -62,6 +62,11 @@ impl Script {
                     Act::Ask(Command::Scale { env: env(n), instances: [(service, count)].into() })
                 }
                 13 | 14 => Act::Ask(Command::Abort { env: env(n) }),
+                15 => {
+                    let whose = (rng.below(3) > 0).then(|| env(n));
+                    Act::Ask(Command::Pause { env: whose, reason: "lunch".into() })
+                }
+                16 => Act::Ask(Command::Resume { env: (rng.below(3) > 0).then(|| env(n)) }),
                 _ => Act::Ask(Command::Destroy { env: env(n) }),
             };
             acts.push((at, act));
@@ -84,6 +89,8 @@ pub(crate) fn words(command: &Command) -> String {
         Command::Scale { env, instances } => format!("operator: scale {env} {instances:?}"),
         Command::Abort { env } => format!("operator: abort {env}"),
         Command::Destroy { env } => format!("operator: destroy {env}"),
+        Command::Pause { env, .. } => format!("operator: pause {env:?}"),
+        Command::Resume { env } => format!("operator: resume {env:?}"),
     }
 }
 

@@ -34,12 +34,12 @@ pub struct DeployArgs {
 pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<(), Failure> {
     let source = source::resolve(context, arguments.reference.as_deref())?;
     let env = context.env_request(&arguments.env)?.env;
-    let client = context.client()?;
+    // Asked again after a lost connection, it is answered the same.
+    let client = context.client()?.once(watch::key()?);
     let mut progress = Progress::start();
     source::upload(&client, &source, &mut progress).await?;
     let commit = source.commit.clone();
     let request = DeployRequest { project: source.project.clone(), env, commit, plan: arguments.plan };
-    // Asking again is harmless: what serves already, or is on its way, is not started again.
     let mut view = watch::persist("`kiln status` shows whether it was accepted", async || {
         client.deploy(&request).await?.answer(|text| progress.now(text)).await
     })

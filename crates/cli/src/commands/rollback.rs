@@ -1,7 +1,7 @@
 //! `kiln rollback`: a rollout to a release that exists.
 
 use crate::commands::deploy::{follow, plan};
-use crate::{Context, Failure};
+use crate::{Context, Failure, watch};
 use clap::Args;
 use kiln_api::deploy::RollbackRequest;
 use kiln_model::{EnvName, ReleaseNumber};
@@ -33,11 +33,11 @@ pub(crate) async fn run(context: &Context<'_>, arguments: RollbackArgs) -> Resul
     let client = context.client()?;
     let request =
         RollbackRequest { project: about.project, env: about.env, to: arguments.to, plan: arguments.plan };
-    // Not asked again if the connection is lost: without `--to`, a second one would go a step further back.
-    let view = client.rollback(&request).await?;
+    let view = watch::once(context, async |client| client.rollback(&request).await).await?;
     if arguments.plan {
         let what = format!("release {} would serve {} again", view.release, view.env);
         return context.out().answer(&view, || plan(&view, &what));
     }
+    view.warnings.iter().for_each(|warning| context.out().note(&format!("warning: {warning}")));
     follow(context, &client, view).await
 }

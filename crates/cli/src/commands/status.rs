@@ -4,6 +4,7 @@ use crate::commands::instance;
 use crate::output::{ago, now, table};
 use crate::{Context, Failure, watch};
 use clap::Args;
+use kiln_api::pause::PauseView;
 use kiln_api::status::{EdgeView, EnvironmentView, StatusView};
 use kiln_model::{EnvName, RouteRule, Wall};
 
@@ -27,6 +28,12 @@ pub(crate) async fn run(context: &Context<'_>, arguments: StatusArgs) -> Result<
 
 fn text(view: &StatusView, now: Wall) -> String {
     let mut text = String::new();
+    if let Some(pause) = &view.paused {
+        text.push_str(&format!("{}\n\n", paused("the whole server", pause, now)));
+    }
+    for hold in &view.holds {
+        text.push_str(&format!("{}: on hold for {}: {}\n\n", hold.env, hold.since_ms, hold.reason));
+    }
     for environment in &view.environments {
         text.push_str(&paragraph(environment, now));
         text.push('\n');
@@ -36,6 +43,10 @@ fn text(view: &StatusView, now: Wall) -> String {
     }
     text.push_str(&edge(view.edge.as_ref()));
     text
+}
+
+fn paused(what: &str, pause: &PauseView, now: Wall) -> String {
+    format!("{what} is paused by {} ({}): {}", pause.actor, ago(pause.at, now), pause.reason)
 }
 
 fn edge(edge: Option<&EdgeView>) -> String {
@@ -62,6 +73,9 @@ fn paragraph(view: &EnvironmentView, now: Wall) -> String {
         None if view.destroyed => format!("{}: destroyed\n", view.env),
         None => format!("{}: nothing serves\n", view.env),
     };
+    if let Some(pause) = &view.paused {
+        text.push_str(&format!("  {}\n", paused("it", pause, now)));
+    }
     if let Some(kept) = view.kept {
         text.push_str(&format!("  release {kept} is kept ready for a rollback\n"));
     }
@@ -187,11 +201,14 @@ mod tests {
             rollback: None,
             requests: Tally { requests: 7, ..Tally::default() },
             reasons: 1,
+            paused: None,
         };
         StatusView {
             server: ServerView { version: "1".into(), pid: 1, revision: 1 },
             edge: Some(EdgeView { generation: 4, wanted: 5, listening: vec!["0.0.0.0:80".into()] }),
             environments: vec![environment],
+            paused: None,
+            holds: vec![],
         }
     }
 
