@@ -10,7 +10,7 @@ ci:
 demo:
     ./demo
 
-# figures, side by side with peers in the same run: `run` (deploys), `runtime` (crun and podman) or `image` (buildah, mmdebstrap, mkosi)
+# figures, side by side with peers in the same run: `run` (deploys), `runtime` (crun and podman), `image` (buildah, mmdebstrap, mkosi) or `control` (a pass of the planner)
 bench what="run":
     ./bench/{{what}}
 
@@ -23,4 +23,5 @@ nightly:
     .ci/mirror target/debug/kiln nightly
     KILN_PACKAGES=all cargo test -p kiln-image --test debian
     KILN_PACKAGES=all cargo test -p kiln-tests --test e2e -- debian
-    KILN_NIGHTLY=1 cargo test --package kiln-tests --test e2e -- machines old_host
+    KILN_NIGHTLY=1 cargo test --package kiln-tests --test e2e -- machines old_host acceptance
+    KILN_ROLLOUTS=500 cargo test --package kiln-tests --test e2e -- soak_of_rollouts

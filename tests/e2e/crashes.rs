@@ -2,22 +2,25 @@
 //! no request fails, and nothing is there twice or left over.
 
 use crate::tiny::{self, all_answered, counts, environment, instances};
-use kiln_tests::{Kiln, Project, free_address, wait_until};
+use kiln_tests::{Kiln, Project, free_address, kiln_program, run, wait_until};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// The crash points of `kiln_control::crash`, in the order of a deploy, with the passes at which it dies: a rollout has
-/// one commit for each of its steps, from the first intent to the last tombstone.
-const POINTS: &[(&str, std::ops::RangeInclusive<u32>)] = &[
+/// The crash points that the binary lists, in the order of a deploy, with the passes at which it dies: a rollout has one
+/// commit for each of its steps, from the first intent to the last tombstone.
+const POINTS: [(&str, std::ops::RangeInclusive<u32>); 15] = [
     ("submit.before-commit", 1..=1),
     ("submit.after-commit", 1..=1),
+    ("plan.observed", 1..=1),
     ("plan.before-commit", 1..=8),
     ("plan.after-commit", 1..=8),
     ("bake.before", 1..=1),
     ("bake.after", 1..=1),
     ("ensure.before", 1..=2),
     ("ensure.after", 1..=2),
+    ("probe.before", 1..=1),
+    ("probe.after", 1..=1),
     ("set-route.before", 1..=1),
     ("set-route.after", 1..=1),
     ("absent.before", 1..=2),
@@ -28,7 +31,7 @@ const MOMENTS: u64 = 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether everything is as desired: the serving release has its instances, nothing is under way.
-fn is_settled(kiln: &Kiln) -> bool {
+pub(crate) fn is_settled(kiln: &Kiln) -> bool {
     let status = kiln.cli(Path::new("/"), &["status", "--json"]);
     if status.code != 0 {
         // It may be dying right now, as it should.
@@ -41,12 +44,12 @@ fn is_settled(kiln: &Kiln) -> bool {
     environment["rollout"]["ended"] == true && serving == 2 && states == serving + kept && kept <= 2
 }
 
-fn settle(kiln: &Kiln) {
+pub(crate) fn settle(kiln: &Kiln) {
     wait_until("everything is as desired", LIMIT, || is_settled(kiln));
 }
 
 /// A server with three releases deployed, so that every further deploy also destroys something.
-fn prepared() -> (Kiln, Project, [usize; 5]) {
+pub(crate) fn prepared() -> (Kiln, Project, [usize; 5]) {
     let kiln = Kiln::started(&free_address());
     let project = tiny::project();
     for n in 1..4 {
@@ -58,7 +61,7 @@ fn prepared() -> (Kiln, Project, [usize; 5]) {
 }
 
 /// What the host has when the server has made ready what it keeps ready, and the last of what ended is gone.
-fn resting(kiln: &Kiln) -> [usize; 5] {
+pub(crate) fn resting(kiln: &Kiln) -> [usize; 5] {
     const LOOKS: usize = 40;
     let (mut usual, mut same) = (counts(kiln), 0);
     wait_until("the host is at rest", LIMIT, || {
@@ -72,7 +75,7 @@ fn resting(kiln: &Kiln) -> [usize; 5] {
 }
 
 /// Begins a deploy of marker `n` as a process that outlives the server.
-fn begin_deploy(kiln: &Kiln, project: &Project, n: u64) -> std::process::Child {
+pub(crate) fn begin_deploy(kiln: &Kiln, project: &Project, n: u64) -> std::process::Child {
     project.release(n);
     project.commit(&format!("release {n}"));
     let mut command = kiln.command(project.dir.path(), &["deploy"]);
@@ -82,7 +85,13 @@ fn begin_deploy(kiln: &Kiln, project: &Project, n: u64) -> std::process::Child {
 
 /// After a crash: the deploy comes true, if need be by asking again (a crash before acceptance loses the question, which
 /// the client says), and the host looks as before.
-fn converge(kiln: &mut Kiln, project: &Project, mut client: std::process::Child, n: u64, usual: [usize; 5]) {
+pub(crate) fn converge(
+    kiln: &mut Kiln,
+    project: &Project,
+    mut client: std::process::Child,
+    n: u64,
+    usual: [usize; 5],
+) {
     let status = client.wait().expect("the client ends");
     if !status.success() {
         kiln.in_project(project, &["deploy"]).expect(0);
@@ -104,9 +113,15 @@ fn converge(kiln: &mut Kiln, project: &Project, mut client: std::process::Child,
 
 pub fn points() {
     let (mut kiln, project, usual) = prepared();
+    let listed = run(Command::new(kiln_program()).args(["internal", "points"])).expect(0).stdout;
+    assert_eq!(
+        listed.lines().collect::<Vec<_>>(),
+        POINTS.map(|(point, _)| point),
+        "every point has its passes"
+    );
     let load = tiny::load(&kiln, 300);
     let passes =
-        POINTS.iter().flat_map(|(point, passes)| passes.clone().map(move |pass| format!("{point}:{pass}")));
+        POINTS.into_iter().flat_map(|(point, passes)| passes.map(move |pass| format!("{point}:{pass}")));
     let mut n_died = 0;
     for (n, point) in (4..).zip(passes) {
         kiln.terminate();

@@ -1,6 +1,8 @@
 //! End to end: real servers in real sandboxes behind the real edge, under real traffic, as root, in a network namespace of
 //! its own. `e2e [NAME]...` runs the cases whose names contain one of the words.
 
+mod acceptance;
+mod autoscale;
 mod bad_input;
 mod bakes;
 mod bases;
@@ -22,6 +24,8 @@ mod rebuilt;
 mod retention;
 mod second_project;
 mod secrets;
+mod soak;
+mod strategies;
 mod taken_back;
 mod tiny;
 mod trust;
@@ -58,17 +62,37 @@ fn main() {
         ("lint_refuses", lint::run),
         ("rebuilt_elsewhere", rebuilt::run),
         ("operations", operations::run),
+        ("autoscale", autoscale::run),
         ("retention_of_images", retention::run),
         ("taken_back", taken_back::run),
         ("crash_points", crashes::points),
         ("crash_moments", crashes::moments),
         ("deploys_under_load", deploys::run),
         ("internal_names", internal_names::run),
+        ("strategies_canary", strategies::canary),
+        ("strategies_rolling", strategies::rolling),
+        ("strategies_warm_rollback", strategies::warm),
         ("trust", trust::run),
         ("mutant_is_seen", deploys::mutant),
         ("second_project", second_project::run),
         ("secrets", secrets::run_all),
         ("promotion", promotion::run),
+        ("soak_of_rollouts", soak::run),
+        ("acceptance_pause", acceptance::pause::run),
+        ("acceptance_idle", acceptance::idle::run),
+        ("acceptance_edge_delayed", acceptance::edge::delayed),
+        ("acceptance_edge_routes", acceptance::edge::loses_no_routes),
+        ("acceptance_clock", acceptance::clock::run),
+        ("acceptance_phase_upgraded", acceptance::phases::upgraded),
+        ("acceptance_phase_scaled", acceptance::phases::scaled),
+        ("acceptance_lost_starts", acceptance::race::lost_starts),
+        ("acceptance_collected", acceptance::race::collected),
+        ("acceptance_once", acceptance::commands::once),
+        ("acceptance_operators", acceptance::commands::operators),
+        ("acceptance_random", acceptance::commands::random),
+        ("acceptance_flaky", acceptance::flaky::run),
+        ("acceptance_rows", acceptance::damage::rows),
+        ("acceptance_files", acceptance::damage::files),
     ];
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut n_run = 0;

@@ -206,7 +206,7 @@ fn without_a_source(kiln: &Kiln, project: &Project, layer: &str) {
     std::fs::rename(&repos, &away).expect("renamed");
     flip(&path);
     let victim = kill_one(kiln);
-    why(kiln, project, &["`ensure` failed", layer, "(app)", "is damaged", "cannot be mended"]);
+    why(kiln, project, &["starting `", "failed", layer, "(app)", "is damaged", "cannot be mended"]);
     let serving = instances(&environment(kiln), &["serving"]);
     assert!(
         serving.len() == 1 && !serving.contains(&victim),
@@ -236,7 +236,7 @@ fn foreign_keys(kiln: &mut Kiln, project: &Project) {
     wait_until("two serve", LIMIT, || instances(&environment(kiln), &["serving"]).len() == 2);
     let victim = kill_one(kiln);
     let short = &id.as_str().expect("id")[..12];
-    why(kiln, project, &["`ensure` failed", &format!("is signed by key {short}, which is not trusted")]);
+    why(kiln, project, &["starting `", &format!("is signed by key {short}, which is not trusted")]);
     assert_eq!(instances(&environment(kiln), &["serving"]).len(), 1);
     // A deploy of what this server signs with a key that nobody trusts is taken back.
     let refused = tiny::deploy(kiln, project, 2).expect(1);

@@ -271,6 +271,14 @@ impl Kiln {
         self.start_command(command, environment);
     }
 
+    /// Starts the server as another program, as an upgrade does.
+    pub fn start_program(&mut self, program: &Path) {
+        let usual = self.serve_command();
+        let mut command = Command::new(program);
+        command.args(usual.get_args());
+        self.start_command(command, &[]);
+    }
+
     /// Starts it with the mirror in `dir` instead of the usual one.
     pub fn start_with_mirror(&mut self, dir: &Path) {
         let usual = self.serve_command();

@@ -7,8 +7,8 @@ use crate::address::Address;
 use crate::error::{Code, ErrorBody, WireError};
 use crate::update::{ALIVE_EVERY, Update};
 use crate::{
-    audit, bake, deploy, environment, export, image, instance, key, lock, logs, path, release, rollout,
-    scale, secret, server,
+    audit, bake, deploy, environment, export, image, instance, key, lock, logs, path, pause, release,
+    rollout, scale, secret, server,
 };
 use crate::{source, status, why};
 use bytes::{Buf, Bytes, BytesMut};
@@ -31,6 +31,8 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+/// The header with the name of a command, so that it is carried out once however often it is asked for.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// How long the server may take to answer a request that does no long work.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an upload with its check may take.
@@ -107,12 +109,19 @@ impl ClientError {
 #[derive(Debug, Clone)]
 pub struct Client {
     address: Address,
+    key: Option<String>,
 }
 
 impl Client {
     /// A client of the server at `address`. Connects with the first request.
     pub fn new(address: Address) -> Self {
-        Self { address }
+        Self { address, key: None }
+    }
+
+    /// The same, whose commands may be asked again when the answer is lost: all carry `key`, which names one command.
+    #[must_use]
+    pub fn once(&self, key: String) -> Self {
+        Self { key: Some(key), ..self.clone() }
     }
 
     /// Where it connects to.
@@ -232,6 +241,16 @@ impl Client {
     /// Overrides how many instances services have.
     pub async fn scale(&self, request: &scale::ScaleRequest) -> Result<scale::ScaleView, ClientError> {
         self.post(path::SCALE, request).await
+    }
+
+    /// Stops effects.
+    pub async fn pause(&self, request: &pause::PauseRequest) -> Result<pause::PauseView, ClientError> {
+        self.post(path::PAUSE, request).await
+    }
+
+    /// Goes on.
+    pub async fn resume(&self, request: &pause::ResumeRequest) -> Result<pause::ResumeView, ClientError> {
+        self.post(path::RESUME, request).await
     }
 
     /// Stops the rollout under way.
@@ -487,7 +506,9 @@ impl Client {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.lost(e))?;
         // Ends with the request: the sender and the body that keep it alive belong to the caller.
         tokio::spawn(connection);
-        let request = Request::builder()
+        let key = self.key.iter().filter(|_| method == Method::POST);
+        let request = key.fold(Request::builder(), |request, key| request.header(IDEMPOTENCY_KEY, key));
+        let request = request
             .method(method)
             .uri(path)
             .header(http::header::HOST, "kiln")

@@ -50,6 +50,9 @@ pub struct RollbackRequest {
     /// Where to; without it the newest release below the serving one that ever served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<ReleaseNumber>,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub plan: bool,
 }
 
 /// What came of the request.

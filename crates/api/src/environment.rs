@@ -46,6 +46,9 @@ pub struct DestroyView {
     pub env: EnvRef,
     /// Instances that are still to be removed.
     pub instances: usize,
+    /// What holds that up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
 }
 
 /// Make an environment, without a release.

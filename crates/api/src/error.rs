@@ -132,6 +132,9 @@ table! {
     SecretNotSet "secret_not_set" 409 Failed false User "a service needs a secret that is not set" "`kiln secret set NAME --env ENV` reads its value from the terminal or stdin";
     NoSecret "no_secret" 404 Failed false User "there is no such secret" "`kiln secret list` shows those that are set";
     SecretUnreadable "secret_unreadable" 409 Failed false Host "a secret cannot be sealed or opened" "put the key `STATE/keys/secrets.age` back from a backup, or set the secret again and deploy";
+    NotPaused "not_paused" 409 Failed false User "nothing is paused there" "`kiln status` shows what is paused";
+    OnHold "on_hold" 409 Failed false Host "what the store has of the environment cannot be read" "restore the state from a backup; until then what runs of it is left alone";
+    KeyReused "key_reused" 409 Failed false User "the idempotency key was used for another request" "make up a new key for each command";
     NoInstance "no_instance" 404 Failed false User "there is no such instance, alive or gone" "`kiln instance list` shows them";
     NoImage "no_image" 404 Failed false User "there is no such image" "`kiln image list` shows them";
     ImageBroken "image_broken" 409 Failed false User "something of an image is damaged or missing" "`kiln image verify --mend` bakes it again from its commit; so does the start of an instance";

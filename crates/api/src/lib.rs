@@ -19,6 +19,7 @@ pub mod key;
 pub mod lock;
 pub mod logs;
 pub mod path;
+pub mod pause;
 pub mod release;
 pub mod replicate;
 pub mod rollout;

@@ -17,6 +17,10 @@ pub const SCALE: &str = "/v1/scale";
 pub const ABORT: &str = "/v1/abort";
 /// POST [`crate::environment::EnvRequest`]: [`crate::environment::DestroyView`].
 pub const DESTROY: &str = "/v1/destroy";
+/// POST [`crate::pause::PauseRequest`]: [`crate::pause::PauseView`].
+pub const PAUSE: &str = "/v1/pause";
+/// POST [`crate::pause::ResumeRequest`]: [`crate::pause::ResumeView`].
+pub const RESUME: &str = "/v1/resume";
 /// GET: [`crate::rollout::RolloutView`].
 pub const ROLLOUT: &str = "/v1/rollout/{id}";
 /// GET: a stream of [`crate::update::Update`] of [`crate::rollout::RolloutView`], the last of which ended.

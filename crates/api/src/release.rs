@@ -63,6 +63,9 @@ pub struct ReleaseDetail {
     /// Why it was accepted although that was not met.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overridden: Option<String>,
+    /// If it serves: whether `kiln rollback` would work now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<crate::rollout::SafetyView>,
     /// Why its last rollout failed.
     pub reason: Option<String>,
 }

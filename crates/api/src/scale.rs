@@ -22,4 +22,7 @@ pub struct ScaleView {
     pub env: EnvRef,
     /// Instances wanted, by service, overrides applied.
     pub wanted: BTreeMap<ServiceName, u32>,
+    /// What holds that up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
 }

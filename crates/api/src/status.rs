@@ -1,10 +1,11 @@
 //! What runs: environments with their services, instances, routes and rollouts, and the edge.
 
 use crate::instance::InstanceView;
-use crate::rollout::RolloutView;
+use crate::pause::{HoldView, PauseView};
+use crate::rollout::{RolloutView, SafetyView};
 use crate::server::ServerView;
 use kiln_model::edge::Tally;
-use kiln_model::{CommitId, Digest, EnvRef, ReleaseNumber, RouteRule, ServiceName, Wall};
+use kiln_model::{Autoscale, CommitId, Digest, EnvRef, ReleaseNumber, RouteRule, ServiceName, Wall};
 use serde::{Deserialize, Serialize};
 
 /// Everything that `kiln status` shows.
@@ -16,6 +17,12 @@ pub struct StatusView {
     pub edge: Option<EdgeView>,
     /// By name.
     pub environments: Vec<EnvironmentView>,
+    /// The pause of the whole server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<PauseView>,
+    /// What kiln itself leaves as it is, because it cannot be read or planned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<HoldView>,
 }
 
 /// The edge.
@@ -48,10 +55,16 @@ pub struct EnvironmentView {
     pub instances: Vec<InstanceView>,
     /// The rollout under way, else the last one.
     pub rollout: Option<RolloutView>,
+    /// Whether `kiln rollback` would work now; none before anything served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<SafetyView>,
     /// What the edge counted since it started.
     pub requests: Tally,
     /// How many things block or are amiss; `kiln why` names them.
     pub reasons: usize,
+    /// Its own pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<PauseView>,
 }
 
 /// The serving release, in short.
@@ -78,6 +91,12 @@ pub struct ServiceView {
     pub wanted: u32,
     /// Whether an override applies.
     pub scaled: bool,
+    /// Its rule, if the number follows the load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscale: Option<Autoscale>,
+    /// Requests per second that it gets, if it scales by them and they are known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<u64>,
     /// Instances that passed every check.
     pub validated: u32,
     /// Of these: those that take traffic.

@@ -95,6 +95,10 @@ commands! {
     Scale(commands::scale::ScaleArgs) => waits scale;
     /// Stop the running rollout; what serves stays
     Abort(commands::abort::AbortArgs) => waits abort;
+    /// Stop effects, of an environment or of the whole server; observation goes on
+    Pause(commands::pause::PauseArgs) => waits pause;
+    /// Go on after a pause
+    Resume(commands::resume::ResumeArgs) => waits resume;
     /// Show releases
     Release(commands::release::ReleaseArgs) => waits release;
     /// Show and make environments
@@ -163,6 +167,9 @@ mod tests {
             "kiln secret list",
             "kiln secret history API_KEY",
             "kiln secret unset API_KEY --json",
+            "kiln pause --reason x",
+            "kiln pause --env staging --reason x",
+            "kiln resume --env staging",
             "kiln release list",
             "kiln release diff 3 4 --env staging",
             "kiln release show 3 --env staging",
@@ -214,6 +221,7 @@ mod tests {
             "kiln secret set",
             "kiln secret set API-KEY",
             "kiln secret set API_KEY value",
+            "kiln pause",
             "kiln logs --since yesterday",
             "kiln logs --instance web",
             "kiln instance show ../x",

@@ -4,7 +4,7 @@ use crate::progress::Progress;
 use crate::{Context, Failure};
 use kiln_api::client::{Client, ClientError};
 use kiln_api::error::chain;
-use kiln_api::rollout::RolloutView;
+use kiln_api::rollout::{RolloutView, SafetyView};
 use kiln_api::{Code, Update};
 use kiln_model::{RolloutId, RolloutKind, RolloutPhase};
 use std::time::{Duration, Instant};
@@ -57,6 +57,29 @@ pub(crate) async fn persist<T>(
             Err(error) => patience.wait(error, what).await?,
         }
     }
+}
+
+/// Does one command once: if the connection is lost before the answer came it is asked again under the same name, and the
+/// server answers what it answered the first time. A server that does not run is not waited for.
+pub(crate) async fn once<T>(
+    context: &Context<'_>,
+    mut request: impl AsyncFnMut(&Client) -> Result<T, ClientError>,
+) -> Result<T, Failure> {
+    let client = context.client()?.once(key()?);
+    match request(&client).await {
+        Err(error) if matches!(error.code(), Code::Lost | Code::Unavailable) => {
+            let what = "`kiln audit` shows whether it was recorded";
+            persist(what, async || request(&client).await).await
+        }
+        answered => Ok(answered?),
+    }
+}
+
+/// A name that nobody else gives to a command.
+pub(crate) fn key() -> Result<String, Failure> {
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/uuid");
+    let read = read.map_err(|error| Failure::new(Code::File, format!("no random number: {error}")));
+    Ok(read?.trim().to_owned())
 }
 
 /// Follows a rollout to its end, whichever that is.
@@ -112,11 +135,39 @@ pub(crate) fn step(view: &RolloutView) -> String {
                 view.instances_validated, view.instances_wanted
             )
         }
+        RolloutPhase::Shifting => shifting(view),
         RolloutPhase::Switching => ": the edge takes the new table".to_owned(),
         RolloutPhase::Draining => ": requests in flight on the old release end".to_owned(),
         _ => String::new(),
     };
     format!("rollout {} to release {}: {}{detail}", view.id, view.to, view.phase.word())
+}
+
+/// What two releases share, and what comes next.
+fn shifting(view: &RolloutView) -> String {
+    let Some(step) = &view.step else { return String::new() };
+    let counted = match step.weight {
+        Some(weight) => format!(": step {} of {}, {weight} % of the requests", step.number, step.of),
+        None if view.strategy == "canary" => format!(": step {} of {}", step.number, step.of),
+        None => format!(": {} of {} instances are replaced", step.number, step.of),
+    };
+    let held = step.hold.as_ref().map(|why| format!("; on hold: {why}")).unwrap_or_default();
+    format!("{counted}{held}")
+}
+
+/// Whether a rollback would work, in one line each.
+pub(crate) fn safety(view: &SafetyView) -> String {
+    let mut notes = view.notes.clone();
+    let line = match (view.to, view.safe, view.warm_ms) {
+        (Some(to), true, Some(warm)) => {
+            format!("rollback: safe, to release {to}; it is kept ready for {warm}")
+        }
+        (Some(to), true, None) => format!("rollback: safe, to release {to}"),
+        (Some(to), false, _) => format!("rollback: not safe, to release {to}"),
+        (None, ..) => "rollback: not possible".to_owned(),
+    };
+    notes.insert(0, line);
+    format!("{}\n", notes.join("; "))
 }
 
 /// What came of a rollout that ended: text for stdout, or the failure.
@@ -137,7 +188,10 @@ pub(crate) fn outcome(view: &RolloutView) -> Result<String, Failure> {
     let reason = view.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
     let mut details = view.evidence.clone();
     if let (Code::TakenBack | Code::Aborted, Some(from)) = (code, view.from) {
-        details.push(format!("release {from} serves on, untouched"));
+        // A candidate that had traffic did touch what it answered.
+        let shared = receipt_of_candidate(view);
+        let untouched = if shared.is_empty() { ", untouched" } else { "" };
+        details.push(format!("release {from} serves on{untouched}{shared}"));
     }
     let hint = match code {
         Code::TakenBack | Code::FailedNoPrevious => {
@@ -151,6 +205,14 @@ pub(crate) fn outcome(view: &RolloutView) -> Result<String, Failure> {
     Err(Failure::new(code, format!("release {} of `{}` {verb}{reason}", view.to, view.env))
         .details(details)
         .hint(hint))
+}
+
+fn receipt_of_candidate(view: &RolloutView) -> String {
+    let Some(tally) = view.receipt.shared.get(&view.to).filter(|tally| tally.requests > 0) else {
+        return String::new();
+    };
+    let bad = tally.failed + tally.cut + tally.errors;
+    format!("; release {} had answered {} requests, {bad} badly", view.to, tally.requests)
 }
 
 fn success(view: &RolloutView) -> String {
@@ -167,9 +229,14 @@ fn success(view: &RolloutView) -> String {
     }
     let receipt = &view.receipt;
     let total = receipt.total();
+    for (release, tally) in &receipt.shared {
+        let bad = tally.failed + tally.cut + tally.errors;
+        text.push_str(&format!("shared: release {release} answered {}, {bad} badly\n", tally.requests));
+    }
     text.push_str(&format!(
         "requests: {} before, {} during, {} after; failed {}; cut {}\n",
         receipt.before.requests, receipt.during.requests, receipt.after.requests, total.failed, total.cut
     ));
+    text.push_str(&view.rollback.as_ref().map(safety).unwrap_or_default());
     text
 }

@@ -1,6 +1,7 @@
 //! Carries out effects. An effect has no choices left: it does what its intent row says, and reports how it ended.
 
-use crate::crash;
+use crate::clock::Clock;
+use crate::crash::{self, Point};
 use crate::vault::Vault;
 use async_trait::async_trait;
 use kiln_edge::client::{Router, RouterError};
@@ -90,13 +91,15 @@ pub struct Ended {
 /// Carries out one effect.
 pub async fn execute<P: Provider, R: Router, B: Bakery>(
     engines: Engines<P, R, B>,
+    clock: Arc<dyn Clock>,
     server: (Incarnation, Epoch),
     op: Op,
     snapshot: Arc<Snapshot>,
 ) -> Ended {
     let fence = Fence { incarnation: server.0, epoch: server.1, revision: op.revision, op: op.id };
     let mut baked = None;
-    crash::point(op.key.word(), "before");
+    let [before, after] = points(&op.key);
+    clock.pass(before).await;
     let outcome = match &op.key {
         OpKey::Bake { env, release, image } => match bake(&engines, &snapshot, env, *release, image).await {
             Ok(digest) => {
@@ -128,8 +131,18 @@ pub async fn execute<P: Provider, R: Router, B: Bakery>(
             }
         }
     };
-    crash::point(op.key.word(), "after");
+    clock.pass(after).await;
     Ended { outcome, baked }
+}
+
+/// The named points around an effect.
+fn points(key: &OpKey) -> [Point; 2] {
+    match key {
+        OpKey::Bake { .. } => [Point::BakeBefore, Point::BakeAfter],
+        OpKey::Ensure { .. } => [Point::EnsureBefore, Point::EnsureAfter],
+        OpKey::Absent { .. } => [Point::AbsentBefore, Point::AbsentAfter],
+        OpKey::SetRoute { .. } => [Point::SetRouteBefore, Point::SetRouteAfter],
+    }
 }
 
 /// The planted fault: what the new table does not use is stopped before the edge has it.

@@ -1,9 +1,10 @@
 //! What the API sees of the control plane: the newest snapshot, the last observation, and commands.
 
 use crate::clock::Clock;
-use crate::crash;
+use crate::crash::Point;
 use crate::reconcile::Shared;
-use kiln_model::{Boot, EnvRef, Epoch, Event, Revision, RolloutId, Snapshot};
+use futures_util::future::FutureExt;
+use kiln_model::{Answered, Boot, Digest, EnvRef, Epoch, Event, Mutation, Revision, RolloutId, Snapshot};
 use kiln_plan::command::Decision;
 use kiln_plan::explain::{Reason, explain};
 use kiln_plan::{Command, Observed, Outcome, Refusal, Request, decide};
@@ -31,9 +32,24 @@ pub enum SubmitError {
     /// It is not possible; nothing was changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The key was used for something else.
+    #[error("the idempotency key `{key}` was used for another request")]
+    KeyReused {
+        /// Which.
+        key: String,
+    },
     /// The store failed.
     #[error("the command could not be recorded")]
     Store(#[source] StoreError),
+}
+
+/// The name that a client gave to a request, so that it may ask again when the answer was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Made up by the client.
+    pub key: String,
+    /// Of who asks and what is asked for.
+    pub request: Digest,
 }
 
 /// A cheap handle of a running control plane.
@@ -148,19 +164,48 @@ impl Handle {
 
     /// Decides on a command and records it. It is durable when this returns; it comes true afterwards.
     pub fn submit(&self, actor: &str, command: Command) -> Result<Outcome, SubmitError> {
+        self.submit_once(actor, None, command)
+    }
+
+    /// The same of a request that may come twice: the second one is answered as the first, and nothing is decided anew.
+    pub fn submit_once(
+        &self,
+        actor: &str,
+        key: Option<Key>,
+        command: Command,
+    ) -> Result<Outcome, SubmitError> {
+        let submitted = self.submit_in_steps(actor, key, command).now_or_never();
+        submitted.unwrap_or_else(|| unreachable!("a process passes its named points at once"))
+    }
+
+    /// [`Handle::submit_once`] for the simulator, where others may act between two steps of a command.
+    pub async fn submit_in_steps(
+        &self,
+        actor: &str,
+        key: Option<Key>,
+        command: Command,
+    ) -> Result<Outcome, SubmitError> {
         let mut request =
             Request { command, actor: actor.to_owned(), at: self.clock.wall(), now: self.clock.boot() };
         for attempt in 0.. {
             let snapshot = self.store.load().map_err(SubmitError::Store)?;
+            if let Some(answered) = key.as_ref().and_then(|key| answered(&snapshot, key)) {
+                return answered;
+            }
             request.now = self.clock.boot();
-            let decision = decide(&snapshot, &request)?;
+            let mut decision = decide(&snapshot, &request)?;
+            if let (Some(key), Ok(outcome)) = (&key, serde_json::to_string(&decision.outcome)) {
+                let (key, request) = (key.key.clone(), key.request);
+                let answer = Answered { key, request, outcome, revision: snapshot.revision.next() };
+                decision.mutations.push(Mutation::Answer(answer));
+            }
             if decision.mutations.is_empty() {
                 return Ok(decision.outcome);
             }
-            crash::point("submit", "before-commit");
+            self.clock.pass(Point::SubmitBeforeCommit).await;
             match self.store.commit(self.epoch, snapshot.revision, &decision.mutations, &decision.events) {
                 Ok(revision) => {
-                    crash::point("submit", "after-commit");
+                    self.clock.pass(Point::SubmitAfterCommit).await;
                     self.shared.revision.send_replace(revision);
                     self.shared.wake.notify_one();
                     return Ok(decision.outcome);
@@ -171,4 +216,14 @@ impl Handle {
         }
         unreachable!("the loop above only ends by returning")
     }
+}
+
+/// What the request of that key was answered, if it came before.
+fn answered(snapshot: &Snapshot, key: &Key) -> Option<Result<Outcome, SubmitError>> {
+    let answer = snapshot.answers.get(&key.key)?;
+    if answer.request != key.request {
+        return Some(Err(SubmitError::KeyReused { key: key.key.clone() }));
+    }
+    // One that a newer kiln wrote is not understood, and is decided anew.
+    serde_json::from_str(&answer.outcome).ok().map(Ok)
 }

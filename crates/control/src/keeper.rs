@@ -1,16 +1,24 @@
-//! Keeps an edge running: adopts the one that answers, starts one if none does, starts it again if it dies.
+//! Keeps an edge running: adopts the one that answers, starts one if none does, starts it again if it dies, and ends one that
+//! lives but does not answer: it holds the addresses, so that nobody could take its place.
 
 use kiln_edge::client::Router;
 use kiln_edge::{EdgeClient, SpawnError, control_socket, spawn_edge};
 use kiln_model::ServiceRange;
 use kiln_model::edge::EdgeStatus;
+use kiln_plan::explain::EDGE_SILENCE_MAX;
+use rustix::process::Signal;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Time between two looks at the edge.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long one look may take.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+/// How long the end of a hung edge may take.
+const KILL_MAX: Duration = Duration::from_secs(10);
 /// Looks without an answer after which an edge counts as dead.
 const MISSES_MAX: u32 = 3;
 /// Time before the next try when an edge could not be started.
@@ -43,7 +51,11 @@ impl Keeper {
         let mut keeper = Self { config, client, child: None };
         match keeper.client.status().await {
             Ok(status) => keeper.compare(&status),
-            Err(_) => keeper.child = Some(keeper.spawn().await?),
+            // Asking took longer than any that works needs.
+            Err(_) => {
+                keeper.end_hung().await;
+                keeper.child = Some(keeper.spawn().await?);
+            }
         }
         Ok(keeper)
     }
@@ -69,9 +81,28 @@ impl Keeper {
         }
     }
 
+    /// Kills the edge that listens and does not answer, if there is one, and waits for its end.
+    async fn end_hung(&self) {
+        let Some(pid) = self.client.holder().await else { return };
+        let Ok(process) = kiln_sys::process::open_pid(pid) else { return };
+        // It still listens, so the number was not given to another process before it was opened.
+        if self.client.holder().await != Some(pid) {
+            return;
+        }
+        eprintln!("kiln: warning: the edge (pid {pid}) lives but does not answer; ending it");
+        let ended = tokio::task::spawn_blocking(move || {
+            kiln_sys::process::signal(process.as_fd(), Signal::KILL.as_raw())?;
+            kiln_sys::process::wait_readable(process.as_fd(), Some(KILL_MAX))
+        });
+        if !matches!(ended.await, Ok(Ok(true))) {
+            eprintln!("kiln: error: the edge (pid {pid}) could not be ended");
+        }
+    }
+
     /// Looks after it until `stop` says so. The edge lives on.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut misses = 0;
+        let mut answered = Instant::now();
         while !*stop.borrow_and_update() {
             let pause = tokio::time::sleep(LOOK_EVERY);
             tokio::select! { () = pause => {} _ = stop.changed() => {} }
@@ -79,13 +110,25 @@ impl Keeper {
             if ended {
                 self.child = None;
             }
-            misses = if self.client.status().await.is_ok() { 0 } else { misses + 1 };
-            if misses == 0 || (misses < MISSES_MAX && !ended) {
+            let look = tokio::time::timeout(LOOK_MAX, self.client.status()).await;
+            misses = if matches!(look, Ok(Ok(_))) { 0 } else { misses + 1 };
+            if misses == 0 {
+                answered = Instant::now();
                 continue;
+            }
+            if misses < MISSES_MAX && !ended {
+                continue;
+            }
+            if self.client.holder().await.is_some() {
+                // It may only be slow: it serves, and ending it would not.
+                if answered.elapsed() < EDGE_SILENCE_MAX.duration() {
+                    continue;
+                }
+                self.end_hung().await;
             }
             eprintln!("kiln: warning: the edge does not answer; starting it again");
             match self.spawn().await {
-                Ok(child) => (self.child, misses) = (Some(child), 0),
+                Ok(child) => (self.child, misses, answered) = (Some(child), 0, Instant::now()),
                 Err(error) => {
                     eprintln!("kiln: error: {}", kiln_image::worker::chain(&error));
                     tokio::select! { () = tokio::time::sleep(PAUSE) => {} _ = stop.changed() => {} }

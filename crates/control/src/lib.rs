@@ -10,11 +10,13 @@ pub mod collect;
 pub mod crash;
 pub mod execute;
 pub mod handle;
+mod hold;
 pub mod keeper;
 pub mod keys;
 pub mod reconcile;
 pub mod start;
 pub mod vault;
+mod work;
 pub mod workshop;
 
 pub use collect::Collected;

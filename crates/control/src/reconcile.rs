@@ -1,22 +1,26 @@
 //! The one loop: observe first, load desired state second, plan, lint, commit, act. It takes no input: a wake-up only says
 //! that it may be worth looking.
 
-use crate::clock::Clock;
-use crate::crash;
-use crate::execute::{Bakery, Ended, Engines, execute};
+use crate::clock::{Clock, within};
+use crate::crash::Point;
+use crate::execute::{Bakery, Engines};
+use crate::hold::Holds;
+use crate::work::{Finished, Work};
 use kiln_edge::client::Router;
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    Digest, EnvRef, Epoch, Evidence, ImageName, Incarnation, InstanceId, InstanceState, Millis, Op,
+    Boot, Digest, EnvRef, Epoch, ImageName, Incarnation, InstanceId, InstanceState, Millis, OpKey,
     ReleaseNumber, Revision, SeenState, Snapshot,
 };
-use kiln_plan::observed::{OpOutcome, OpResult, Probe, ProbeLog};
+use kiln_plan::autoscale::Rates;
+use kiln_plan::observed::{OpResult, ProbeLog};
 use kiln_plan::{Observed, Plan, plan};
 use kiln_provider::Provider;
 use kiln_store::{Store, StoreError};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
 
 /// The longest time without a look at the world.
 const TICK: Millis = Millis(500);
@@ -43,6 +47,8 @@ pub struct Shared {
     pub observed: Mutex<Arc<Observed>>,
     /// The last committed revision.
     pub revision: watch::Sender<Revision>,
+    /// The last plan that the lint refused, and why. There is none but by a bug of the planner.
+    pub refused: Mutex<Option<String>>,
     /// Asks the loop to end.
     pub stop: watch::Sender<bool>,
 }
@@ -52,6 +58,7 @@ impl Default for Shared {
         Self {
             wake: Notify::new(),
             observed: Mutex::default(),
+            refused: Mutex::default(),
             revision: watch::Sender::new(Revision(0)),
             stop: watch::Sender::new(false),
         }
@@ -72,15 +79,15 @@ pub struct Reconciler<S, P, R, B> {
     clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
     server: (Incarnation, Epoch),
-    effects: JoinSet<Ended>,
-    /// What is under way, by task: a panic leaves nothing else to know it by.
-    tasks: HashMap<tokio::task::Id, Op>,
+    work: Work,
     results: Vec<OpResult>,
     baked: BTreeMap<(EnvRef, ReleaseNumber, ImageName), Digest>,
-    probes: JoinSet<(InstanceId, usize, Evidence)>,
-    probing: BTreeSet<(InstanceId, usize)>,
     logs: BTreeMap<InstanceId, ProbeLog>,
     tails: BTreeMap<InstanceId, Vec<String>>,
+    rates: Rates,
+    holds: Holds,
+    started: Boot,
+    edge_seen: Boot,
 }
 
 impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
@@ -92,20 +99,22 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         shared: Arc<Shared>,
         server: (Incarnation, Epoch),
     ) -> Self {
+        let started = clock.boot();
         Self {
             store,
             engines,
             clock,
             shared,
             server,
-            effects: JoinSet::new(),
-            tasks: HashMap::new(),
+            work: Work::default(),
             results: vec![],
             baked: BTreeMap::new(),
-            probes: JoinSet::new(),
-            probing: BTreeSet::new(),
             logs: BTreeMap::new(),
             tails: BTreeMap::new(),
+            rates: Rates::default(),
+            holds: Holds::default(),
+            started,
+            edge_seen: started,
         }
     }
 
@@ -119,7 +128,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             if restless > 0 && restless < PASSES_WITHOUT_REST {
                 self.take_finished();
                 tokio::task::yield_now().await;
-                if self.tasks.is_empty() || !self.results.is_empty() {
+                if self.work.runs_nothing() || !self.results.is_empty() {
                     continue;
                 }
             }
@@ -135,19 +144,29 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
     /// One pass. Public so that tests can step through.
     pub async fn pass(&mut self) -> Result<Plan, ReconcileError> {
         self.take_finished();
-        let observed = self.observe().await;
-        let snapshot = self.store.load().map_err(ReconcileError::Store)?;
-        let plan = plan(&snapshot, &observed);
+        let stale = planted(Mutant::StaleSnapshot).then(|| self.store.load()).and_then(Result::ok);
+        let mut observed = self.observe().await;
+        self.clock.pass(Point::Observed).await;
+        let newest = self.store.load().map_err(ReconcileError::Store)?;
+        let snapshot = stale.unwrap_or(newest);
+        let planned = self.holds.plan(&snapshot, &mut observed, plan);
+        let refused = observed.held.values().next().map(|hold| hold.reason.clone());
         *self.shared.observed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(observed);
-        let broken = kiln_plan::lint::lint(&snapshot, &plan);
-        if !broken.is_empty() {
-            eprintln!("kiln: error: refused a plan at revision {}: {}", snapshot.revision, broken.join("; "));
-            return Ok(Plan { wake: plan.wake, ..Plan::default() });
-        }
+        let (plan, refused) = match planned {
+            Ok(plan) => (plan, refused),
+            Err(error) => {
+                eprintln!("kiln: error: nothing could be planned at revision {}: {error}", snapshot.revision);
+                (Plan::default(), Some(error))
+            }
+        };
+        *self.shared.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = refused;
         if plan.mutations.is_empty() {
             self.results.clear();
         } else {
-            crash::point("plan", "before-commit");
+            if planted(Mutant::CreateBeforeRecord) {
+                self.create_before_record(&snapshot, &plan).await;
+            }
+            self.clock.pass(Point::PlanBeforeCommit).await;
             match self.store.commit(self.server.1, snapshot.revision, &plan.mutations, &plan.events) {
                 Ok(revision) => {
                     self.results.clear();
@@ -159,36 +178,43 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
                 }
                 Err(error) => return Err(ReconcileError::Store(error)),
             }
-            crash::point("plan", "after-commit");
+            self.clock.pass(Point::PlanAfterCommit).await;
         }
         self.act(&plan)?;
         Ok(plan)
     }
 
+    /// The planted fault.
+    async fn create_before_record(&mut self, snapshot: &Snapshot, plan: &Plan) {
+        let mut after = snapshot.clone();
+        plan.mutations.iter().for_each(|mutation| after.apply(mutation));
+        let after = Arc::new(after);
+        for op in plan.effects.iter().filter(|op| matches!(op.key, OpKey::Ensure { .. })) {
+            crate::execute::execute(
+                self.engines.clone(),
+                self.clock.clone(),
+                self.server,
+                op.clone(),
+                after.clone(),
+            )
+            .await;
+        }
+    }
+
     fn act(&mut self, plan: &Plan) -> Result<(), ReconcileError> {
         let snapshot = self.store.load().map_err(ReconcileError::Store)?;
         for op in &plan.effects {
-            let effect = execute(self.engines.clone(), self.server, op.clone(), snapshot.clone());
-            let task = self.effects.spawn(effect).id();
-            self.tasks.insert(task, op.clone());
+            self.work.begin(&self.engines, &self.clock, self.server, op.clone(), snapshot.clone());
+        }
+        for key in &plan.abandoned {
+            self.work.abandon(key);
         }
         let now = self.clock.boot();
         for probe in plan.probes.iter().filter(|p| p.not_before <= now) {
-            self.probe(probe);
+            self.work.look(&self.engines, &self.clock, probe);
         }
         self.forget(&snapshot);
         Ok(())
-    }
-
-    fn probe(&mut self, probe: &Probe) {
-        let key = (probe.instance.clone(), probe.step);
-        if self.probing.insert(key) {
-            let (provider, probe) = (self.engines.provider.clone(), probe.clone());
-            self.probes.spawn(async move {
-                let evidence = provider.check(&probe.instance, &probe.check).await;
-                (probe.instance, probe.step, evidence)
-            });
-        }
     }
 
     /// Drops what was remembered of instances and releases that need it no more.
@@ -200,56 +226,50 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
     }
 
     fn take_finished(&mut self) {
-        while let Some(ended) = self.effects.try_join_next_with_id() {
-            self.ended(ended);
-        }
-        while let Some(probed) = self.probes.try_join_next() {
-            self.probed(probed);
-        }
-    }
-
-    fn ended(&mut self, ended: Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
-        let (task, outcome) = match ended {
-            Ok((task, ended)) => {
-                self.baked.extend(ended.baked);
-                (task, ended.outcome)
+        while let Some(finished) = self.work.try_next() {
+            match finished {
+                Finished::Effect { result, baked } => {
+                    self.baked.extend(baked);
+                    self.results.push(result);
+                }
+                Finished::Probe { instance, step, evidence } => {
+                    self.logs.entry(instance).or_default().record(step, self.clock.boot(), evidence);
+                }
             }
-            // Whether it had happened before the panic is unknown.
-            Err(error) => (error.id(), OpOutcome::Retry(error.to_string())),
-        };
-        if let Some(op) = self.tasks.remove(&task) {
-            self.results.push(OpResult { key: op.key, id: op.id, outcome });
         }
-    }
-
-    fn probed(&mut self, probed: Result<(InstanceId, usize, Evidence), tokio::task::JoinError>) {
-        let Ok((id, step, evidence)) = probed else {
-            self.probing.clear();
-            return;
-        };
-        self.probing.remove(&(id.clone(), step));
-        self.logs.entry(id).or_default().record(step, self.clock.boot(), evidence);
     }
 
     async fn observe(&mut self) -> Observed {
-        let edge = tokio::time::timeout(LOOK_MAX.duration(), self.engines.router.status());
-        let (seen, edge) = tokio::join!(self.engines.provider.list(), edge);
+        let (engines, clock) = (self.engines.clone(), self.clock.clone());
+        let edge = within(&*clock, LOOK_MAX, engines.router.status());
+        let mut look = pin!(async { tokio::join!(engines.provider.list(), edge) });
+        // What ends meanwhile is told by the next pass: its result must not be newer than what was seen.
+        let (seen, edge) = self.work.while_working(&mut look).await;
         let seen: Option<BTreeMap<_, _>> =
             seen.ok().map(|list| list.into_iter().map(|s| (s.id.clone(), s)).collect());
-        if let (Some(seen), Ok(snapshot)) = (&seen, self.store.load()) {
-            self.read_tails(seen, &snapshot);
+        let edge = edge.and_then(Result::ok);
+        if let Ok(snapshot) = self.store.load() {
+            seen.iter().for_each(|seen| self.read_tails(seen, &snapshot));
+            self.rates.record(&snapshot, edge.as_ref(), self.clock.boot());
+        }
+        if edge.is_some() {
+            self.edge_seen = self.clock.boot();
         }
         Observed {
             now: self.clock.boot(),
+            edge_seen: self.edge_seen,
             wall: self.clock.wall(),
             boot_id: self.clock.boot_id(),
             seen,
-            edge: edge.ok().and_then(Result::ok),
-            running: self.tasks.values().map(|op| op.key.clone()).collect(),
+            edge,
+            running: self.work.running().clone(),
             results: self.results.clone(),
             probes: self.logs.clone(),
             baked: self.baked.clone(),
             tails: self.tails.clone(),
+            rates: self.rates.known(),
+            held: BTreeMap::new(),
+            started: self.started,
         }
     }
 
@@ -271,12 +291,12 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         let span = plan.wake.map_or(TICK, |wake| wake.since(now)).min(TICK).max(Millis(1));
         let provider = self.engines.provider.clone();
         tokio::select! {
-            Some(ended) = self.effects.join_next_with_id() => self.ended(ended),
-            Some(probed) = self.probes.join_next() => self.probed(probed),
+            biased;
+            () = self.work.ended() => {}
             () = provider.changed() => {}
             () = self.shared.wake.notified() => {}
             _ = stop.changed() => {}
-            () = tokio::time::sleep(span.duration()) => {}
+            () = self.clock.sleep(span) => {}
         }
     }
 }

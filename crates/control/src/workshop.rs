@@ -255,11 +255,22 @@ impl Workshop {
         image: &ImageName,
         progress: &mut dyn FnMut(String),
     ) -> Result<Digest, WorkshopError> {
+        self.bake_unless(&|| false, draft, image, progress)
+    }
+
+    /// The same, given up when `abandoned` says that nobody wants the image any more.
+    pub(crate) fn bake_unless(
+        &self,
+        abandoned: &dyn Fn() -> bool,
+        draft: &Draft,
+        image: &ImageName,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<Digest, WorkshopError> {
         // No image stands on itself: `Project::parse` refuses that, so this ends.
         let mut images = BTreeMap::new();
         for below in draft.project.images.get(image).into_iter().flat_map(ImageRecipe::images_below) {
             let mut progress = |text: String| progress(format!("{below}: {text}"));
-            images.insert(below.clone(), self.bake(draft, below, &mut progress)?);
+            images.insert(below.clone(), self.bake_unless(abandoned, draft, below, &mut progress)?);
         }
         let job = self.job(draft, image, &self.config.state, images)?;
         let _nothing_is_removed = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
@@ -269,12 +280,13 @@ impl Workshop {
         if let Some(found) = self.found(&job) {
             return Ok(found);
         }
-        let baked = worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?;
+        let baked =
+            worker::run(&self.config.program, &job, abandoned, progress).map_err(WorkshopError::Bake)?;
         let baked = match baked.statement {
             // Somebody vouches for it; if that is nobody who is trusted, this server now does: it has just baked the same.
             None if !self.is_vouched(baked.image) => {
                 let job = BakeJob { describe: true, ..job.clone() };
-                worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?
+                worker::run(&self.config.program, &job, abandoned, progress).map_err(WorkshopError::Bake)?
             }
             _ => baked,
         };

@@ -79,6 +79,7 @@ fn release() -> ReleaseSpec {
     let (name, image) = (ServiceName::new("web").unwrap(), ImageName::new("web").unwrap());
     let second = Millis::from_secs(1);
     let service = ServiceSpec {
+        autoscale: None,
         name: name.clone(),
         image: image.clone(),
         command: vec!["/app".into()],
@@ -92,7 +93,12 @@ fn release() -> ReleaseSpec {
         confinement: Confinement::default(),
         health: None,
         validate: vec![Check { kind: CheckKind::Listening { port: 80 }, timeout: second }],
-        rollout: RolloutPolicy { drain: second, keep_previous: Millis(0), deadline: Millis::from_secs(60) },
+        rollout: RolloutPolicy {
+            drain: second,
+            keep_previous: Millis(0),
+            deadline: Millis::from_secs(60),
+            strategy: Strategy::BlueGreen,
+        },
         stop: Stop::default(),
     };
     ReleaseSpec {

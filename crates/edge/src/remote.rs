@@ -35,6 +35,13 @@ impl EdgeClient {
         }
     }
 
+    /// The process that listens on the socket, whether it answers or not; none if nobody does. It is whoever made the
+    /// socket, as the kernel says, so it lives as long as a connection is possible.
+    pub async fn holder(&self) -> Option<i32> {
+        let stream = UnixStream::connect(&self.socket).await.ok()?;
+        stream.peer_cred().ok()?.pid()
+    }
+
     async fn call(&self, ask: &Ask) -> Result<Answer, RouterError> {
         let exchange = async {
             let mut stream = UnixStream::connect(&self.socket).await?;

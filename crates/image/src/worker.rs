@@ -101,9 +101,17 @@ fn forward(stdout: Option<std::process::ChildStdout>, sender: &mpsc::Sender<Mess
     }
 }
 
-/// Has a worker of its own bake one image; blocks until it is done, and at most [`DEADLINE`]. `program` is started as
-/// `PROGRAM internal bake`.
-pub fn run(program: &Path, job: &BakeJob, progress: &mut dyn FnMut(String)) -> Result<Baked, WorkerError> {
+/// Time between two looks whether anybody still wants the image.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Has a worker of its own bake one image; blocks until it is done, and at most [`DEADLINE`], or until `abandoned` says that
+/// nobody wants it any more. `program` is started as `PROGRAM internal bake`.
+pub fn run(
+    program: &Path,
+    job: &BakeJob,
+    abandoned: &dyn Fn() -> bool,
+    progress: &mut dyn FnMut(String),
+) -> Result<Baked, WorkerError> {
     let failed = |text: String| WorkerError { text, hint: None, may_pass: true };
     let bytes = serde_json::to_vec(job).map_err(|e| failed(e.to_string()))?;
     let mut child = Command::new(program)
@@ -123,10 +131,15 @@ pub fn run(program: &Path, job: &BakeJob, progress: &mut dyn FnMut(String)) -> R
     let limit = DEADLINE + build.unwrap_or_default();
     let deadline = Instant::now() + limit;
     let result = loop {
-        match messages.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match messages.recv_timeout(left.min(LOOK_EVERY)) {
             Ok(Message::Progress(text)) => progress(text),
             Ok(Message::Done(baked)) => break Ok(baked),
             Ok(Message::Failed(error)) => break Err(error),
+            Err(mpsc::RecvTimeoutError::Timeout) if abandoned() => {
+                break Err(failed(format!("image `{}`: nobody wants it any more", job.recipe.name)));
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) if left > LOOK_EVERY => {}
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let seconds = limit.as_secs();
                 let text = format!("image `{}`: the bake did not end within {seconds} s", job.recipe.name);

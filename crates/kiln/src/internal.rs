@@ -1,5 +1,6 @@
 //! The parts that kiln plays for itself, each in a process of its own: `kiln internal PART …`. Not for people.
 
+use kiln_control::crash;
 use kiln_image::{builder, containerfile, debian, kernel, worker};
 use kiln_provider::{local, vm};
 use std::ffi::OsString;
@@ -29,6 +30,11 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         "mirror" => debian::fill::main(texts(&mut arguments)),
         // The kernel of virtual machines, for tests.
         "kernel" => kernel::main(texts(&mut arguments)),
+        // Where `KILN_CRASH_AT` can end the server, for tests.
+        "points" => {
+            crash::Point::ALL.iter().for_each(|point| println!("{}", point.name()));
+            ExitCode::SUCCESS
+        }
         _ => {
             eprintln!("error: `{part}` is not a part that kiln plays");
             ExitCode::from(64)

@@ -135,6 +135,12 @@ impl EdgeStatus {
         targets.chain(unrouted).fold(Tally::default(), Tally::plus)
     }
 
+    /// The counts of one release of an environment, as far as its instances are known.
+    pub fn mark_of_release(&self, env: &EnvRef, release: ReleaseNumber) -> Mark {
+        let own = self.targets.iter().filter(|t| &t.env == env && t.release == release).map(|t| t.tally);
+        Mark { process: self.process.clone(), tally: own.fold(Tally::default(), Tally::plus) }
+    }
+
     /// The counts of one environment, to be compared with later ones.
     pub fn mark_of(&self, env: &EnvRef) -> Mark {
         Mark { process: self.process.clone(), tally: self.tally_of(env) }

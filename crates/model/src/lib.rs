@@ -4,6 +4,7 @@
 //! so that engines (image, provider, edge, logs) never need to know each other.
 #![forbid(unsafe_code)]
 
+pub mod answer;
 pub mod check;
 pub mod confinement;
 pub mod digest;
@@ -13,11 +14,15 @@ pub mod fence;
 pub mod frame;
 pub mod ids;
 pub mod image;
+mod index;
 pub mod instance;
 pub mod limits;
+pub mod mix;
+pub mod mutant;
 pub mod mutation;
 pub mod network;
 pub mod op;
+pub mod pause;
 pub mod release;
 pub mod requirement;
 pub mod rollout;
@@ -25,8 +30,10 @@ pub mod route;
 pub mod secret;
 pub mod service;
 pub mod snapshot;
+pub mod strategy;
 pub mod time;
 
+pub use answer::Answered;
 pub use check::{Check, CheckKind, Evidence};
 pub use confinement::{Capability, Confinement, Egress, Isolation, Seccomp};
 pub use digest::{CommitId, Digest};
@@ -35,14 +42,17 @@ pub use fence::{Epoch, Fence, Incarnation, OpId, Revision};
 pub use ids::{EnvName, EnvRef, ImageName, InstanceId, ProjectName, ReleaseNumber, RolloutId, ServiceName};
 pub use image::{ImageConfig, ImageManifest, LayerRef};
 pub use instance::{ExitReason, Instance, InstanceSpec, InstanceState, Seen, SeenState};
+pub use mix::{Mix, Share, Step};
 pub use mutation::Mutation;
 pub use network::{NetworkNumber, ServiceRange};
 pub use op::{Op, OpKey};
+pub use pause::{Damaged, Hold, Pause};
 pub use release::{Promotion, Release, ReleaseSpec};
 pub use requirement::Requirement;
 pub use rollout::{Rollout, RolloutKind, RolloutPhase};
 pub use route::{Generation, InternalRoute, RouteRule, RouteTable, Target};
 pub use secret::{NO_SECRETS, Secret, SecretContent, SecretName, SecretValue, SecretValues, SecretVersion};
-pub use service::{Health, Resources, RolloutPolicy, ServiceSpec, Stop};
+pub use service::{Autoscale, Health, Resources, RolloutPolicy, ServiceSpec, Stop};
 pub use snapshot::{Environment, Snapshot};
+pub use strategy::Strategy;
 pub use time::{Boot, Millis, Wall};

@@ -18,7 +18,7 @@ pub const SECRETS_MAX: usize = 256;
 pub const SECRETS_PER_SERVICE_MAX: usize = 32;
 /// Bytes of all secrets of one service together.
 pub const SECRETS_PER_SERVICE_BYTES_MAX: usize = 192 * 1024;
-/// Bytes of the reason for going on although a requirement is not met.
+/// Bytes of the reason that somebody gives for an act.
 pub const REASON_BYTES_MAX: usize = 500;
 /// Bytes of a `kiln.toml`.
 pub const SPEC_BYTES_MAX: usize = 256 * 1024;
@@ -36,5 +36,7 @@ pub const SPOOL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const START_FAILURES_MAX: u32 = 3;
 /// Times that one `validate` check may fail before the instance counts as failed.
 pub const VALIDATE_ATTEMPTS_MAX: u32 = 3;
+/// Answers that are remembered for clients that ask again.
+pub const ANSWERS_MAX: usize = 1000;
 /// Bytes of evidence text kept of one check.
 pub const EVIDENCE_BYTES_MAX: usize = 1024;

@@ -1,10 +1,12 @@
 //! The changes that a commit may make to the truth. The store writes them, [`crate::Snapshot::apply`] gives them
 //! their meaning; both must agree, which a property test of the store demands.
 
+use crate::answer::Answered;
 use crate::fence::OpId;
-use crate::ids::InstanceId;
+use crate::ids::{EnvRef, InstanceId};
 use crate::instance::Instance;
 use crate::op::{Op, OpKey};
+use crate::pause::Pause;
 use crate::release::Release;
 use crate::rollout::Rollout;
 use crate::route::{Generation, RouteTable};
@@ -53,6 +55,15 @@ pub enum Mutation {
         /// Which.
         generation: Generation,
     },
+    /// Stop effects, or go on with them.
+    Pause {
+        /// Of one environment, or of all.
+        env: Option<EnvRef>,
+        /// None ends it.
+        pause: Option<Pause>,
+    },
+    /// Remember the answer to a command that named itself. The oldest beyond the limit is forgotten.
+    Answer(Answered),
     /// The host was rebooted: time begins anew, and every `since`, `begun` and `not_before` becomes `now`.
     Rebase {
         /// The boot id of the host, from `/proc/sys/kernel/random/boot_id`.

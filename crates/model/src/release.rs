@@ -6,6 +6,7 @@ use crate::requirement::Requirement;
 use crate::route::RouteRule;
 use crate::secret::{SecretName, SecretVersion};
 use crate::service::ServiceSpec;
+use crate::strategy::Strategy;
 use crate::time::Wall;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -42,6 +43,13 @@ pub struct Promotion {
     pub env: EnvName,
     /// Its release.
     pub release: ReleaseNumber,
+}
+
+impl ReleaseSpec {
+    /// How it takes over: what its services agree on.
+    pub fn strategy(&self) -> &Strategy {
+        self.services.values().next().map_or(&Strategy::BlueGreen, |service| &service.rollout.strategy)
+    }
 }
 
 /// A release of an environment.

@@ -1,16 +1,20 @@
 //! A rollout: the move of an environment from one release to another. A rollback is a rollout.
 //!
 //! ```text
-//! planned ─▶ baking ─▶ launching ─▶ validating ─▶ switching ─▶ draining ─▶ succeeded
-//!    └──────────┴───────────┴────────────┴──▶ taken_back | superseded | aborted | failed_no_previous
+//! planned ─▶ baking ─▶ launching ─▶ validating ─▶ shifting ─▶ switching ─▶ draining ─▶ succeeded
+//!    │          │           │            │  └──────────│──────────▲
+//!    └──────────┴───────────┴────────────┴─────────────┴──▶ taken_back | superseded | aborted | failed_no_previous
 //! ```
+//! `shifting` is for strategies that let two releases share the traffic; blue-green goes past it.
 //! After `switching` began there is no way back but another rollout. Every state that is not an end has a deadline.
 
 use crate::edge::{Mark, Tally};
 use crate::ids::{EnvRef, ReleaseNumber, RolloutId};
+use crate::mix::Step;
 use crate::route::Generation;
 use crate::time::{Boot, Millis, Wall};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Why the rollout exists. The steps are the same for both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +38,8 @@ pub enum RolloutPhase {
     Launching,
     /// Instances are being checked.
     Validating,
+    /// Both releases have traffic; the new one's share grows.
+    Shifting,
     /// The new route table is on its way to the edge.
     Switching,
     /// The edge has it; requests in flight on the old release end.
@@ -57,7 +63,7 @@ impl RolloutPhase {
         matches!(self, Succeeded | TakenBack | Superseded | Aborted | FailedNoPrevious)
     }
 
-    /// Whether traffic was not touched yet, so that it may still be taken back, superseded or aborted.
+    /// Whether the old release may still have all traffic back, so that it may still be taken back, superseded or aborted.
     pub fn is_before_switch(self) -> bool {
         self < RolloutPhase::Switching
     }
@@ -66,10 +72,13 @@ impl RolloutPhase {
     pub fn may_become(self, next: RolloutPhase) -> bool {
         use RolloutPhase::*;
         match next {
-            TakenBack | Superseded | Aborted | FailedNoPrevious => self.is_before_switch(),
+            // A switch that nobody acknowledges is taken back by the table after it.
+            TakenBack => self.is_before_switch() || self == Switching,
+            Superseded | Aborted | FailedNoPrevious => self.is_before_switch(),
             Succeeded => self == Draining,
             Draining => self == Switching,
-            Switching => self == Validating,
+            Switching => matches!(self, Validating | Shifting),
+            Shifting => self == Validating,
             Validating => self == Launching,
             Launching => self == Baking,
             Baking => self == Planned,
@@ -85,6 +94,7 @@ impl RolloutPhase {
             Baking => "baking",
             Launching => "launching",
             Validating => "validating",
+            Shifting => "shifting",
             Switching => "switching",
             Draining => "draining",
             Succeeded => "succeeded",
@@ -127,7 +137,10 @@ pub struct Rollout {
     pub switch: Option<Generation>,
     /// Milliseconds from acceptance to the acknowledged switch.
     pub switched_after: Option<Millis>,
-    /// Instances of the new release that ended before they were validated.
+    /// How far it is while two releases share the traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<Step>,
+    /// Instances of the new release that ended before they were validated, in the present step.
     pub failures: u32,
     /// Why it failed, or what it waits for, in one line.
     pub reason: Option<String>,
@@ -149,6 +162,18 @@ pub struct Receipt {
     pub switched: Option<Mark>,
     /// When draining ended.
     pub ended: Option<Mark>,
+    /// What each release answered while two of them shared the traffic.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shares: BTreeMap<ReleaseNumber, SharePeriod>,
+}
+
+/// The time in which a release had a share of the traffic.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharePeriod {
+    /// The release's counts when it began.
+    pub opened: Mark,
+    /// When it ended.
+    pub closed: Option<Mark>,
 }
 
 impl Receipt {
@@ -165,11 +190,12 @@ impl Receipt {
 mod tests {
     use super::RolloutPhase::{self, *};
 
-    const ALL: [RolloutPhase; 11] = [
+    const ALL: [RolloutPhase; 12] = [
         Planned,
         Baking,
         Launching,
         Validating,
+        Shifting,
         Switching,
         Draining,
         Succeeded,
@@ -187,7 +213,8 @@ mod tests {
                     assert!(!from.may_become(to), "{from:?} -> {to:?}");
                 }
             }
-            assert!(!(from >= Switching && from.may_become(TakenBack)), "{from:?}");
+            assert!(!(from > Switching && from.may_become(TakenBack)), "{from:?}");
+            assert!(!(from >= Switching && from.may_become(Aborted)), "{from:?}");
             assert!(from.is_end() || ALL.iter().any(|to| from.may_become(*to)), "{from:?} is a dead end");
         }
     }

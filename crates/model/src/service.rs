@@ -4,6 +4,7 @@ use crate::check::Check;
 use crate::confinement::Confinement;
 use crate::ids::{ImageName, ServiceName};
 use crate::secret::SecretName;
+use crate::strategy::Strategy;
 use crate::time::Millis;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -19,6 +20,9 @@ pub struct ServiceSpec {
     pub command: Vec<String>,
     /// Instances that the release asks for; an environment may override it (`kiln scale`).
     pub instances: u32,
+    /// How that number follows the load; none if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscale: Option<Autoscale>,
     /// The TCP port that it serves on, if any.
     pub port: Option<u16>,
     /// User name of the image or number.
@@ -43,6 +47,17 @@ pub struct ServiceSpec {
     pub rollout: RolloutPolicy,
     /// How an instance is asked to end.
     pub stop: Stop,
+}
+
+/// How the number of instances of a service follows its requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Autoscale {
+    /// At least.
+    pub min: u32,
+    /// At most.
+    pub max: u32,
+    /// Requests per second that one instance should get.
+    pub requests: u32,
 }
 
 /// Limits of one instance.
@@ -77,15 +92,18 @@ pub struct Health {
     pub unhealthy_after: u32,
 }
 
-/// How a new release takes over. Only blue-green exists yet.
+/// How a new release takes over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolloutPolicy {
     /// How long requests in flight on the old instances may take after the switch.
     pub drain: Millis,
     /// How long the previous release stays validated, out of rotation.
     pub keep_previous: Millis,
-    /// How long launching and validating may take together.
+    /// How long launching and validating may take together; in a rolling or canary rollout, in each step.
     pub deadline: Millis,
+    /// In which way. The same for all services of a release.
+    #[serde(default, skip_serializing_if = "Strategy::is_blue_green")]
+    pub strategy: Strategy,
 }
 
 /// How an instance is asked to end.

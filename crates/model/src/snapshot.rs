@@ -1,18 +1,24 @@
 //! The whole truth at one revision, and what each [`Mutation`] means.
 
+use crate::answer::Answered;
 use crate::digest::Digest;
 use crate::edge::Mark;
 use crate::fence::{Incarnation, OpId, Revision};
 use crate::ids::{EnvName, EnvRef, InstanceId, ReleaseNumber, RolloutId, ServiceName};
+use crate::index::Index;
 use crate::instance::Instance;
+use crate::limits;
+use crate::mix::Mix;
 use crate::mutation::Mutation;
 use crate::network::NetworkNumber;
 use crate::op::{Op, OpKey};
+use crate::pause::{Damaged, Pause};
 use crate::release::Release;
 use crate::rollout::Rollout;
 use crate::route::{Generation, RouteTable};
 use crate::secret::{self, Secret, SecretContent, SecretKey, SecretName};
 use crate::time::Boot;
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,8 +32,14 @@ pub struct Environment {
     pub serving: Option<ReleaseNumber>,
     /// The release that served before, kept validated out of rotation until then.
     pub keep: Option<(ReleaseNumber, Boot)>,
+    /// The release that shares the traffic with the serving one, and its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
     /// Overrides of the instances that a release asks for.
     pub scale: BTreeMap<ServiceName, u32>,
+    /// Instances that the load of services that scale by themselves asked for last.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub auto: BTreeMap<ServiceName, u32>,
     /// The number that the next release gets.
     pub next_release: ReleaseNumber,
     /// Where the last receipt ended.
@@ -46,6 +58,9 @@ pub struct Environment {
     /// The environment that it was made like: where a kiln.toml says nothing of this one, it is as that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub like: Option<EnvName>,
+    /// Effects are stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Pause>,
 }
 
 impl Environment {
@@ -55,7 +70,9 @@ impl Environment {
             env,
             serving: None,
             keep: None,
+            mix: None,
             scale: BTreeMap::new(),
+            auto: BTreeMap::new(),
             next_release: ReleaseNumber(1),
             receipt_end: Mark::default(),
             deaths: BTreeMap::new(),
@@ -63,6 +80,7 @@ impl Environment {
             destroyed: false,
             network: NetworkNumber::default(),
             like: None,
+            paused: None,
         }
     }
 
@@ -86,7 +104,8 @@ impl Environment {
     }
 }
 
-/// Everything that is durable and still matters, at one revision. Cheap to clone.
+/// Everything that is durable and still matters, at one revision. Cheap to clone and to change a little: its maps share
+/// what did not change. Changed by [`Snapshot::apply`] alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Of which commit.
@@ -96,17 +115,17 @@ pub struct Snapshot {
     /// The host's boot id that all [`Boot`] times belong to; empty before the first [`Mutation::Rebase`].
     pub boot_id: String,
     /// By name.
-    pub environments: BTreeMap<EnvRef, Arc<Environment>>,
+    pub environments: OrdMap<EnvRef, Arc<Environment>>,
     /// All of them.
-    pub releases: BTreeMap<(EnvRef, ReleaseNumber), Arc<Release>>,
+    pub releases: OrdMap<(EnvRef, ReleaseNumber), Arc<Release>>,
     /// All versions of all secrets, sealed. No pass of the planner changes them: a copy of the snapshot shares them.
     pub secrets: Arc<BTreeMap<SecretKey, Arc<Secret>>>,
     /// All of them.
-    pub rollouts: BTreeMap<RolloutId, Arc<Rollout>>,
+    pub rollouts: OrdMap<RolloutId, Arc<Rollout>>,
     /// Those that are not gone.
-    pub instances: BTreeMap<InstanceId, Arc<Instance>>,
+    pub instances: OrdMap<InstanceId, Arc<Instance>>,
     /// Intent rows.
-    pub ops: BTreeMap<OpKey, Op>,
+    pub ops: OrdMap<OpKey, Op>,
     /// The last proposed table.
     pub route: (Generation, Arc<RouteTable>),
     /// Its digest.
@@ -119,6 +138,13 @@ pub struct Snapshot {
     pub next_rollout: RolloutId,
     /// The number that the next effect gets.
     pub next_op: OpId,
+    index: Index,
+    /// Effects are stopped in every environment.
+    pub paused: Option<Pause>,
+    /// Answers to commands that named themselves, by key.
+    pub answers: OrdMap<String, Arc<Answered>>,
+    /// Rows that the store could not read.
+    pub damaged: Vec<Damaged>,
 }
 
 impl Snapshot {
@@ -138,16 +164,21 @@ impl Snapshot {
             }
             Mutation::PutRollout(rollout) => {
                 self.next_rollout = self.next_rollout.max(rollout.id.next());
+                self.index.put_rollout(rollout);
                 self.rollouts.insert(rollout.id, Arc::new(Rollout::clone(rollout)));
             }
             Mutation::PutInstance(instance) => {
                 self.next_instance = self.next_instance.max(instance.id.sequence().saturating_add(1));
-                self.instances.insert(instance.id.clone(), Arc::new(Instance::clone(instance)));
+                let instance = Arc::new(Instance::clone(instance));
+                self.index.put_instance(instance.clone());
+                self.instances.insert(instance.id.clone(), instance);
             }
             Mutation::Gone { instance } => {
                 // Also one that had no row: after a restore of old state the provider may know newer ones.
                 self.next_instance = self.next_instance.max(instance.sequence().saturating_add(1));
-                self.instances.remove(instance);
+                if let Some(row) = self.instances.remove(instance) {
+                    self.index.remove_instance(&row);
+                }
             }
             Mutation::PutOp(op) => {
                 self.next_op = self.next_op.max(op.id.next());
@@ -160,30 +191,71 @@ impl Snapshot {
             }
             Mutation::PutRoute { generation, table } => {
                 self.route_digest = Some(table.digest());
+                self.index.put_route(table);
                 self.route = (*generation, Arc::new(RouteTable::clone(table)));
+            }
+            Mutation::Answer(answer) => self.remember(answer),
+            Mutation::Pause { env: None, pause } => self.paused.clone_from(pause),
+            Mutation::Pause { env: Some(env), pause } => {
+                if let Some(environment) = self.environments.get_mut(env) {
+                    Arc::make_mut(environment).paused.clone_from(pause);
+                }
             }
             Mutation::RouteAcked { generation } => self.acked = self.acked.max(*generation),
             Mutation::Rebase { boot_id, now } => self.rebase(boot_id, *now),
         }
     }
 
+    fn remember(&mut self, answer: &Answered) {
+        self.answers.insert(answer.key.clone(), Arc::new(answer.clone()));
+        while self.answers.len() > limits::ANSWERS_MAX {
+            let oldest = self.answers.values().min_by_key(|a| (a.revision, &a.key)).map(|a| a.key.clone());
+            oldest.and_then(|key| self.answers.remove(&key));
+        }
+    }
+
     fn rebase(&mut self, boot_id: &str, now: Boot) {
         self.boot_id = boot_id.to_owned();
-        for env in self.environments.values_mut() {
+        self.paused.iter_mut().for_each(|pause| pause.since = now);
+        change_all(&mut self.environments, |env| {
             let env = Arc::make_mut(env);
+            env.paused.iter_mut().for_each(|pause| pause.since = now);
             env.keep = None;
             env.deaths.clear();
             env.kept_deaths.clear();
-        }
-        for rollout in self.rollouts.values_mut() {
+        });
+        change_all(&mut self.rollouts, |rollout| {
             let rollout = Arc::make_mut(rollout);
             (rollout.since, rollout.begun, rollout.deadline) = (now, now, None);
-        }
-        for instance in self.instances.values_mut() {
-            Arc::make_mut(instance).since = now;
-        }
-        for op in self.ops.values_mut() {
-            op.not_before = now;
+            if let Some(step) = &mut rollout.step {
+                step.begun = step.begun.map(|_| now);
+                step.hold.iter_mut().for_each(|hold| hold.since = now);
+            }
+        });
+        change_all(&mut self.instances, |instance| Arc::make_mut(instance).since = now);
+        self.instances.values().for_each(|instance| self.index.put_instance(instance.clone()));
+        change_all(&mut self.ops, |op| op.not_before = now);
+    }
+
+    /// The pause that holds for an environment: its own, or that of the whole server.
+    pub fn pause_of(&self, env: &EnvRef) -> Option<&Pause> {
+        let own = self.environments.get(env).and_then(|environment| environment.paused.as_ref());
+        own.or(self.paused.as_ref())
+    }
+
+    /// What of an environment cannot be read.
+    pub fn damage_of(&self, env: &EnvRef) -> impl Iterator<Item = &Damaged> {
+        self.damaged.iter().filter(move |row| row.env.as_ref().is_none_or(|owner| owner == env))
+    }
+
+    /// Whose effect that is; none if it is of no environment, or of one without a record.
+    pub fn env_of<'a>(&'a self, key: &'a OpKey) -> Option<&'a EnvRef> {
+        match key {
+            OpKey::Bake { env, .. } => Some(env),
+            OpKey::Ensure { instance } | OpKey::Absent { instance } => {
+                self.instances.get(instance).map(|instance| &instance.env)
+            }
+            OpKey::SetRoute { .. } => None,
         }
     }
 
@@ -197,7 +269,11 @@ impl Snapshot {
     pub fn network_for(&self, env: &EnvRef) -> NetworkNumber {
         let others =
             self.environments.values().filter(|other| &other.env != env && self.holds_network(other));
-        let taken: BTreeSet<NetworkNumber> = others.map(|other| other.network).collect();
+        // Also of one whose record cannot be read.
+        let known = |instance: &Arc<Instance>| self.environments.contains_key(&instance.env);
+        let orphans = self.instances.values().filter(|instance| &instance.env != env && !known(instance));
+        let taken = others.map(|other| other.network).chain(orphans.map(|instance| instance.network));
+        let taken: BTreeSet<NetworkNumber> = taken.collect();
         let own = self.environments.get(env).map(|e| e.network).unwrap_or_default();
         if own.is_given() && !taken.contains(&own) {
             return own;
@@ -247,12 +323,36 @@ impl Snapshot {
     }
 
     /// Rollouts of one environment that have not ended, oldest first. At most one of them has left `planned`.
-    pub fn active_rollouts(&self, env: &EnvRef) -> impl Iterator<Item = &Arc<Rollout>> {
-        self.rollouts.values().filter(move |r| &r.env == env && !r.phase.is_end())
+    pub fn active_rollouts(&self, env: &EnvRef) -> impl DoubleEndedIterator<Item = &Arc<Rollout>> {
+        self.index.active(env).filter_map(|id| self.rollouts.get(id))
     }
 
     /// Instances of one environment that are not gone.
-    pub fn instances_of(&self, env: &EnvRef) -> impl Iterator<Item = &Arc<Instance>> {
-        self.instances.values().filter(move |i| &i.env == env)
+    pub fn instances_of(&self, env: &EnvRef) -> impl DoubleEndedIterator<Item = &Arc<Instance>> {
+        self.index.instances(env)
     }
+
+    /// How many those are.
+    pub fn n_instances_of(&self, env: &EnvRef) -> usize {
+        self.index.n_instances(env)
+    }
+
+    /// Whether the last proposed table sends traffic to the instance.
+    pub fn is_routed(&self, instance: &InstanceId) -> bool {
+        self.index.is_routed(instance)
+    }
+
+    /// Whether the last proposed table has anything of the environment.
+    pub fn has_pools(&self, env: &EnvRef) -> bool {
+        self.index.has_pools(env)
+    }
+}
+
+fn change_all<K: Ord + Clone, V: Clone>(rows: &mut OrdMap<K, V>, change: impl Fn(&mut V)) {
+    let changed = |(key, row): (&K, &V)| {
+        let mut row = row.clone();
+        change(&mut row);
+        (key.clone(), row)
+    };
+    *rows = rows.iter().map(changed).collect();
 }

@@ -17,10 +17,12 @@ mod secret;
 pub use promote::source;
 pub use refusal::{NotMet, Refusal};
 pub use requirement::{Unmet, requirements};
+pub use rollback::rollback_target;
+pub(crate) use rollout::free_routes;
 
 use kiln_model::{
-    Boot, EnvName, EnvRef, Environment, Event, Mutation, ReleaseNumber, ReleaseSpec, Rollout, RolloutId,
-    SecretContent, SecretName, SecretVersion, ServiceName, Snapshot, Wall,
+    Boot, EnvName, EnvRef, Environment, Event, Millis, Mutation, Pause, ReleaseNumber, ReleaseSpec, Rollout,
+    RolloutId, SecretContent, SecretName, SecretVersion, ServiceName, Snapshot, Wall,
 };
 use std::collections::BTreeMap;
 
@@ -99,6 +101,18 @@ pub enum Command {
         /// Which.
         name: SecretName,
     },
+    /// Stop effects; observation goes on.
+    Pause {
+        /// Of which environment; none stops all.
+        env: Option<EnvRef>,
+        /// Why.
+        reason: String,
+    },
+    /// Go on after a pause.
+    Resume {
+        /// With which environment; none ends the pause of the whole server.
+        env: Option<EnvRef>,
+    },
 }
 
 /// A command with its circumstances.
@@ -126,7 +140,7 @@ pub struct Decision {
 }
 
 /// The answer to a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Outcome {
     /// A rollout was accepted.
     Started {
@@ -151,6 +165,16 @@ pub enum Outcome {
     },
     /// Everything of the environment is being removed.
     Destroying,
+    /// Effects are stopped.
+    Paused {
+        /// By which pause, which may be an older one.
+        pause: Pause,
+    },
+    /// Effects go on.
+    Resumed {
+        /// After how long.
+        after: Millis,
+    },
     /// The environment exists.
     Created,
     /// The secret has this version now.
@@ -162,6 +186,7 @@ pub enum Outcome {
 
 /// Decides on a command.
 pub fn decide(snapshot: &Snapshot, request: &Request) -> Result<Decision, Refusal> {
+    readable(snapshot, &request.command)?;
     match &request.command {
         Command::Deploy { env, spec } => deploy::deploy(snapshot, request, env, spec, None),
         Command::Promote { env, from, release, spec } => {
@@ -183,6 +208,29 @@ pub fn decide(snapshot: &Snapshot, request: &Request) -> Result<Decision, Refusa
         }
         Command::SetSecret { env, name, content } => secret::set(snapshot, request, env, name, content),
         Command::UnsetSecret { env, name } => secret::unset(snapshot, request, env, name),
+        Command::Pause { env, reason } => crate::pause::pause(snapshot, request, env.as_ref(), reason),
+        Command::Resume { env } => crate::pause::resume(snapshot, request, env.as_ref()),
+    }
+}
+
+/// Nothing is decided on what cannot be read. Pausing the whole server is always possible.
+fn readable(snapshot: &Snapshot, command: &Command) -> Result<(), Refusal> {
+    let env = match command {
+        Command::Deploy { env, .. }
+        | Command::Promote { env, .. }
+        | Command::Rollback { env, .. }
+        | Command::Scale { env, .. }
+        | Command::Abort { env }
+        | Command::Destroy { env }
+        | Command::CreateEnvironment { env, .. }
+        | Command::SetSecret { env, .. }
+        | Command::UnsetSecret { env, .. } => env,
+        Command::Override { command, .. } => return readable(snapshot, command),
+        Command::Pause { .. } | Command::Resume { .. } => return Ok(()),
+    };
+    match snapshot.damage_of(env).next() {
+        Some(row) => Err(Refusal::Damaged { env: env.clone(), what: row.what.clone() }),
+        None => Ok(()),
     }
 }
 
@@ -207,5 +255,5 @@ fn event(request: &Request, env: &EnvRef, kind: &str, subject: String, detail: S
 
 /// The rollout that decides what the environment is moving to: the newest that has not ended.
 fn newest_active<'a>(snapshot: &'a Snapshot, env: &EnvRef) -> Option<&'a Rollout> {
-    snapshot.active_rollouts(env).last().map(AsRef::as_ref)
+    snapshot.active_rollouts(env).next_back().map(AsRef::as_ref)
 }

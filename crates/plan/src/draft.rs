@@ -2,11 +2,14 @@
 //! one pass sees what an earlier one decided.
 
 use crate::observed::{Observed, Probe};
+use crate::still::Still;
+use kiln_model::edge::TargetStatus;
 use kiln_model::{
     Boot, EnvRef, Environment, Event, Instance, InstanceId, InstanceState, Mutation, OpKey, Release, Rollout,
     RolloutId, RolloutPhase, Snapshot,
 };
-use std::collections::BTreeSet;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Who acts when nobody asked: the planner.
@@ -23,6 +26,11 @@ pub(crate) struct Draft<'a> {
     pub(crate) wake: Option<Boot>,
     /// The host was started anew since the last pass: what ended did not end by its own fault.
     pub(crate) rebooted: bool,
+    /// Environments in which something may have to be done, in order of name. Nothing is decided about the others.
+    pub(crate) restless: Vec<EnvRef>,
+    targets: OnceCell<BTreeMap<&'a InstanceId, &'a TargetStatus>>,
+    /// What stays as it is.
+    pub(crate) still: Still,
 }
 
 impl<'a> Draft<'a> {
@@ -36,6 +44,9 @@ impl<'a> Draft<'a> {
             probes: vec![],
             wake: None,
             rebooted: snapshot.boot_id != observed.boot_id,
+            restless: vec![],
+            targets: OnceCell::new(),
+            still: Still::of(snapshot, observed),
         }
     }
 
@@ -136,8 +147,20 @@ impl<'a> Draft<'a> {
         self.snapshot.acked == self.snapshot.route.0
     }
 
+    /// The instances of all restless environments, detached as well.
+    pub(crate) fn restless_instances(&self) -> Vec<Arc<Instance>> {
+        self.restless.iter().flat_map(|env| self.snapshot.instances_of(env)).cloned().collect()
+    }
+
     /// Whether the last proposed table sends traffic to the instance.
     pub(crate) fn in_proposed_route(&self, id: &InstanceId) -> bool {
-        self.snapshot.route.1.pools.iter().any(|pool| pool.targets.iter().any(|t| &t.instance == id))
+        self.snapshot.is_routed(id)
+    }
+
+    /// Requests in flight on an instance; none if the edge could not be asked.
+    pub(crate) fn in_flight(&self, id: &InstanceId) -> Option<u64> {
+        let edge = self.observed.edge.as_ref()?;
+        let targets = self.targets.get_or_init(|| edge.targets.iter().map(|t| (&t.instance, t)).collect());
+        Some(targets.get(id).map_or(0, |target| target.in_flight))
     }
 }

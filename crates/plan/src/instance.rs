@@ -2,12 +2,15 @@
 
 use crate::draft::Draft;
 use crate::observed::{Probe, ProbeLog, readiness_interval};
+use crate::storm;
+use kiln_model::edge::TargetStatus;
+use kiln_model::mix::BASELINE_SLOT;
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     Boot, Evidence, Health, ImageManifest, Instance, InstanceId, InstanceSpec, InstanceState, Millis,
-    Mutation, OpKey, Release, SeenState, ServiceSpec, limits,
+    Mutation, OpKey, Release, RolloutPhase, SeenState, ServiceSpec, Strategy, limits,
 };
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A service without checks counts as validated when it ran for so long.
 pub const RUNS_WITHOUT_CHECKS: Millis = Millis(1000);
@@ -22,9 +25,14 @@ const DEATHS_FORGOTTEN: Millis = Millis::from_secs(60);
 
 /// Takes in what the provider sees. Without an answer of the provider nothing is concluded.
 pub(crate) fn observe(draft: &mut Draft<'_>) {
-    let Some(seen) = &draft.observed.seen else { return };
-    let instances: Vec<Arc<Instance>> = draft.snapshot.instances.values().cloned().collect();
+    let empty = BTreeMap::new();
+    let blind = planted(Mutant::BlindIsEmpty).then_some(&empty);
+    let Some(seen) = draft.observed.seen.as_ref().or(blind) else { return };
+    let instances = draft.restless_instances();
     for instance in instances.iter().filter(|i| !i.state.is_over()) {
+        if draft.still.is_held(&instance.env) {
+            continue;
+        }
         match (seen.get(&instance.id), instance.state) {
             (None, InstanceState::Intent) => {}
             (None, _) if draft.rebooted => end_with_host(draft, instance),
@@ -43,10 +51,6 @@ pub(crate) fn observe(draft: &mut Draft<'_>) {
                 }
             }
         }
-    }
-    // Rows are written before effects, so what the provider has and no row owns is a leftover.
-    for id in seen.keys().filter(|id| !draft.snapshot.instances.contains_key(*id)) {
-        draft.wanted.insert(OpKey::Absent { instance: id.clone() });
     }
 }
 
@@ -79,6 +83,7 @@ fn count_death(draft: &mut Draft<'_>, instance: &Instance) {
         return;
     }
     let now = draft.now();
+    count_exit(draft, instance);
     draft.put_environment(&instance.env, |env| {
         let Some(deaths) = env.deaths_of_mut(instance.release) else { return };
         let counted = deaths.get(&instance.service).copied();
@@ -91,6 +96,25 @@ fn count_death(draft: &mut Draft<'_>, instance: &Instance) {
     });
 }
 
+/// A canary is judged by how often its instances end, and those of its baseline.
+fn count_exit(draft: &mut Draft<'_>, instance: &Instance) {
+    let shifting = draft.snapshot.active_rollouts(&instance.env).find(|r| r.phase == RolloutPhase::Shifting);
+    let Some(rollout) = shifting.cloned().filter(|_| instance.state.is_validated()) else { return };
+    draft.put_rollout(rollout.id, |r| {
+        let Some(step) = &mut r.step else { return };
+        step.exits.0 += u32::from(instance.release == r.to);
+        step.exits.1 += u32::from(instance.release != r.to && instance.slot >= BASELINE_SLOT);
+    });
+}
+
+/// How long an instance must go on running after its checks passed: in a rolling rollout, as its policy asks.
+fn min_ready(draft: &Draft<'_>, instance: &Instance, service: &ServiceSpec) -> Millis {
+    let Strategy::Rolling(rolling) = &service.rollout.strategy else { return Millis(0) };
+    let mut rollouts = draft.snapshot.active_rollouts(&instance.env);
+    let rolled_out = rollouts.any(|r| r.to == instance.release && r.phase.is_before_switch());
+    if rolled_out { rolling.min_ready } else { Millis(0) }
+}
+
 /// When a slot of the service may be filled again after `deaths` in a row, the last of them at `last`.
 pub fn heal_not_before(deaths: u32, last: Boot) -> Boot {
     match deaths.checked_sub(DEATHS_AT_ONCE + 1) {
@@ -101,14 +125,20 @@ pub fn heal_not_before(deaths: u32, last: Boot) -> Boot {
 
 /// Moves instances that are probed: on to `validated`, or to `failed`, or to their next check.
 pub(crate) fn validate(draft: &mut Draft<'_>) {
-    let probing: Vec<Arc<Instance>> =
-        draft.snapshot.instances.values().filter(|i| i.state == InstanceState::Probing).cloned().collect();
-    for instance in probing {
+    let instances = draft.restless_instances();
+    for instance in instances.into_iter().filter(|i| i.state == InstanceState::Probing) {
+        if draft.still.is_held(&instance.env) {
+            continue;
+        }
         let Some(release) = draft.release_of(&instance) else { continue };
         let Some(service) = release.spec.services.get(&instance.service) else { continue };
         let empty = ProbeLog::default();
         let log = draft.observed.probes.get(&instance.id).unwrap_or(&empty);
-        match next_step(&instance, service, log, draft.now()) {
+        let step = next_step(&instance, service, log, draft.now());
+        let ready = log.steps.values().map(|s| s.at).max().unwrap_or(instance.since);
+        let ready = ready + min_ready(draft, &instance, service);
+        match step {
+            Step::Passed(_) if draft.now() < ready => draft.wake_at(ready),
             Step::Wait(until) => draft.wake_at(until),
             Step::Probe(probe) => {
                 draft.wake_at(probe.not_before);
@@ -161,6 +191,7 @@ fn next_step(instance: &Instance, service: &ServiceSpec, log: &ProbeLog, now: Bo
         let step = log.steps.get(&n);
         match step {
             Some(step) if step.passes > 0 => {}
+            Some(_) if planted(Mutant::FailedIsPassed) => {}
             Some(step) if step.failures >= limits::VALIDATE_ATTEMPTS_MAX => {
                 let reason = format!("validate `{}` failed: {}", check.kind, step.last.detail);
                 return Step::Failed(reason, evidence());
@@ -185,11 +216,19 @@ fn not_ready(health: &Health, last: &Evidence) -> String {
     format!("health `{}` did not pass within {}: {}", health.check.kind, health.grace, last.detail)
 }
 
+/// Whether the edge has sent the instance nothing for so long that it is replaced.
+pub(crate) fn is_ejected(target: &TargetStatus) -> bool {
+    target.in_table && target.ejected && target.ejected_for >= EJECTED_MAX
+}
+
 /// Replaces, one at a time per service, what the edge ejected: the replacement comes first.
 pub(crate) fn taint(draft: &mut Draft<'_>) {
     let Some(edge) = &draft.observed.edge else { return };
-    for target in edge.targets.iter().filter(|t| t.in_table && t.ejected && t.ejected_for >= EJECTED_MAX) {
+    for target in edge.targets.iter().filter(|target| is_ejected(target)) {
         let Some(instance) = draft.snapshot.instances.get(&target.instance).cloned() else { continue };
+        if draft.still.is_still(&instance.env) || storm::holds(edge, &instance) {
+            continue;
+        }
         let busy = draft.snapshot.instances_of(&instance.env).any(|other| {
             other.service == instance.service
                 && other.release == instance.release
@@ -215,8 +254,15 @@ pub(crate) fn taint(draft: &mut Draft<'_>) {
 
 /// Wants the effects that instances need: existence, or its end once no traffic can reach them.
 pub(crate) fn effects(draft: &mut Draft<'_>) {
-    let instances: Vec<Arc<Instance>> = draft.snapshot.instances.values().cloned().collect();
-    for instance in instances {
+    for instance in draft.restless_instances() {
+        if planted(Mutant::GoneUnseen)
+            && instance.state.is_over()
+            && out_of_route(draft, &instance.id)
+            && draft.observed.seen.as_ref().is_some_and(|seen| !seen.contains_key(&instance.id))
+        {
+            draft.put(Mutation::Gone { instance: instance.id.clone() });
+            continue;
+        }
         let key = match instance.state {
             InstanceState::Intent => OpKey::Ensure { instance: instance.id.clone() },
             state if state.is_over() && out_of_route(draft, &instance.id) => {
@@ -230,6 +276,9 @@ pub(crate) fn effects(draft: &mut Draft<'_>) {
 
 /// Whether the edge acknowledged a table without the instance, so that its address may be used again.
 pub(crate) fn out_of_route(draft: &Draft<'_>, id: &InstanceId) -> bool {
+    if planted(Mutant::RetireBeforeAck) {
+        return !draft.in_proposed_route(id);
+    }
     let proposed = draft.snapshot.route.0;
     let edge_behind = draft.observed.edge.as_ref().is_some_and(|edge| edge.generation < proposed);
     draft.route_settled() && !edge_behind && !draft.in_proposed_route(id)

@@ -5,15 +5,28 @@
 //! simulator and the tables rest on.
 #![forbid(unsafe_code)]
 
+pub mod autoscale;
+pub mod canary;
 pub mod command;
 mod draft;
 pub mod explain;
+pub mod figures;
 pub mod instance;
 pub mod lint;
+pub mod mix;
 pub mod observed;
+pub mod overdue;
+pub mod pause;
 pub mod plan;
+pub mod preview;
+pub mod progress;
+mod rest;
 pub mod rollout;
 pub mod route;
+pub mod safety;
+mod shift;
+pub mod still;
+pub mod storm;
 
 pub use command::{Command, Decision, Outcome, Refusal, Request, decide};
 pub use observed::Observed;

@@ -1,9 +1,10 @@
 //! What was seen of the world at one moment: the planner's second input. Missing knowledge is `None`, never a guess.
 
+use crate::autoscale::Rate;
 use kiln_model::edge::EdgeStatus;
 use kiln_model::{
-    Boot, Check, Digest, EnvRef, Evidence, ImageName, InstanceId, Millis, OpId, OpKey, ReleaseNumber, Seen,
-    Wall,
+    Boot, Check, Digest, EnvRef, Evidence, Hold, ImageName, InstanceId, Millis, OpId, OpKey, ReleaseNumber,
+    Seen, ServiceName, Wall,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,8 +29,16 @@ pub struct Observed {
     pub probes: BTreeMap<InstanceId, ProbeLog>,
     /// Images that were baked for releases that are not sealed yet.
     pub baked: BTreeMap<(EnvRef, ReleaseNumber, ImageName), Digest>,
+    /// Requests of services that scale by themselves, as far as they are known.
+    pub rates: BTreeMap<(EnvRef, ServiceName), Rate>,
     /// The last lines of instances that ended or fail their checks.
     pub tails: BTreeMap<InstanceId, Vec<String>>,
+    /// Environments that could not be planned.
+    pub held: BTreeMap<EnvRef, Hold>,
+    /// When the edge answered last.
+    pub edge_seen: Boot,
+    /// When this process started to look.
+    pub started: Boot,
 }
 
 /// How an effect ended.

@@ -2,9 +2,9 @@
 
 use crate::draft::Draft;
 use crate::observed::{Observed, OpOutcome, Probe};
-use crate::{instance, rollout, route};
+use crate::{autoscale, instance, rest, rollout, route};
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{Boot, EnvRef, Event, InstanceState, Millis, Mutation, Op, OpKey, Revision, Snapshot};
-use std::collections::BTreeMap;
 
 /// The longest wait between two tries of an effect.
 const BACKOFF_MAX: Millis = Millis::from_secs(10);
@@ -20,12 +20,23 @@ pub struct Plan {
     pub effects: Vec<Op>,
     /// Checks that should run. They change nothing, so they need no intent.
     pub probes: Vec<Probe>,
+    /// Effects under way that nobody wants any more and that cost only time: bakes of a superseded rollout.
+    pub abandoned: Vec<OpKey>,
     /// When to plan again at the latest, if nothing is observed before.
     pub wake: Option<Boot>,
 }
 
 /// Plans one pass. Pure: the same input gives the same plan.
 pub fn plan(snapshot: &Snapshot, observed: &Observed) -> Plan {
+    plan_where(snapshot, observed, false)
+}
+
+/// The same plan, found without leaving out what is at rest. For tests.
+pub fn plan_everything(snapshot: &Snapshot, observed: &Observed) -> Plan {
+    plan_where(snapshot, observed, true)
+}
+
+fn plan_where(snapshot: &Snapshot, observed: &Observed, everything: bool) -> Plan {
     let mut draft = Draft::new(snapshot, observed);
     if draft.rebooted && observed.seen.is_none() {
         // Nobody knows what outlived the reboot (nothing does), and the edge asks for a table: it must not get the old one,
@@ -37,11 +48,14 @@ pub fn plan(snapshot: &Snapshot, observed: &Observed) -> Plan {
     }
     absorb_results(&mut draft);
     absorb_edge(&mut draft);
+    rest::look(&mut draft, everything);
     instance::observe(&mut draft);
     instance::validate(&mut draft);
     instance::taint(&mut draft);
-    let environments: Vec<EnvRef> = draft.snapshot.environments.keys().cloned().collect();
+    let moving = draft.restless.iter().filter(|env| !draft.still.is_still(env));
+    let environments: Vec<EnvRef> = moving.cloned().collect();
     for env in &environments {
+        autoscale::step(&mut draft, env);
         rollout::step(&mut draft, env);
         rollout::fill_slots(&mut draft, env);
         // New slots may be what a rollout waited for: none of them, as in a scale to zero.
@@ -54,20 +68,43 @@ pub fn plan(snapshot: &Snapshot, observed: &Observed) -> Plan {
     }
     instance::effects(&mut draft);
     let effects = reconcile_ops(&mut draft, snapshot.revision.next());
-    Plan { mutations: draft.mutations, events: draft.events, effects, probes: draft.probes, wake: draft.wake }
+    if planted(Mutant::NoEvents) {
+        draft.events.clear();
+    }
+    let abandoned = abandoned(&draft);
+    let Draft { mutations, events, probes, wake, .. } = draft;
+    Plan { mutations, events, effects, probes, abandoned, wake }
+}
+
+/// In a pause what is under way ends as it would have.
+fn abandoned(draft: &Draft<'_>) -> Vec<OpKey> {
+    let bakes = draft.observed.running.iter().filter(|key| !draft.wanted.contains(*key));
+    let over = |key: &&OpKey| matches!(key, OpKey::Bake { env, .. } if !draft.still.is_still(env));
+    bakes.filter(over).cloned().collect()
 }
 
 /// Takes in how effects ended. A result whose intent row is not the current one is old news.
 fn absorb_results(draft: &mut Draft<'_>) {
     for result in &draft.observed.results {
-        let Some(op) = draft.snapshot.ops.get(&result.key).filter(|op| op.id == result.id).cloned() else {
+        let Some(op) = draft
+            .snapshot
+            .ops
+            .get(&result.key)
+            .filter(|op| op.id == result.id || planted(Mutant::OldResults))
+            .cloned()
+        else {
             continue;
         };
+        if draft.snapshot.env_of(&result.key).is_some_and(|env| draft.still.is_held(env)) {
+            draft.put(Mutation::DropOp { key: result.key.clone(), id: result.id });
+            continue;
+        }
         match &result.outcome {
             OpOutcome::Refused(error) | OpOutcome::Withheld(error) if !is_needed(draft, &result.key) => {
                 tell(draft, &op, &result.outcome);
                 permanent(draft, &result.key, error);
             }
+            OpOutcome::Retry(_) if planted(Mutant::AckOnError) => done(draft, &result.key),
             OpOutcome::Retry(error)
             | OpOutcome::Refused(error)
             | OpOutcome::Withheld(error)
@@ -153,7 +190,8 @@ fn absorb_edge(draft: &mut Draft<'_>) {
 /// that nobody wants any more.
 fn reconcile_ops(draft: &mut Draft<'_>, revision: Revision) -> Vec<Op> {
     let mut effects = vec![];
-    for key in std::mem::take(&mut draft.wanted) {
+    let wanted = std::mem::take(&mut draft.wanted);
+    for key in wanted.into_iter().filter(|key| draft.still.allows(&draft.snapshot, key)).collect::<Vec<_>>() {
         let row = draft.snapshot.ops.get(&key).cloned();
         let backing_off =
             row.as_ref().is_some_and(|op| op.last_error.is_some() && op.not_before > draft.now());
@@ -174,10 +212,10 @@ fn reconcile_ops(draft: &mut Draft<'_>, revision: Revision) -> Vec<Op> {
         }
         draft.wanted.insert(key);
     }
-    let rows: BTreeMap<OpKey, Op> = draft.snapshot.ops.clone();
-    for (key, op) in rows {
-        if !draft.wanted.contains(&key) && !draft.observed.running.contains(&key) {
-            draft.put(Mutation::DropOp { key, id: op.id });
+    let rows = draft.snapshot.ops.clone();
+    for (key, op) in &rows {
+        if !draft.wanted.contains(key) && !draft.observed.running.contains(key) {
+            draft.put(Mutation::DropOp { key: key.clone(), id: op.id });
         }
     }
     effects

@@ -3,8 +3,10 @@
 
 use crate::draft::Draft;
 use crate::instance::heal_not_before;
-use crate::route::replicas;
-use kiln_model::edge::{EdgeStatus, Mark};
+use crate::route::stand_ins;
+use crate::{mix, shift};
+use kiln_model::edge::Mark;
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     EnvRef, Environment, Instance, InstanceId, InstanceState, Millis, Mutation, OpKey, Release,
     ReleaseNumber, Rollout, RolloutPhase, ServiceSpec,
@@ -23,12 +25,14 @@ const EVIDENCE_LINES: usize = 12;
 pub(crate) fn step(draft: &mut Draft<'_>, env: &EnvRef) {
     // Each turn moves at most one phase; a warm rollback passes all of them in one commit.
     for _ in 0..8 {
+        shift::tick(draft, env);
         let Some(rollout) = draft.snapshot.active_rollouts(env).next().cloned() else { return };
         let before = rollout.phase;
         match rollout.phase {
             RolloutPhase::Planned => begin(draft, &rollout),
             RolloutPhase::Baking => bake(draft, &rollout),
             RolloutPhase::Launching | RolloutPhase::Validating => launch(draft, &rollout),
+            RolloutPhase::Shifting if !failed_instance(draft, &rollout) => shift::step(draft, &rollout),
             RolloutPhase::Switching => switch(draft, &rollout),
             RolloutPhase::Draining => drain(draft, &rollout),
             _ => return,
@@ -57,7 +61,9 @@ fn begin(draft: &mut Draft<'_>, rollout: &Rollout) {
 fn bake(draft: &mut Draft<'_>, rollout: &Rollout) {
     let Some(release) = draft.snapshot.release(&rollout.env, rollout.to).cloned() else { return };
     if release.images.is_some() {
-        draft.move_rollout(rollout.id, RolloutPhase::Launching, None);
+        if shift::open(draft, rollout, &release) {
+            draft.move_rollout(rollout.id, RolloutPhase::Launching, None);
+        }
         return;
     }
     let baked = |image: &_| {
@@ -74,8 +80,7 @@ fn bake(draft: &mut Draft<'_>, rollout: &Rollout) {
             format!("release {}", release.number),
             "images are baked",
         );
-        draft.move_rollout(rollout.id, RolloutPhase::Launching, None);
-        return;
+        return bake(draft, rollout);
     }
     let deadline = rollout.since + BAKE_DEADLINE;
     if draft.now() >= deadline {
@@ -95,7 +100,7 @@ fn launch(draft: &mut Draft<'_>, rollout: &Rollout) {
         return;
     }
     let Some(environment) = draft.environment(&rollout.env) else { return };
-    let slots = |service: &ServiceSpec| replicas(&environment, service);
+    let slots = |service: &ServiceSpec| mix::slots(&environment, release.number, service);
     let instances = draft.instances_of(&rollout.env);
     let count = |service: &ServiceSpec, state: fn(InstanceState) -> bool| {
         let own = |i: &&Arc<Instance>| {
@@ -113,14 +118,21 @@ fn launch(draft: &mut Draft<'_>, rollout: &Rollout) {
     }
     // Instances may have died since they were last seen: what was not seen now is not switched to.
     let seen = draft.observed.seen.is_some();
-    if rollout.phase == RolloutPhase::Validating && seen && all(InstanceState::is_validated) {
-        put_into_use(draft, rollout, &release);
+    // What serves may lack what a candidate took from it: it is not whole before it has that back.
+    let lacks = environment.serving == Some(rollout.to) && shift::is_retreating(draft, &environment);
+    let ready = if planted(Mutant::SwitchUnvalidated) { runs } else { InstanceState::is_validated };
+    if rollout.phase == RolloutPhase::Validating && seen && all(ready) && !lacks {
+        if environment.mix.as_ref().is_some_and(|mix| mix.release == rollout.to) {
+            shift::begin(draft, rollout);
+        } else {
+            put_into_use(draft, rollout, &release);
+        }
         return;
     }
     let limit = release.spec.services.values().map(|s| s.rollout.deadline).max().unwrap_or_default();
     let deadline = rollout.deadline.unwrap_or(draft.now() + limit);
     draft.put_rollout(rollout.id, |r| r.deadline = Some(deadline));
-    if draft.now() < deadline {
+    if draft.now() < deadline || planted(Mutant::NoDeadline) {
         draft.wake_at(deadline);
         return;
     }
@@ -166,7 +178,7 @@ fn failed_instance(draft: &mut Draft<'_>, rollout: &Rollout) -> bool {
 }
 
 /// What is known of an instance's failure: its checks and its last lines.
-fn evidence(draft: &Draft<'_>, instance: &Instance) -> Vec<String> {
+pub(crate) fn evidence(draft: &Draft<'_>, instance: &Instance) -> Vec<String> {
     let checks =
         instance.evidence.iter().filter(|e| !e.passed).map(|e| format!("check {}: {}", e.check, e.detail));
     let probes = draft.observed.probes.get(&instance.id).into_iter().flat_map(|log| log.steps.values());
@@ -182,7 +194,7 @@ fn evidence(draft: &Draft<'_>, instance: &Instance) -> Vec<String> {
 }
 
 /// The one switch: from here on the environment's table is made from the new release.
-fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
+pub(crate) fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
     let keep_for = release.spec.services.values().map(|s| s.rollout.keep_previous).max().unwrap_or_default();
     let until = draft.now() + keep_for;
     draft.put_environment(&rollout.env, |env| {
@@ -193,6 +205,7 @@ fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
             env.kept_deaths.clear();
         }
         env.serving = Some(rollout.to);
+        env.mix = None;
         env.deaths.clear();
     });
     draft.move_rollout(rollout.id, RolloutPhase::Switching, None);
@@ -203,9 +216,11 @@ fn put_into_use(draft: &mut Draft<'_>, rollout: &Rollout, release: &Release) {
 
 fn switch(draft: &mut Draft<'_>, rollout: &Rollout) {
     if rollout.switch.is_none_or(|generation| draft.snapshot.acked < generation) {
+        crate::overdue::switch(draft, rollout);
         return;
     }
     let (now, mark) = (draft.now(), mark(draft, &rollout.env));
+    shift::close_shares(draft, rollout);
     draft.put_rollout(rollout.id, |r| {
         r.switched_after = Some(now.since(r.begun));
         r.receipt.switched = mark;
@@ -228,7 +243,7 @@ fn drain(draft: &mut Draft<'_>, rollout: &Rollout) {
     let old = draft.instances_of(&rollout.env).into_iter().filter(|i| i.release != rollout.to);
     let busy: Option<Vec<Arc<Instance>>> = draft.observed.edge.as_ref().and_then(|edge| {
         let in_use = rollout.switch.is_none_or(|g| edge.generation >= g);
-        in_use.then(|| old.filter(|i| in_flight(edge, &i.id) > 0).collect())
+        in_use.then(|| old.filter(|i| draft.in_flight(&i.id) > Some(0)).collect())
     });
     let until = match &busy {
         None => deadline,
@@ -253,11 +268,7 @@ fn cut_limit(draft: &Draft<'_>, instance: &Instance) -> Option<Millis> {
     Some(Millis(stop.0.saturating_add(CUT_MARGIN.0)))
 }
 
-fn in_flight(edge: &EdgeStatus, id: &InstanceId) -> u64 {
-    edge.targets.iter().filter(|t| &t.instance == id).map(|t| t.in_flight).sum()
-}
-
-fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Vec<String>) {
+pub(crate) fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Vec<String>) {
     let serving = draft.environment(&rollout.env).and_then(|e| e.serving);
     let phase = if serving.is_some() { RolloutPhase::TakenBack } else { RolloutPhase::FailedNoPrevious };
     draft.put_rollout(rollout.id, |r| {
@@ -268,9 +279,14 @@ fn take_back(draft: &mut Draft<'_>, rollout: &Rollout, reason: String, lines: Ve
     finish(draft, rollout, phase, Some(reason));
 }
 
-fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
+pub(crate) fn finish(draft: &mut Draft<'_>, rollout: &Rollout, phase: RolloutPhase, reason: Option<String>) {
     let mark = mark(draft, &rollout.env);
-    draft.put_rollout(rollout.id, |r| r.receipt.ended.clone_from(&mark));
+    shift::close_shares(draft, rollout);
+    draft.put_rollout(rollout.id, |r| {
+        r.receipt.ended.clone_from(&mark);
+        // What was counted before a step is of no use any more.
+        r.step.iter_mut().for_each(|step| step.opened.clear());
+    });
     if let Some(mark) = mark {
         draft.put_environment(&rollout.env, |env| env.receipt_end = mark);
     }
@@ -302,7 +318,8 @@ pub(crate) fn wanted_releases(draft: &Draft<'_>, environment: &Environment) -> B
         .filter(|r| r.phase >= RolloutPhase::Launching && r.phase < RolloutPhase::Switching)
         .map(|r| r.to);
     let kept = environment.keep.map(|(release, _)| release);
-    let wanted = environment.serving.into_iter().chain(kept).chain(launching);
+    let mixed = environment.mix.as_ref().map(|mix| mix.release);
+    let wanted = environment.serving.into_iter().chain(kept).chain(mixed).chain(launching);
     if environment.destroyed { BTreeSet::new() } else { wanted.collect() }
 }
 
@@ -315,12 +332,16 @@ pub(crate) fn fill_slots(draft: &mut Draft<'_>, env: &EnvRef) {
     for number in &wanted {
         let Some(release) = draft.snapshot.release(env, *number).cloned() else { continue };
         for service in release.spec.services.values() {
-            for slot in 0..replicas(&environment, service) {
+            let slots = 0..mix::slots(&environment, *number, service);
+            let baseline = mix::baseline_slots(&draft.snapshot, &environment, *number, service);
+            for slot in slots.chain(baseline) {
                 match slot_owner(draft, &release, service, slot) {
                     Some(id) => drop(owned.insert(id)),
+                    None if !shift::may_create(draft, &environment, *number, &service.name) => {}
                     None => owned.extend(create(draft, &environment, &release, service, slot)),
                 }
             }
+            owned.extend(stand_ins(&draft.snapshot, &environment, &release, service));
         }
     }
     for instance in draft.instances_of(env) {
@@ -332,7 +353,9 @@ pub(crate) fn fill_slots(draft: &mut Draft<'_>, env: &EnvRef) {
 
 fn slot_owner(draft: &Draft<'_>, release: &Release, service: &ServiceSpec, slot: u32) -> Option<InstanceId> {
     let own = |i: &&Arc<Instance>| i.release == release.number && i.service == service.name && i.slot == slot;
-    let mut owners = draft.snapshot.instances_of(&release.env).filter(own).filter(|i| i.state.is_wanted());
+    let counts =
+        |s: InstanceState| if planted(Mutant::DoubleSlot) { s.is_validated() } else { s.is_wanted() };
+    let mut owners = draft.snapshot.instances_of(&release.env).filter(own).filter(|i| counts(i.state));
     owners.next().map(|i| i.id.clone())
 }
 
@@ -344,6 +367,9 @@ fn create(
     slot: u32,
 ) -> Option<InstanceId> {
     let image = release.image_of(service)?;
+    if planted(Mutant::NoHeal) && environment.serving == Some(release.number) {
+        return None;
+    }
     let deaths = environment.deaths_of(release.number).and_then(|deaths| deaths.get(&service.name));
     if let Some((deaths, last)) = deaths.copied() {
         let not_before = heal_not_before(deaths, last);
@@ -402,8 +428,8 @@ fn drained(draft: &mut Draft<'_>, environment: &Environment, instance: &Instance
     let limit =
         release.and_then(|r| r.spec.services.get(&instance.service)).map_or(Millis(0), |s| s.rollout.drain);
     let deadline = instance.since + limit;
-    let in_flight = draft.observed.edge.as_ref().map(|edge| in_flight(edge, &instance.id));
-    if in_flight == Some(0) || draft.now() >= deadline {
+    let in_flight = draft.in_flight(&instance.id);
+    if in_flight == Some(0) || draft.now() >= deadline || planted(Mutant::NoDrain) {
         let cut = in_flight
             .filter(|n| *n > 0)
             .map(|n| format!("{n} requests were still in flight at the drain limit"));
@@ -430,8 +456,10 @@ pub(crate) fn settle_serving(draft: &mut Draft<'_>) {
     if !draft.route_settled() {
         return;
     }
-    let instances: Vec<Arc<Instance>> = draft.snapshot.instances.values().cloned().collect();
-    for instance in instances {
+    for instance in draft.restless_instances() {
+        if draft.still.is_held(&instance.env) {
+            continue;
+        }
         let routed = draft.in_proposed_route(&instance.id);
         let kept = draft
             .environment(&instance.env)

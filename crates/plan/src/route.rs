@@ -1,96 +1,165 @@
 //! The route table that desired state asks for, as one whole value.
 
 use crate::draft::Draft;
+use crate::mix::{self, Role};
+use crate::still;
 use kiln_model::edge::EdgeStatus;
+use kiln_model::mix::BASELINE_SLOT;
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::network::internal_host;
 use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
 use kiln_model::{
-    Environment, InstanceState, Mutation, OpKey, Release, RouteTable, ServiceName, ServiceSpec, Snapshot,
-    Target,
+    EnvRef, Environment, Instance, InstanceId, InstanceState, Mutation, OpKey, Release, RouteTable,
+    ServiceName, ServiceSpec, Snapshot, Target,
 };
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-/// The instances that a service keeps running: the environment's override or what the release asks for.
+/// The instances that a service keeps running: the environment's override, what its load asks for, or what the release
+/// asks for.
 pub fn replicas(environment: &Environment, service: &ServiceSpec) -> u32 {
-    environment.scale.get(&service.name).copied().unwrap_or(service.instances)
+    if let Some(count) = environment.scale.get(&service.name) {
+        return *count;
+    }
+    // Another release may have another rule, or none.
+    let auto = || service.autoscale.zip(environment.auto.get(&service.name).copied());
+    auto().map_or(service.instances, |(rule, count)| count.clamp(rule.min, rule.max))
 }
 
-/// The table for all environments: every route of the serving release of each, to its validated instances, and the name
-/// inside of each of its services that has a port.
+/// The table for all environments: every route of the serving release of each, to its validated instances and to those of
+/// a candidate that shares its traffic, and the name inside of each of its services that has a port.
 pub fn table(snapshot: &Snapshot) -> RouteTable {
+    table_around(snapshot, &BTreeSet::new())
+}
+
+/// The same, where `still` keep the part that they have in the last table.
+pub(crate) fn table_around(snapshot: &Snapshot, still: &BTreeSet<EnvRef>) -> RouteTable {
     let mut table = RouteTable::default();
-    for environment in snapshot.environments.values().filter(|e| !e.destroyed) {
+    let names: BTreeSet<&EnvRef> = snapshot.environments.keys().chain(still).collect();
+    for name in names {
+        if still.contains(name) {
+            still::keep(&mut table, snapshot, name);
+            continue;
+        }
+        let Some(environment) = snapshot.environments.get(name).filter(|e| !e.destroyed) else { continue };
         let Some(release) = environment.serving.and_then(|n| snapshot.release(&environment.env, n)) else {
             continue;
         };
-        for rule in &release.spec.routes {
-            let Some(index) = pool(&mut table, snapshot, environment, release, &rule.service) else {
-                continue;
-            };
-            table.routes.push(TableRoute {
-                host: rule.host.clone(),
-                path: rule.path.clone(),
-                pools: vec![WeightedPool { pool: index, weight: 1 }],
-            });
+        let mut pools = Pools { snapshot, environment, release, known: BTreeMap::new() };
+        let half = usize::from(planted(Mutant::HalfSwitch) && release.number.0 > 1);
+        for rule in release.spec.routes.iter().skip(half) {
+            let Some(pools) = pools.of(&mut table, &rule.service) else { continue };
+            table.routes.push(TableRoute { host: rule.host.clone(), path: rule.path.clone(), pools });
         }
         // One that an older kiln made has no service address until its next rollout.
         let named =
             release.spec.services.values().filter(|s| s.port.is_some() && environment.network.is_given());
         for service in named {
-            let Some(index) = pool(&mut table, snapshot, environment, release, &service.name) else {
-                continue;
-            };
-            table.internal.push(InternalRoute {
-                network: environment.network,
-                host: internal_host(&service.name),
-                pools: vec![WeightedPool { pool: index, weight: 1 }],
-            });
+            let Some(pools) = pools.of(&mut table, &service.name) else { continue };
+            let (network, host) = (environment.network, internal_host(&service.name));
+            table.internal.push(InternalRoute { network, host, pools });
         }
     }
     table
 }
 
-fn pool(
-    table: &mut RouteTable,
+/// The pools of one environment, each made when it is first asked for.
+struct Pools<'a> {
+    snapshot: &'a Snapshot,
+    environment: &'a Environment,
+    /// What serves.
+    release: &'a Release,
+    known: BTreeMap<ServiceName, Vec<WeightedPool>>,
+}
+
+impl Pools<'_> {
+    fn of(&mut self, table: &mut RouteTable, service: &ServiceName) -> Option<Vec<WeightedPool>> {
+        if let Some(known) = self.known.get(service) {
+            return Some(known.clone());
+        }
+        let spec = self.release.spec.services.get(service)?;
+        let count = |role| self.pool(spec, role).map_or(0, |pool| pool.targets.len());
+        let mut weighted = vec![];
+        for (role, weight) in mix::shares(self.snapshot, self.environment, spec, count) {
+            table.pools.push(self.pool(spec, role)?);
+            weighted.push(WeightedPool { pool: table.pools.len() - 1, weight });
+        }
+        self.known.insert(service.clone(), weighted.clone());
+        Some(weighted)
+    }
+
+    fn pool(&self, serving: &ServiceSpec, role: Role) -> Option<Pool> {
+        let (snapshot, environment) = (self.snapshot, self.environment);
+        let release = match role {
+            Role::Candidate => mix::candidate(snapshot, environment)?.1,
+            _ => self.release,
+        };
+        let spec = release.spec.services.get(&serving.name)?;
+        let slots = match role {
+            Role::Baseline => mix::baseline_slots(snapshot, environment, release.number, spec),
+            _ => 0..mix::slots(environment, release.number, spec),
+        };
+        Some(Pool {
+            env: environment.env.clone(),
+            service: spec.name.clone(),
+            release: release.number,
+            commit: release.spec.commit.clone(),
+            image: release.image_of(spec)?,
+            health: spec.health.clone(),
+            targets: targets(snapshot, environment, release, spec, &slots),
+        })
+    }
+}
+
+/// Instances beyond the wanted slots that stay in use, one for each wanted slot that has nobody validated: a service that is
+/// scaled down while one of its slots is being healed must not lose those who work.
+pub(crate) fn stand_ins(
     snapshot: &Snapshot,
     environment: &Environment,
     release: &Release,
-    service: &ServiceName,
-) -> Option<usize> {
-    let found = table.pools.iter().position(|p| p.env == environment.env && &p.service == service);
-    if found.is_some() {
-        return found;
+    spec: &ServiceSpec,
+) -> BTreeSet<InstanceId> {
+    if environment.serving != Some(release.number) {
+        return BTreeSet::new();
     }
-    let spec = release.spec.services.get(service)?;
-    table.pools.push(Pool {
-        env: environment.env.clone(),
-        service: service.clone(),
-        release: release.number,
-        commit: release.spec.commit.clone(),
-        image: release.image_of(spec)?,
-        health: spec.health.clone(),
-        targets: targets(snapshot, environment, release, spec),
-    });
-    Some(table.pools.len() - 1)
+    let count = mix::slots(environment, release.number, spec);
+    let is_own = |i: &Instance| {
+        i.release == release.number
+            && i.service == spec.name
+            && i.state.is_validated()
+            && i.slot < BASELINE_SLOT
+    };
+    let own = snapshot.instances_of(&environment.env).filter(|i| is_own(i));
+    let (within, mut beyond): (Vec<_>, Vec<_>) = own.partition(|i| i.slot < count);
+    beyond.sort_by_key(|i| i.slot);
+    let missing = (count as usize).saturating_sub(within.len());
+    beyond.into_iter().take(missing).map(|i| i.id.clone()).collect()
 }
 
-/// Validated instances of the wanted slots; a tainted one stays until its replacement is validated.
+/// Validated instances of those slots, and of regular ones [`stand_ins`]; a tainted one stays until its replacement is
+/// validated.
 fn targets(
     snapshot: &Snapshot,
     environment: &Environment,
     release: &Release,
     spec: &ServiceSpec,
+    slots: &Range<u32>,
 ) -> Vec<Target> {
     let Some(port) = spec.port else { return vec![] };
-    let count = replicas(environment, spec);
+    let is_regular = slots.start == 0;
+    let stand_ins =
+        if is_regular { stand_ins(snapshot, environment, release, spec) } else { BTreeSet::new() };
     let own = || {
-        snapshot.instances_of(&environment.env).filter(|i| {
-            i.release == release.number && i.service == spec.name && i.slot < count && i.address.is_some()
+        snapshot.instances_of(&release.env).filter(|i| {
+            let wanted = slots.contains(&i.slot) || stand_ins.contains(&i.id);
+            i.release == release.number && i.service == spec.name && wanted && i.address.is_some()
         })
     };
     let mut targets: Vec<Target> = own()
         .filter(|i| {
             let replaced = || own().any(|other| other.slot == i.slot && other.state.is_validated());
-            i.state.is_validated() || (i.state == InstanceState::Tainted && !replaced())
+            let early = planted(Mutant::SwitchUnvalidated) && i.state == InstanceState::Probing;
+            early || i.state.is_validated() || (i.state == InstanceState::Tainted && !replaced())
         })
         .filter_map(|i| Some(Target { instance: i.id.clone(), address: i.address?, port }))
         .collect();
@@ -113,15 +182,23 @@ fn lost_names(draft: &Draft<'_>) -> bool {
 
 /// Proposes a new table if desired state asks for another, and wants it to be in use.
 pub(crate) fn propose(draft: &mut Draft<'_>) {
-    let table = table(&draft.snapshot);
-    let (generation, current) = draft.snapshot.route.clone();
-    if *current != table || lost_names(draft) {
-        draft.put(Mutation::PutRoute { generation: generation.next(), table: Box::new(table) });
+    // What is at rest is in the table as it should be.
+    if !draft.restless.is_empty() || lost_names(draft) {
+        let (generation, current) = draft.snapshot.route.clone();
+        let table = if draft.still.all() {
+            still::last_table(&draft.snapshot)
+        } else {
+            table_around(&draft.snapshot, draft.still.environments())
+        };
+        if *current != table || lost_names(draft) {
+            draft.put(Mutation::PutRoute { generation: generation.next(), table: Box::new(table) });
+        }
     }
-    let (generation, table) = draft.snapshot.route.clone();
+    let generation = draft.snapshot.route.0;
     let at_edge = draft.observed.edge.as_ref().map(|edge| edge.generation);
-    let behind = at_edge.is_none_or(|at_edge| at_edge < generation);
+    let behind = at_edge.is_none_or(|at_edge| at_edge < generation) && !planted(Mutant::EdgeForgotten);
     if generation.0 > 0 && (!draft.route_settled() || (behind && at_edge.is_some())) {
-        draft.wanted.insert(OpKey::SetRoute { generation, digest: table.digest() });
+        let digest = draft.snapshot.route_digest.unwrap_or_else(|| draft.snapshot.route.1.digest());
+        draft.wanted.insert(OpKey::SetRoute { generation, digest });
     }
 }

@@ -4,7 +4,6 @@ use kiln_model::edge::EdgeStatus;
 use kiln_model::*;
 use kiln_plan::{Command, Observed, Request, decide, lint, plan, route};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 fn env(name: &str) -> EnvRef {
     EnvRef { project: ProjectName::new("shop").unwrap(), env: EnvName::new(name).unwrap() }
@@ -12,6 +11,7 @@ fn env(name: &str) -> EnvRef {
 
 fn service(name: &str, port: Option<u16>) -> ServiceSpec {
     ServiceSpec {
+        autoscale: None,
         name: ServiceName::new(name).unwrap(),
         image: ImageName::new("app").unwrap(),
         command: vec!["/app".into()],
@@ -25,7 +25,12 @@ fn service(name: &str, port: Option<u16>) -> ServiceSpec {
         confinement: Confinement::default(),
         health: None,
         validate: vec![],
-        rollout: RolloutPolicy { drain: Millis(0), keep_previous: Millis(0), deadline: Millis(1000) },
+        rollout: RolloutPolicy {
+            drain: Millis(0),
+            keep_previous: Millis(0),
+            deadline: Millis(1000),
+            strategy: Strategy::BlueGreen,
+        },
         stop: Stop::default(),
     }
 }
@@ -189,12 +194,13 @@ fn a_name_that_leads_to_another_environment_is_a_broken_plan() {
         serve(&mut snapshot, name);
     }
     let mut table = route::table(&snapshot);
-    snapshot.route = (Generation(1), Arc::new(table.clone()));
-    let nothing = plan::Plan::default();
-    assert_eq!(lint::lint(&snapshot, &nothing), [""; 0]);
+    let proposal = |table: &RouteTable| {
+        let put = Mutation::PutRoute { generation: Generation(1), table: Box::new(table.clone()) };
+        plan::Plan { mutations: vec![put], ..plan::Plan::default() }
+    };
+    assert_eq!(lint::lint(&snapshot, &proposal(&table)), [""; 0]);
     table.internal[0].network = NetworkNumber(2);
-    snapshot.route = (Generation(1), Arc::new(table));
-    assert_eq!(lint::lint(&snapshot, &nothing).len(), 1);
+    assert_eq!(lint::lint(&snapshot, &proposal(&table)).len(), 1);
 }
 
 /// What an edge writes down that does not know names has none, and the next one reads it: same generation, no names.

@@ -18,6 +18,7 @@ fn key(name: &str) -> SecretName {
 
 fn service(secrets: &[&str]) -> ServiceSpec {
     ServiceSpec {
+        autoscale: None,
         name: ServiceName::new("web").unwrap(),
         image: image(),
         command: vec!["/app".into()],
@@ -31,7 +32,12 @@ fn service(secrets: &[&str]) -> ServiceSpec {
         confinement: Confinement::default(),
         health: None,
         validate: vec![],
-        rollout: RolloutPolicy { drain: Millis(0), keep_previous: Millis(0), deadline: Millis(60_000) },
+        rollout: RolloutPolicy {
+            strategy: Strategy::default(),
+            drain: Millis(0),
+            keep_previous: Millis(0),
+            deadline: Millis(60_000),
+        },
         stop: Stop::default(),
     }
 }

@@ -4,10 +4,14 @@
 use kiln_model::edge::{EdgeStatus, TargetStatus};
 use kiln_model::*;
 use kiln_plan::observed::{OpOutcome, OpResult, ProbeLog};
+use kiln_plan::plan::plan_everything;
 use kiln_plan::{Command, Observed, Outcome, Request, decide, lint, plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+
+#[path = "world/strategies.rs"]
+mod strategies;
 
 /// xorshift64*: enough to draw faults from a seed.
 struct Rng(u64);
@@ -36,10 +40,16 @@ enum Behaviour {
     Crashes,
     FailsValidate,
     NeverReady,
+    /// Passes its checks, and answers a third of its requests with 500.
+    Errors,
+    /// Passes its checks, and takes 64 times as long as others.
+    Slow,
 }
 
 fn behaviour(commit: u64) -> Behaviour {
     match commit % 8 {
+        _ if commit >= 200 => Behaviour::Slow,
+        _ if commit >= 100 => Behaviour::Errors,
         3 => Behaviour::Crashes,
         5 => Behaviour::FailsValidate,
         6 => Behaviour::NeverReady,
@@ -92,6 +102,9 @@ struct World {
     /// Whose an instance is that was ever in the edge's table, and when it left the table.
     targets: BTreeMap<InstanceId, (ServiceName, ReleaseNumber, Option<u64>)>,
     tally: edge::Tally,
+    /// Requests to each service in each step, by the weights of its pools.
+    traffic: u64,
+    counts: BTreeMap<InstanceId, (edge::Tally, Vec<u64>)>,
     edge_process: u64,
     boot: u64,
     delayed: Vec<Delayed>,
@@ -117,6 +130,7 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
         timeout: Millis(100),
     };
     ServiceSpec {
+        autoscale: None,
         name: ServiceName::new(name).unwrap(),
         image: ImageName::new(name).unwrap(),
         command: vec!["/app".into()],
@@ -136,7 +150,12 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
             unhealthy_after: 3,
         }),
         validate: vec![check("/")],
-        rollout: RolloutPolicy { drain: Millis(500), keep_previous: Millis(keep), deadline: Millis(20_000) },
+        rollout: RolloutPolicy {
+            drain: Millis(500),
+            keep_previous: Millis(keep),
+            deadline: Millis(20_000),
+            strategy: Strategy::BlueGreen,
+        },
         stop: Stop::default(),
     }
 }
@@ -178,6 +197,8 @@ impl World {
             flights: vec![],
             targets: BTreeMap::new(),
             tally: Default::default(),
+            traffic: 0,
+            counts: BTreeMap::new(),
             edge_process: 1,
             boot: 1,
             delayed: vec![],
@@ -240,8 +261,8 @@ impl World {
             ejected: false,
             ejected_for: Millis(0),
             reason: None,
-            tally: Default::default(),
-            latency: vec![],
+            tally: self.counts.get(*id).map(|c| c.0).unwrap_or_default(),
+            latency: self.counts.get(*id).map(|c| c.1.clone()).unwrap_or_default(),
         });
         let edge = EdgeStatus {
             generation: self.edge.0,
@@ -261,7 +282,11 @@ impl World {
             results: self.results.clone(),
             probes: self.probes.clone(),
             baked: self.baked.clone(),
+            held: BTreeMap::new(),
+            started: Boot(0),
+            edge_seen: Boot(0),
             tails: BTreeMap::new(),
+            rates: BTreeMap::new(),
         }
     }
 
@@ -269,6 +294,7 @@ impl World {
     fn pass(&mut self) -> bool {
         let observed = self.observe();
         let plan = plan(&self.store, &observed);
+        assert_eq!(plan, plan_everything(&self.store, &observed), "what is at rest was not at rest");
         let switches = plan.mutations.iter().any(|m| match m {
             Mutation::PutRollout(r) => {
                 r.phase == RolloutPhase::Switching && self.store.rollouts[&r.id].phase.is_before_switch()
@@ -344,6 +370,7 @@ impl World {
         self.crash();
         self.delayed.clear();
         self.flights.clear();
+        self.counts.clear();
         self.running.values_mut().for_each(|r| r.alive = false);
         (self.boot, self.now, self.edge_process) = (self.boot + 1, 5, self.edge_process + 1);
         let restored = self.restored();
@@ -394,6 +421,7 @@ impl World {
 
     /// Some requests begin, some end; those of an instance that is not there any more are cut.
     fn requests(&mut self) {
+        self.answer();
         let ids: Vec<InstanceId> =
             self.edge.1.pools.iter().flat_map(|p| &p.targets).map(|t| t.instance.clone()).collect();
         if !ids.is_empty() && self.rng.chance(self.faults.slow) {
@@ -465,6 +493,7 @@ impl World {
                     let boot = self.running.get(&target.instance).map(|r| r.boot);
                     assert!(boot.is_none_or(|boot| boot == self.boot), "S19: {target:?} died with the host");
                 }
+                strategies::check_table(self, snapshot);
                 self.use_table((*generation, RouteTable::clone(table)));
                 (self.persisted_edge, self.persisted_in) = (self.edge.clone(), self.boot);
             }
@@ -509,6 +538,7 @@ fn step(world: &mut World) {
         let restored = world.restored();
         world.use_table(restored);
         world.flights.clear();
+        world.counts.clear();
         world.tally = Default::default();
         world.edge_process += 1;
     }
@@ -519,6 +549,7 @@ fn assert_converged(world: &mut World, expected: Option<u64>) {
     assert_eq!(world.store.active_rollouts(&env()).count(), 0);
     assert!(world.store.ops.is_empty(), "{:?}", world.store.ops);
     let environment = world.store.environments[&env()].clone();
+    assert_eq!(environment.mix, None, "no two releases share the traffic for ever");
     let serving = environment.serving.and_then(|n| world.store.release(&env(), n).cloned());
     let commit = serving.as_ref().map(|r| u64::from_str_radix(r.spec.commit.as_str(), 16).unwrap());
     assert_eq!(commit, expected);
@@ -547,7 +578,7 @@ fn deploys_roll_back_and_bad_commits_are_taken_back() {
     for commit in 1..=16 {
         world.deploy(commit, 0);
         settle(&mut world);
-        let last = world.store.rollouts.values().last().unwrap().clone();
+        let last = world.store.rollouts.values().next_back().unwrap().clone();
         if behaviour(commit) == Behaviour::Good {
             serving = Some(commit);
             assert_eq!(last.phase, RolloutPhase::Succeeded);
@@ -780,8 +811,11 @@ fn converges_under_faults_from_any_seed() {
         };
         let result = std::panic::catch_unwind(|| {
             let mut world = World::new(seed, faults);
-            for commit in [1u64, 2, 3, 4, 5, 7] {
-                world.deploy(commit, if commit % 2 == 0 { 2000 } else { 0 });
+            world.traffic = 5;
+            for commit in [1u64, 2, 3, 101, 4, 5, 202, 7] {
+                let strategy = strategies::any(world.rng.below(3));
+                let keep = if commit % 2 == 0 { 2000 } else { 0 };
+                world.deploy_with(commit, keep, &strategy);
                 let steps = 20 + world.rng.below(400);
                 (0..steps).for_each(|_| step(&mut world));
             }
@@ -886,6 +920,7 @@ fn any_commands_at_any_time_converge() {
         };
         let result = std::panic::catch_unwind(|| {
             let mut world = World::new(seed, faults);
+            world.traffic = 5;
             let scale = |service: &str, n| Command::Scale {
                 env: env(),
                 instances: [(ServiceName::new(service).unwrap(), n)].into(),
@@ -894,8 +929,12 @@ fn any_commands_at_any_time_converge() {
             for _ in 0..25 {
                 let command = match world.rng.below(10) {
                     0..4 => {
-                        let (commit, keep) = (1 + world.rng.below(7) as u64, world.rng.below(3) as u64 * 300);
-                        Command::Deploy { env: env(), spec: Box::new(release(commit, keep)) }
+                        let commit = [1, 2, 3, 4, 5, 6, 7, 101, 202][world.rng.below(9)];
+                        let keep = world.rng.below(3) as u64 * 300;
+                        let mut spec = release(commit, keep);
+                        let strategy = strategies::any(world.rng.below(3));
+                        spec.services.values_mut().for_each(|s| s.rollout.strategy = strategy.clone());
+                        Command::Deploy { env: env(), spec: Box::new(spec) }
                     }
                     4 | 5 => Command::Rollback { env: env(), to: None },
                     6 | 7 => {

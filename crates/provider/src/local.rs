@@ -313,8 +313,11 @@ impl Inner {
     fn adopt(&self) -> std::io::Result<()> {
         let mut books = self.books();
         let mut numbers = self.host.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(text) = std::fs::read(self.host.root.0.join(FENCE)) {
-            books.server = serde_json::from_slice(&text).map_err(std::io::Error::other)?;
+        let path = self.host.root.0.join(FENCE);
+        let mut damaged = None;
+        if let Ok(text) = std::fs::read(&path) {
+            let read = serde_json::from_slice(&text);
+            read.map_or_else(|error| damaged = Some(error), |server| books.server = server);
         }
         let mut latest = 0;
         for id in self.host.root.ids()? {
@@ -338,6 +341,15 @@ impl Inner {
                 let entry = Entry { record, fence, state, process, layers: vec![], told };
                 books.entries.insert(id, entry);
             }
+        }
+        if let Some(error) = damaged {
+            // Whoever changed anything left a fence of its own with what it changed: that is as good.
+            let fences = books.entries.values().map(|entry| entry.fence).chain(books.gone.values().copied());
+            books.server = fences.map(|fence| fence.server()).max().unwrap_or(books.server);
+            eprintln!(
+                "kiln: warning: `{}` is damaged ({error}); the newest fence of an instance takes its place",
+                path.display()
+            );
         }
         Ok(())
     }

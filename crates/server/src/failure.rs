@@ -58,11 +58,13 @@ impl From<Refusal> for Failure {
             Refusal::NeverServed { .. } => Code::NeverServed,
             Refusal::LacksImage { .. } => Code::NoImage,
             Refusal::RequirementNotMet(_) => Code::RequirementNotMet,
-            Refusal::NoReason => Code::Usage,
+            Refusal::NoReason | Refusal::NoPauseReason => Code::Usage,
             Refusal::SecretNotSet { .. } => Code::SecretNotSet,
             Refusal::SecretsTooLarge { .. } => Code::TooLarge,
             Refusal::TooManySecrets { .. } => Code::TooMany,
             Refusal::NoSecret { .. } => Code::NoSecret,
+            Refusal::NotPaused { .. } => Code::NotPaused,
+            Refusal::Damaged { .. } => Code::OnHold,
         };
         Self::hinted(code, refusal.to_string(), refusal.hint())
     }
@@ -71,6 +73,7 @@ impl From<Refusal> for Failure {
 impl From<SubmitError> for Failure {
     fn from(error: SubmitError) -> Self {
         match error {
+            error @ SubmitError::KeyReused { .. } => Self::new(Code::KeyReused, error.to_string()),
             SubmitError::Refused(refusal) => refusal.into(),
             SubmitError::Store(error) => error.into(),
         }

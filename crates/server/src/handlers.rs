@@ -4,6 +4,7 @@ use crate::Context;
 use crate::actor::Actor;
 use crate::failure::Failure;
 use crate::named;
+use crate::once::Once;
 use crate::promote;
 use crate::stream::{Lines, one, stopped, stream};
 use crate::views::{self, View};
@@ -26,7 +27,11 @@ use kiln_api::status::StatusView;
 use kiln_api::update::Update;
 use kiln_api::why::WhyView;
 use kiln_control::WorkshopError;
-use kiln_model::{EnvName, EnvRef, InstanceId, ProjectName, ReleaseNumber, ReleaseSpec, RolloutId, Snapshot};
+use kiln_control::handle::Key;
+use kiln_model::{
+    Digest, EnvName, EnvRef, InstanceId, ProjectName, ReleaseNumber, RolloutId, RolloutKind, Snapshot,
+};
+use kiln_plan::preview::{Wish, preview};
 use kiln_plan::route::replicas;
 use kiln_plan::{Command, Observed, Outcome};
 use kiln_spec::{Lock, Project};
@@ -75,12 +80,15 @@ pub(crate) struct Look {
     pub(crate) snapshot: Arc<Snapshot>,
     observed: Arc<Observed>,
     now: kiln_model::Boot,
+    stored: Box<dyn Fn(Digest) -> bool + Send + Sync>,
 }
 
 impl Look {
     pub(crate) fn take(context: &Context) -> Result<Self, Failure> {
         let handle = &context.handle;
-        Ok(Self { snapshot: handle.snapshot()?, observed: handle.observed(), now: handle.now() })
+        let workshop = context.workshop.clone();
+        let stored = Box::new(move |image| workshop.manifest(image).is_ok());
+        Ok(Self { snapshot: handle.snapshot()?, observed: handle.observed(), now: handle.now(), stored })
     }
 
     /// A look for a question about `scope`.
@@ -91,7 +99,7 @@ impl Look {
     }
 
     pub(crate) fn view(&self) -> View<'_> {
-        View { snapshot: &self.snapshot, observed: &self.observed, now: self.now }
+        View { snapshot: &self.snapshot, observed: &self.observed, now: self.now, stored: &self.stored }
     }
 }
 
@@ -117,22 +125,29 @@ pub(crate) async fn status(State(context): State<Context>, Query(scope): Query<S
         server: server_view(&look.snapshot),
         edge: look.observed.edge.as_ref().map(|edge| views::edge(edge, &look.snapshot)),
         environments: look.view().environments(&scope),
+        paused: look.snapshot.paused.as_ref().map(|pause| crate::pause::view(None, pause)),
+        holds: crate::pause::holds(&look.snapshot, &look.observed, look.now)
+            .into_iter()
+            .filter(|hold| scope.covers(&hold.env))
+            .collect(),
     }))
 }
 
 pub(crate) async fn deploy(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<DeployRequest>,
 ) -> Response {
     one(move |lines: Lines<DeployView>| async move {
         let work = move || -> Result<DeployView, Failure> {
             let mut progress = |text| lines.progress(text);
             let draft = context.workshop.draft(&request.project, &request.commit, &mut progress)?;
+            let key = once.of(&actor, "deploy", &request);
             let env = EnvRef { project: request.project, env: request.env };
             let spec = draft.release(&env.env, &context.handle.snapshot()?.names_of(&env))?;
             let command = Command::Deploy { env, spec: Box::new(spec) };
-            begin(&context, &actor, &draft, (command, request.override_reason), request.plan)
+            begin(&context, (&actor, key), &draft, (command, request.override_reason), request.plan)
         };
         tokio::task::spawn_blocking(work).await?
     })
@@ -141,7 +156,7 @@ pub(crate) async fn deploy(
 /// Submits a deploy or a promotion, or says what it would do. With a reason it goes on also if a requirement is not met.
 pub(crate) fn begin(
     context: &Context,
-    actor: &str,
+    (actor, key): (&str, Option<Key>),
     draft: &kiln_control::Draft,
     (command, reason): (Command, Option<String>),
     plan: bool,
@@ -154,23 +169,27 @@ pub(crate) fn begin(
         Some(reason) => Command::Override { command: Box::new(command), reason },
         None => command,
     };
-    let (outcome, lines) = if plan {
-        let decision = context.handle.consider(actor, command)?;
-        let release = promote::release_of(&decision);
-        let mut lines = release.map(promote::foresee).unwrap_or_default();
-        let bakes = release.is_none_or(|release| release.images.is_none());
-        lines.extend(foresee(context, &env, &spec, bakes)?);
-        (decision.outcome, lines)
-    } else {
-        (context.handle.submit(actor, command)?, vec![])
-    };
-    let view = deploy_view(env, outcome, draft.resolved_lock())?;
-    let view = DeployView { warnings: draft.warnings(), ..view };
-    Ok(if plan && view.result == Accepted::Started {
-        DeployView { result: Accepted::Planned, rollout: None, plan: lines, ..view }
-    } else {
-        view
-    })
+    let mut warnings = draft.warnings();
+    warnings.extend(waits(context, &env)?);
+    if !plan {
+        let outcome = context.handle.submit_once(actor, key, command)?;
+        return Ok(DeployView { warnings, ..deploy_view(env, outcome, draft.resolved_lock())? });
+    }
+    let decision = context.handle.consider(actor, command)?;
+    let release = promote::release_of(&decision);
+    let given = release.and_then(|release| release.images.clone());
+    let of_image =
+        |image: &kiln_model::ImageName| Some((image.clone(), context.workshop.baked(draft, image)?));
+    let baked = given.unwrap_or_else(|| spec.images.iter().filter_map(of_image).collect());
+    let lines = release.map(promote::foresee).unwrap_or_default();
+    let view = deploy_view(env.clone(), decision.outcome, draft.resolved_lock())?;
+    let view = DeployView { warnings, ..view };
+    let wish = Wish { env: &env, kind: RolloutKind::Deploy, to: view.release, spec: &spec, baked: &baked };
+    let mut view = planned(context, plan, view, &wish)?;
+    if view.result == Accepted::Planned {
+        view.plan.splice(0..0, lines);
+    }
+    Ok(view)
 }
 
 fn deploy_view(env: EnvRef, outcome: Outcome, lock: Option<String>) -> Result<DeployView, Failure> {
@@ -182,50 +201,51 @@ fn deploy_view(env: EnvRef, outcome: Outcome, lock: Option<String>) -> Result<De
     Ok(DeployView { env, result, rollout, release, lock, plan: vec![], warnings: vec![] })
 }
 
-/// What a deploy would do, one line each.
-fn foresee(context: &Context, env: &EnvRef, spec: &ReleaseSpec, bakes: bool) -> Result<Vec<String>, Failure> {
-    let snapshot = context.handle.snapshot()?;
-    let environment = snapshot.environments.get(env);
-    let serving = environment.and_then(|e| e.serving).and_then(|number| snapshot.release(env, number));
-    let mut lines = vec![];
-    for image in spec.images.iter().filter(|_| bakes) {
-        lines.push(format!("bake image {image} from commit {}", spec.commit.short()));
+/// The answer, with what would happen instead of what was accepted, if only the plan was asked for.
+fn planned(context: &Context, plan: bool, view: DeployView, wish: &Wish<'_>) -> Result<DeployView, Failure> {
+    if !plan || view.result != Accepted::Started {
+        return Ok(view);
     }
-    for service in spec.services.values() {
-        let count = environment.map_or(service.instances, |e| replicas(e, service));
-        lines.push(format!("launch {count} new instances of {} and validate them", service.name));
-    }
-    for route in &spec.routes {
-        let host = route.host.as_deref().unwrap_or("any host");
-        lines.push(format!("switch {host}{} to {}", route.path, route.service));
-    }
-    if let Some(serving) = serving {
-        lines.push(format!("drain and remove the instances of release {}", serving.number));
-        let gone = serving.spec.services.keys().filter(|name| !spec.services.contains_key(*name));
-        lines.extend(gone.map(|name| format!("service {name} is not in the new release")));
-    }
-    Ok(lines)
+    let plan = preview(&*context.handle.snapshot()?, wish);
+    Ok(DeployView { result: Accepted::Planned, rollout: None, plan, ..view })
 }
 
 pub(crate) async fn rollback(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<RollbackRequest>,
 ) -> Answer<DeployView> {
+    let key = once.of(&actor, "rollback", &request);
     let env = EnvRef { project: request.project, env: request.env };
     let command = Command::Rollback { env: env.clone(), to: request.to };
-    let outcome = context.handle.submit(&actor, command)?;
-    Ok(Json(deploy_view(env, outcome, None)?))
+    let warnings = waits(&context, &env)?.into_iter().collect();
+    if !request.plan {
+        let outcome = context.handle.submit_once(&actor, key, command)?;
+        return Ok(Json(DeployView { warnings, ..deploy_view(env, outcome, None)? }));
+    }
+    let outcome = context.handle.consider(&actor, command)?.outcome;
+    let view = DeployView { warnings, ..deploy_view(env.clone(), outcome, None)? };
+    let snapshot = context.handle.snapshot()?;
+    let release = snapshot.release(&env, view.release).cloned();
+    let release = release.ok_or_else(|| Failure::new(Code::NoRelease, "the release is gone"))?;
+    let mut baked = release.images.clone().unwrap_or_default();
+    baked.retain(|_, image| context.workshop.manifest(*image).is_ok());
+    let (kind, to) = (RolloutKind::Rollback, view.release);
+    let wish = Wish { env: &env, kind, to, spec: &release.spec, baked: &baked };
+    Ok(Json(planned(&context, true, view, &wish)?))
 }
 
 pub(crate) async fn scale(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<ScaleRequest>,
 ) -> Answer<ScaleView> {
+    let key = once.of(&actor, "scale", &request);
     let env = EnvRef { project: request.project, env: request.env };
     let instances = request.instances;
-    context.handle.submit(&actor, Command::Scale { env: env.clone(), instances })?;
+    context.handle.submit_once(&actor, key, Command::Scale { env: env.clone(), instances })?;
     let snapshot = context.handle.snapshot()?;
     let mut wanted = BTreeMap::new();
     if let Some(environment) = snapshot.environments.get(&env) {
@@ -233,16 +253,19 @@ pub(crate) async fn scale(
         let services = release.map(|release| &release.spec.services).into_iter().flatten();
         wanted.extend(services.map(|(name, spec)| (name.clone(), replicas(environment, spec))));
     }
-    Ok(Json(ScaleView { env, wanted }))
+    let waits = waits(&context, &env)?;
+    Ok(Json(ScaleView { env, wanted, waits }))
 }
 
 pub(crate) async fn abort(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<EnvRequest>,
 ) -> Answer<AbortView> {
+    let key = once.of(&actor, "abort", &request);
     let env = request.env_ref();
-    match context.handle.submit(&actor, Command::Abort { env: env.clone() })? {
+    match context.handle.submit_once(&actor, key, Command::Abort { env: env.clone() })? {
         Outcome::Aborted { rollout } => {
             let serving = context.handle.snapshot()?.environments.get(&env).and_then(|e| e.serving);
             Ok(Json(AbortView { env, rollout, serving }))
@@ -254,12 +277,20 @@ pub(crate) async fn abort(
 pub(crate) async fn destroy(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<EnvRequest>,
 ) -> Answer<DestroyView> {
+    let key = once.of(&actor, "destroy", &request);
     let env = request.env_ref();
-    context.handle.submit(&actor, Command::Destroy { env: env.clone() })?;
+    context.handle.submit_once(&actor, key, Command::Destroy { env: env.clone() })?;
     let instances = context.handle.snapshot()?.instances_of(&env).count();
-    Ok(Json(DestroyView { env, instances }))
+    let waits = waits(&context, &env)?;
+    Ok(Json(DestroyView { env, instances, waits }))
+}
+
+/// What holds up a command that was recorded.
+fn waits(context: &Context, env: &EnvRef) -> Result<Option<String>, Failure> {
+    Ok(kiln_plan::pause::waits(&*context.handle.snapshot()?, env))
 }
 
 fn rollout_view(context: &Context, id: RolloutId) -> Result<RolloutView, Failure> {

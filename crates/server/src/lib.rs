@@ -19,6 +19,8 @@ mod listen;
 mod locks;
 mod logs;
 mod named;
+mod once;
+mod pause;
 mod promote;
 mod rebuild;
 mod secrets;
@@ -71,6 +73,8 @@ fn router(context: Context) -> Router {
         .route(path::SCALE, post(handlers::scale))
         .route(path::ABORT, post(handlers::abort))
         .route(path::DESTROY, post(handlers::destroy))
+        .route(path::PAUSE, post(pause::pause))
+        .route(path::RESUME, post(pause::resume))
         .route(path::ROLLOUT, get(handlers::rollout))
         .route(path::ROLLOUT_WATCH, get(handlers::watch_rollout))
         .route(path::RELEASES, get(handlers::releases))

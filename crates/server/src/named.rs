@@ -9,7 +9,8 @@ use kiln_model::Snapshot;
 /// Refuses a question about an environment that never was. One that was destroyed still has its history.
 pub(crate) fn environment(snapshot: &Snapshot, scope: &Scope) -> Result<(), Failure> {
     let Some(env) = &scope.env else { return Ok(()) };
-    if snapshot.environments.keys().any(|known| scope.covers(known)) {
+    let unreadable = snapshot.damaged.iter().filter_map(|row| row.env.as_ref());
+    if snapshot.environments.keys().chain(unreadable).any(|known| scope.covers(known)) {
         return Ok(());
     }
     let name = scope.project.as_ref().map_or_else(|| env.to_string(), |project| format!("{project}/{env}"));

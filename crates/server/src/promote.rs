@@ -4,6 +4,7 @@ use crate::Context;
 use crate::actor::Actor;
 use crate::failure::Failure;
 use crate::handlers::{Body, begin};
+use crate::once::Once;
 use crate::stream::{Lines, one};
 use axum::extract::{ConnectInfo, State};
 use axum::response::Response;
@@ -15,11 +16,13 @@ use kiln_plan::command::{Decision, source};
 pub(crate) async fn promote(
     State(context): State<Context>,
     ConnectInfo(Actor(actor)): ConnectInfo<Actor>,
+    once: Once,
     Body(request): Body<PromoteRequest>,
 ) -> Response {
     one(move |lines: Lines<DeployView>| async move {
         let work = move || -> Result<DeployView, Failure> {
             let mut progress = |text| lines.progress(text);
+            let key = once.of(&actor, "promote", &request);
             let from = EnvRef { project: request.project.clone(), env: request.from };
             let env = EnvRef { project: request.project, env: request.to };
             let snapshot = context.handle.snapshot()?;
@@ -28,7 +31,7 @@ pub(crate) async fn promote(
             let spec = draft.release(&env.env, &snapshot.names_of(&env))?;
             let spec = Box::new(spec);
             let command = Command::Promote { env, from: from.env, release: request.release, spec };
-            begin(&context, &actor, &draft, (command, request.override_reason), request.plan)
+            begin(&context, (&actor, key), &draft, (command, request.override_reason), request.plan)
         };
         tokio::task::spawn_blocking(work).await?
     })

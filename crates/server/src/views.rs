@@ -5,16 +5,18 @@ use kiln_api::environment::Scope;
 use kiln_api::image::{ImageUse, ImageView};
 use kiln_api::instance::{InstanceView, TrafficView};
 use kiln_api::release::{ReleaseDetail, ReleaseView};
-use kiln_api::rollout::{ReceiptView, RolloutView};
+use kiln_api::rollout::{FiguresView, ReceiptView, RolloutView, SafetyView, SideView, StepView};
 use kiln_api::status::{EdgeView, EnvironmentView, ServiceView, ServingView};
 use kiln_api::why::ReasonView;
 use kiln_model::edge::{EdgeStatus, TargetStatus};
+use kiln_model::mix::BASELINE_SLOT;
 use kiln_model::{
     Boot, Digest, EnvRef, Environment, ImageName, Instance, InstanceId, Release, Rollout, SeenState, Snapshot,
 };
-use kiln_plan::Observed;
+use kiln_plan::canary::Side;
 use kiln_plan::explain::Reason;
 use kiln_plan::route::replicas;
+use kiln_plan::{Observed, mix};
 use kiln_store::LedgerEntry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +25,8 @@ pub(crate) struct View<'a> {
     pub snapshot: &'a Snapshot,
     pub observed: &'a Observed,
     pub now: Boot,
+    /// Whether an image is stored, whole.
+    pub stored: &'a dyn Fn(Digest) -> bool,
 }
 
 impl View<'_> {
@@ -56,8 +60,10 @@ impl View<'_> {
             routes: release.map(|release| release.spec.routes.clone()).unwrap_or_default(),
             instances: self.snapshot.instances_of(env).map(|i| self.instance(i)).collect(),
             rollout: rollout.map(|rollout| self.rollout(rollout)),
+            rollback: release.and_then(|_| self.safety(env)),
             requests: edge.map(|edge| edge.tally_of(env)).unwrap_or_default(),
             reasons: kiln_plan::explain::explain(self.snapshot, self.observed, Some(env)).len(),
+            paused: environment.paused.as_ref().map(|pause| crate::pause::view(Some(env), pause)),
         }
     }
 
@@ -65,13 +71,21 @@ impl View<'_> {
         let service = |spec: &kiln_model::ServiceSpec| {
             let instances = || {
                 let all = self.snapshot.instances_of(&environment.env);
-                all.filter(|i| i.release == release.number && i.service == spec.name)
+                all.filter(|i| {
+                    i.release == release.number && i.service == spec.name && i.slot < BASELINE_SLOT
+                })
             };
             ServiceView {
                 name: spec.name.clone(),
                 image: release.image_of(spec),
                 wanted: replicas(environment, spec),
                 scaled: environment.scale.contains_key(&spec.name),
+                autoscale: spec.autoscale,
+                requests_per_second: self
+                    .observed
+                    .rates
+                    .get(&(environment.env.clone(), spec.name.clone()))
+                    .map(|rate| rate.now / 1000),
                 validated: instances().filter(|i| i.state.is_validated()).count() as u32,
                 serving: instances().filter(|i| i.state == kiln_model::InstanceState::Serving).count() as u32,
             }
@@ -84,7 +98,7 @@ impl View<'_> {
         let release = self.snapshot.release(&rollout.env, rollout.to);
         let environment = self.snapshot.environments.get(&rollout.env);
         let wanted = release.zip(environment).map_or(0, |(release, environment)| {
-            release.spec.services.values().map(|s| replicas(environment, s)).sum()
+            release.spec.services.values().map(|s| mix::slots(environment, release.number, s)).sum()
         });
         let slots = |reached: &dyn Fn(&Instance) -> bool| {
             let instances = self.snapshot.instances_of(&rollout.env);
@@ -92,6 +106,11 @@ impl View<'_> {
             (reached.map(|i| (&i.service, i.slot)).collect::<BTreeSet<_>>().len() as u32).min(wanted)
         };
         let [before, during, after] = rollout.receipt.periods();
+        let edge = self.observed.edge.as_ref();
+        let shared = rollout.receipt.shares.iter().filter_map(|(number, period)| {
+            let present = || Some(edge?.mark_of_release(&rollout.env, *number));
+            Some((*number, period.closed.clone().or_else(present)?.since(&period.opened)))
+        });
         RolloutView {
             id: rollout.id,
             env: rollout.env.clone(),
@@ -110,13 +129,55 @@ impl View<'_> {
                 i.state.is_validated() || i.state == kiln_model::InstanceState::Probing
             }),
             instances_validated: slots(&|i| i.state.is_validated()),
+            strategy: release.map_or_else(String::new, |r| r.spec.strategy().word().to_owned()),
+            step: self.step(rollout),
+            rollback: rollout.phase.is_end().then(|| self.safety(&rollout.env)).flatten(),
             created: rollout.created,
             ended_at: rollout.ended,
             switched_after_ms: rollout.switched_after,
-            reason: rollout.reason.clone(),
+            reason: rollout.reason.clone().or_else(|| {
+                let waits = kiln_plan::pause::waits(self.snapshot, &rollout.env);
+                waits.filter(|_| !rollout.phase.is_end())
+            }),
             evidence: rollout.evidence.clone(),
-            receipt: ReceiptView { before, during, after },
+            receipt: ReceiptView { before, during, after, shared: shared.collect() },
         }
+    }
+
+    fn step(&self, rollout: &Rollout) -> Option<StepView> {
+        let progress = kiln_plan::progress::progress(self.snapshot, self.observed, rollout)?;
+        let side = |side: &Side| SideView {
+            instances: side.instances,
+            requests: side.requests(),
+            failed: side.failed(),
+            p50_us: side.quantile(0.5).map(|us| us.0),
+            p95_us: side.quantile(0.95).map(|us| us.0),
+        };
+        let figures = progress.figures.iter().map(|figures| FiguresView {
+            service: figures.service.clone(),
+            candidate: side(&figures.candidate),
+            baseline: side(&figures.baseline),
+            text: figures.to_string(),
+        });
+        Some(StepView {
+            number: progress.number,
+            of: progress.of,
+            weight: progress.weight,
+            baseline_weight: progress.baseline,
+            figures: figures.collect(),
+            hold_ms: progress.hold.as_ref().map(|(_, age)| *age),
+            hold: progress.hold.map(|(why, _)| why),
+            next: progress.next,
+            deadline_ms: progress.deadline,
+        })
+    }
+
+    /// Whether a rollback would work; none where nothing serves.
+    fn safety(&self, env: &EnvRef) -> Option<SafetyView> {
+        self.snapshot.environments.get(env)?.serving?;
+        let safety = kiln_plan::safety::safety(self.snapshot, self.observed, env, self.stored);
+        let kiln_plan::safety::Safety { to, safe, warm_for, notes } = safety;
+        Some(SafetyView { to, safe, warm_ms: warm_for, notes })
     }
 
     /// An instance that is not gone.
@@ -180,6 +241,11 @@ impl View<'_> {
         }
     }
 
+    fn serves(&self, release: &Release) -> bool {
+        let environment = self.snapshot.environments.get(&release.env);
+        environment.is_some_and(|e| e.serving == Some(release.number))
+    }
+
     fn last_rollout(&self, release: &Release) -> Option<&Rollout> {
         let of_it = |r: &&std::sync::Arc<Rollout>| r.env == release.env && r.to == release.number;
         self.snapshot.rollouts.values().rfind(of_it).map(|rollout| &**rollout)
@@ -195,6 +261,7 @@ impl View<'_> {
             promoted_from: release.promoted_from.clone(),
             requires: release.spec.requires.clone(),
             overridden: release.overridden.clone(),
+            rollback: self.serves(release).then(|| self.safety(&release.env)).flatten(),
             reason: self.last_rollout(release).and_then(|rollout| rollout.reason.clone()),
         }
     }

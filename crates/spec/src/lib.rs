@@ -10,6 +10,7 @@ pub mod lock;
 pub mod project;
 mod reader;
 pub mod recipe;
+mod rollout;
 mod service;
 mod units;
 

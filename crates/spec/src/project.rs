@@ -232,7 +232,7 @@ fn environment(
     images: &[ImageName],
     sink: Shared<'_, '_>,
 ) -> EnvironmentSpec {
-    let mut read = BTreeMap::new();
+    let (mut read, mut declared) = (BTreeMap::new(), BTreeMap::new());
     let Some(mut table) = services else {
         // That there are none was reported; routes to them would only bring more errors.
         return EnvironmentSpec { services: read, routes: vec![], requires: None };
@@ -240,26 +240,21 @@ fn environment(
     for (key, span) in table.keys() {
         let Some(value) = table.take_named(&key) else { continue };
         let Some(one) = value.as_table(table.child(&key), sink) else { continue };
-        one_service(&key, one.at(span), images, &mut read, sink);
+        let Some(name) = service_name(&key, span.clone(), sink) else { continue };
+        let (service, own) = service::read(name.clone(), one.at(span), images, sink);
+        declared.insert(name.clone(), own);
+        read.insert(name, service);
     }
     if read.len() > limits::SERVICES_MAX {
         sink.borrow_mut().push(0..0, format!("more than {} services", limits::SERVICES_MAX), None);
     }
+    crate::rollout::agree(&mut read, &declared, sink);
     let routes = read_routes(routes, &read, sink);
     EnvironmentSpec { services: read, routes, requires: None }
 }
 
-fn one_service(
-    key: &str,
-    table: Table<'_>,
-    images: &[ImageName],
-    read: &mut BTreeMap<ServiceName, ServiceSpec>,
-    sink: Shared<'_, '_>,
-) {
-    match ServiceName::new(key) {
-        Ok(name) => drop(read.insert(name.clone(), service::read(name, table, images, sink))),
-        Err(error) => sink.borrow_mut().push(table.span, error.to_string(), None),
-    }
+fn service_name(key: &str, span: std::ops::Range<usize>, sink: Shared<'_, '_>) -> Option<ServiceName> {
+    ServiceName::new(key).map_err(|error| sink.borrow_mut().push(span, error.to_string(), None)).ok()
 }
 
 /// An environment: tables merge, arrays replace, images are never there.
@@ -341,6 +336,10 @@ fn merge_one<'d>(
 ) {
     match (base.get_mut(&**key.get_ref()).map(toml::Spanned::get_mut), value.get_ref()) {
         (Some(DeValue::Table(base)), DeValue::Table(over)) => {
+            // Another strategy does not inherit the keys of the one that it replaces.
+            if over.contains_key("strategy") {
+                crate::rollout::OWN_KEYS.iter().for_each(|key| drop(base.remove(*key)));
+            }
             over.iter().for_each(|(key, value)| merge_one(base, key, value));
         }
         _ => {

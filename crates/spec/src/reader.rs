@@ -53,6 +53,11 @@ impl<'d> Table<'d> {
         self.entries.remove(key).map(|(_, value)| value)
     }
 
+    /// Where the value of a key is.
+    pub(crate) fn place(&self, key: &str) -> Option<Range<usize>> {
+        self.entries.get(key).map(|(_, value)| value.span.clone())
+    }
+
     /// Whether the key is there and was not taken yet.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)

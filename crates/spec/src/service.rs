@@ -2,9 +2,10 @@
 
 use crate::reader::{Shared, Table, Value};
 use crate::recipe::is_absolute;
+use crate::rollout;
 use kiln_model::{
-    Check, CheckKind, Health, ImageName, Millis, Resources, RolloutPolicy, SecretName, ServiceName,
-    ServiceSpec, Stop, limits, secret::SECRETS_DIR,
+    Autoscale, Check, CheckKind, Health, ImageName, Millis, Resources, SecretName, ServiceName, ServiceSpec,
+    Stop, limits, secret::SECRETS_DIR,
 };
 use std::collections::BTreeMap;
 
@@ -18,13 +19,13 @@ const CPU_MAX: f64 = 1024.0;
 const EVERY_MIN: Millis = Millis(10);
 const MS: Millis = Millis(1);
 
-/// Reads one `[services.NAME]`. `images` are the names that exist.
+/// Reads one `[services.NAME]`, and what it says about the strategy of all. `images` are the names that exist.
 pub(crate) fn read(
     name: ServiceName,
     mut table: Table<'_>,
     images: &[ImageName],
     sink: Shared<'_, '_>,
-) -> ServiceSpec {
+) -> (ServiceSpec, rollout::Declared) {
     let image = image(&name, &mut table, images, sink);
     if !table.has("command") {
         table.missing("command", "[\"/usr/bin/…\"]", sink);
@@ -32,6 +33,7 @@ pub(crate) fn read(
     let command = argv(&mut table, sink).unwrap_or_default();
     let max = u64::from(limits::INSTANCES_PER_SERVICE_MAX);
     let instances = table.integer("instances", 0..=max, sink).unwrap_or(1) as u32;
+    let autoscale = autoscale(&mut table, instances, sink);
     // One that is wrong is reported as such, not as one that is missing: what stands in for it is never used.
     let stand_in = table.has("port").then_some(u16::MAX);
     let port = table.integer("port", 1..=65535, sink).map(|p| p as u16).or(stand_in);
@@ -43,11 +45,13 @@ pub(crate) fn read(
         let message = format!("`{}` has a port but neither `health` nor `validate`", table.name);
         sink.borrow_mut().push(table.span.clone(), message, Some(hint));
     }
+    let (rollout, declared) = rollout::read(table.table("rollout", sink), sink);
     let spec = ServiceSpec {
         confinement: crate::confinement::read(&mut table, sink),
         image,
         command,
-        instances,
+        instances: autoscale.map_or(instances, |rule: Autoscale| instances.clamp(rule.min, rule.max)),
+        autoscale,
         port,
         user: user(&mut table, sink),
         env: env(&mut table, sink),
@@ -56,7 +60,7 @@ pub(crate) fn read(
         resources: table.table("resources", sink).map_or_else(Resources::default, |t| resources(t, sink)),
         health,
         validate,
-        rollout: rollout(table.table("rollout", sink), sink),
+        rollout,
         stop: table.table("stop", sink).map_or_else(Stop::default, |t| stop(t, sink)),
         name,
     };
@@ -66,7 +70,39 @@ pub(crate) fn read(
     ];
     hints.iter().for_each(|(key, hint)| table.reserved(key, hint, sink));
     table.finish(sink);
-    spec
+    (spec, declared)
+}
+
+fn autoscale(table: &mut Table<'_>, instances: u32, sink: Shared<'_, '_>) -> Option<Autoscale> {
+    let has_port = table.has("port");
+    let value = table.has("autoscale").then(|| table.span.clone());
+    let mut rule = table.table("autoscale", sink)?;
+    let most = u64::from(limits::INSTANCES_PER_SERVICE_MAX);
+    let min = rule.integer("min", 1..=most, sink).unwrap_or(u64::from(instances.max(1))) as u32;
+    if !rule.has("max") {
+        rule.missing("max", "10", sink);
+    }
+    if !rule.has("requests") {
+        rule.missing("requests", "100", sink);
+    }
+    let max = rule.integer("max", 1..=most, sink).map_or(min, |max| max as u32);
+    let requests = rule.integer("requests", 1..=1_000_000, sink).unwrap_or(1) as u32;
+    let span = rule.span.clone();
+    rule.reserved("cpu", "scale by `requests`", sink);
+    rule.finish(sink);
+    if max < min {
+        let hint = Some("`min` is the number of instances if it is not given".to_owned());
+        sink.borrow_mut().push(
+            span,
+            format!("`autoscale` has a `max` of {max} below its `min` of {min}"),
+            hint,
+        );
+    }
+    if let (false, Some(span)) = (has_port, value) {
+        let hint = Some("only requests are counted: give it a `port`, or leave `autoscale` out".to_owned());
+        sink.borrow_mut().push(span, "`autoscale` needs a service with a port", hint);
+    }
+    (max >= min).then_some(Autoscale { min, max, requests })
 }
 
 fn image(name: &ServiceName, table: &mut Table<'_>, images: &[ImageName], sink: Shared<'_, '_>) -> ImageName {
@@ -319,33 +355,6 @@ fn validate(table: &mut Table<'_>, port: Option<u16>, sink: Shared<'_, '_>) -> V
         Some(Check { kind: kind?, timeout })
     };
     items.iter().filter_map(one).collect()
-}
-
-fn rollout(table: Option<Table<'_>>, sink: Shared<'_, '_>) -> RolloutPolicy {
-    let (drain, keep_previous, deadline) = (Millis::from_secs(10), Millis(0), Millis::from_secs(60));
-    let Some(mut table) = table else { return RolloutPolicy { drain, keep_previous, deadline } };
-    if let Some((strategy, span)) = table.string("strategy", sink) {
-        let (message, hint) = match &*strategy {
-            "blue-green" => (None, ""),
-            "rolling" | "canary" => {
-                (Some(format!("strategy `{strategy}` is not available yet")), "use \"blue-green\"")
-            }
-            _ => (Some(format!("unknown strategy `{strategy}`")), "use \"blue-green\""),
-        };
-        if let Some(message) = message {
-            sink.borrow_mut().push(span, message, Some(hint.into()));
-        }
-    }
-    let policy = RolloutPolicy {
-        drain: table.duration("drain", sink).unwrap_or(drain),
-        keep_previous: table.duration("keep_previous", sink).unwrap_or(keep_previous),
-        deadline: table.duration_from("deadline", MS, sink).unwrap_or(deadline),
-    };
-    for key in ["max_surge", "min_ready", "batch", "steps"] {
-        table.reserved(key, "only blue-green exists so far", sink);
-    }
-    table.finish(sink);
-    policy
 }
 
 fn stop(mut table: Table<'_>, sink: Shared<'_, '_>) -> Stop {

@@ -85,6 +85,7 @@ fn what_is_not_written_has_the_documented_value() {
         Project::parse(&format!("{SMALL}[[routes]]\nhost = \"A.test\"\nservice = \"a\"\n"), "x").unwrap();
     let spec = project.environment(&EnvName::new("elsewhere").unwrap());
     let expected = ServiceSpec {
+        autoscale: None,
         name: ServiceName::new("a").unwrap(),
         image: ImageName::new("a").unwrap(),
         command: vec!["/a".into()],
@@ -104,7 +105,12 @@ fn what_is_not_written_has_the_documented_value() {
             unhealthy_after: 3,
         }),
         validate: vec![],
-        rollout: RolloutPolicy { drain: Millis(10_000), keep_previous: Millis(0), deadline: Millis(60_000) },
+        rollout: RolloutPolicy {
+            drain: Millis(10_000),
+            keep_previous: Millis(0),
+            deadline: Millis(60_000),
+            strategy: kiln_model::Strategy::BlueGreen,
+        },
         stop: Stop { signal: 15, timeout: Millis(10_000) },
     };
     assert_eq!(spec.services[&expected.name], expected);
@@ -146,6 +152,14 @@ fn every_kind_of_mistake_is_found() {
         ("port = 80", "port = 80\nsecrets = [\"a-b\"]", "`a-b` is not a legal secret name"),
         ("port = 80", "port = 80\nsecrets = [\"A\", \"A\"]", "`A` is there twice"),
         ("port = 80", "port = 80\nwritable = [\"/run/secrets/x\"]", "cannot be writable"),
+        ("port = 80", "port = 80\nautoscale = { requests = 5 }", "has no `max`"),
+        ("port = 80", "port = 80\nautoscale = { max = 5 }", "has no `requests`"),
+        (
+            "port = 80",
+            "port = 80\ninstances = 3\nautoscale = { max = 2, requests = 5 }",
+            "below its `min` of 3",
+        ),
+        ("port = 80", "autoscale = { max = 2, requests = 5 }", "needs a service with a port"),
         ("port = 80", "port = 99999", "`port` must be a whole number"),
         ("image = \"a\"", "image = \"b\"", "there is no image `b`"),
         ("image = \"a\"", "", "has no `image`"),
@@ -243,10 +257,33 @@ fn every_kind_of_mistake_is_found() {
             "port = 80\ncapabilities = [\"SYS_ADMIN\"]",
             "not a capability that a service can have",
         ),
+        ("port = 80", "port = 80\nrollout = { strategy = \"canarry\" }", "unknown strategy `canarry`"),
+        ("port = 80", "port = 80\nrollout = { max_surge = 1 }", "belongs to the strategy `rolling`"),
         (
             "port = 80",
-            "port = 80\nrollout = { strategy = \"canary\" }",
-            "strategy `canary` is not available yet",
+            "port = 80\nrollout = { strategy = \"rolling\", steps = [] }",
+            "belongs to the strategy `canary`, this one is `rolling`",
+        ),
+        ("port = 80", "port = 80\nrollout = { strategy = \"rolling\", max_surge = 0 }", "from 1 to"),
+        (
+            "port = 80",
+            "port = 80\nrollout = { strategy = \"rolling\", keep_previous = \"1m\" }",
+            "has nothing to keep",
+        ),
+        (
+            "port = 80",
+            "port = 80\nrollout = { strategy = \"canary\", steps = [] }",
+            "`steps` must be an array of { weight, for }",
+        ),
+        (
+            "port = 80",
+            "port = 80\nrollout = { strategy = \"canary\", steps = [{ weight = 5 }] }",
+            "has no `for`",
+        ),
+        (
+            "port = 80",
+            "port = 80\nrollout = { strategy = \"canary\", steps = [{ weight = 5, for = \"1s\" }, { weight = 5, for = \"1s\" }] }",
+            "is not above the one before it",
         ),
         ("port = 80", "port = 80\nwritable = [\"/a/../b\"]", "cannot be writable"),
         ("port = 80", "port = 80\nwritable = [\"/proc/x\"]", "cannot be writable"),
@@ -361,4 +398,54 @@ proptest! {
             prop_assert!(!errors.0.is_empty() && errors.0.iter().all(|e| e.line >= 1 && e.column >= 1));
         }
     }
+}
+
+/// One service declares the strategy, the others follow; two that disagree are one error; an environment may choose another.
+#[test]
+fn one_strategy_holds_for_all_services() {
+    use kiln_model::strategy::{Analysis, Canary, CanaryStep, Rolling, Strategy};
+    let text = |a: &str, b: &str, more: &str| {
+        format!(
+            "name = \"x\"\n[images.i]\nbase = \"scratch\"\n[services.a]\nimage = \"i\"\ncommand = [\"/a\"]\nport = 80\nhealth = {{ tcp = true }}\n{a}\n\
+             [services.b]\nimage = \"i\"\ncommand = [\"/b\"]\n{b}\n{more}"
+        )
+    };
+    let strategies = |text: &str, env: &str| -> Vec<Strategy> {
+        let project = Project::parse(text, "kiln.toml").unwrap();
+        let env = project.environment(&kiln_model::EnvName::new(env).unwrap());
+        env.services.values().map(|s| s.rollout.strategy.clone()).collect()
+    };
+    let alone = text("", "rollout = { strategy = \"canary\" }", "");
+    assert_eq!(strategies(&alone, "production"), vec![Strategy::Canary(Canary::default()); 2]);
+    let full = "rollout = { strategy = \"canary\", steps = [{ weight = 7, for = \"2s\" }], \
+                analysis = { min_requests = 9, errors = 0.5, latency = 3, latency_floor = \"7ms\", hold = \"1m\" } }";
+    let canary = Strategy::Canary(Canary {
+        steps: vec![CanaryStep { weight: 7, hold: Millis(2000) }],
+        analysis: Analysis {
+            min_requests: 9,
+            errors: 50,
+            latency: 300,
+            latency_floor: Millis(7),
+            hold: Millis(60_000),
+        },
+    });
+    let rolling = "[environments.staging.services.a]\nrollout = { strategy = \"rolling\", max_surge = 2, batch = 2, min_ready = \"5s\" }";
+    let both = text(full, "", rolling);
+    assert_eq!(strategies(&both, "production"), vec![canary; 2]);
+    let mute = text("", "rollout = { strategy = \"canary\" }", "")
+        .replace("port = 80\nhealth = { tcp = true }\n", "");
+    let errors = Project::parse(&mute, "kiln.toml").unwrap_err().to_string();
+    assert!(errors.contains("a canary needs a service with a port"), "{errors}");
+    let rolling = Strategy::Rolling(Rolling { max_surge: 2, batch: 2, min_ready: Millis(5000) });
+    assert_eq!(strategies(&both, "staging"), vec![rolling; 2]);
+    let blue_green = Strategy::BlueGreen;
+    assert_eq!(strategies(&text("", "", ""), "production"), vec![blue_green; 2]);
+    let differ = text("rollout = { strategy = \"rolling\" }", "rollout = { strategy = \"canary\" }", "");
+    let errors = Project::parse(&differ, "kiln.toml").unwrap_err();
+    assert_eq!(errors.0.len(), 1, "{errors}");
+    assert!(
+        errors.to_string().contains("`[services.b]` and `[services.a]` declare different rollouts"),
+        "{errors}"
+    );
+    assert!(errors.to_string().contains("hint: all services of a release take over together"), "{errors}");
 }

@@ -4,11 +4,37 @@ use kiln_spec::Project;
 use serde_json::{Value, json};
 
 const SCHEMA: &str = include_str!("../../../docs/kiln.schema.json");
-const EXAMPLES: [&str; 3] = [
+const EXAMPLES: [&str; 5] = [
     include_str!("../../../examples/shop/kiln.toml"),
     include_str!("../../../examples/guestbook/kiln.toml"),
     include_str!("../../../examples/compiled/kiln.toml"),
+    CANARY,
+    ROLLING,
 ];
+const CANARY: &str = r#"
+name = "x"
+[images.a]
+base = "scratch"
+[services.a]
+image = "a"
+command = ["/a"]
+port = 80
+health = { tcp = true }
+[services.a.rollout]
+strategy = "canary"
+keep_previous = "5m"
+steps = [{ weight = 5, for = "1m" }, { weight = 50, for = "5m" }]
+analysis = { min_requests = 50, errors = 0.5, latency = 2, latency_floor = "10ms", hold = "10m" }
+"#;
+const ROLLING: &str = r#"
+name = "x"
+[images.a]
+base = "scratch"
+[services.a]
+image = "a"
+command = ["/a"]
+rollout = { strategy = "rolling", max_surge = 2, batch = 1, min_ready = "5s" }
+"#;
 
 /// The part of JSON Schema that the file uses; `pattern` is left to editors.
 fn valid(root: &Value, schema: &Value, value: &Value) -> Result<(), String> {

@@ -4,6 +4,7 @@
 //! [`SqliteStore`] is the one that runs; [`MemStore`] has the same rules ([`rules`]) for tests.
 #![forbid(unsafe_code)]
 
+mod damaged;
 mod ledger;
 pub mod lock;
 mod memory;

@@ -1,11 +1,12 @@
 //! The store in memory: the same rules, no durability. For tests and the simulator.
 
 use crate::{LedgerEntry, Store, StoreError, ledger, rules};
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Mutation, Revision, Snapshot};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct State {
     snapshot: Arc<Snapshot>,
     epoch: Epoch,
@@ -21,6 +22,12 @@ pub struct MemStore {
 }
 
 impl MemStore {
+    /// Another one with the same content, to go back to.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self { state: Mutex::new(self.state().clone()) }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -45,11 +52,11 @@ impl Store for MemStore {
         events: &[Event],
     ) -> Result<Revision, StoreError> {
         let mut state = self.state();
-        if epoch != state.epoch {
+        if epoch != state.epoch && !planted(Mutant::NoStoreFence) {
             return Err(StoreError::LeaseLost { mine: epoch, holder: state.epoch });
         }
         let newest = state.snapshot.revision;
-        if base != newest {
+        if base != newest && !planted(Mutant::NoConflict) {
             return Err(StoreError::Conflict { base, newest });
         }
         let mut after = rules::check(&state.snapshot, mutations, |id| state.tombstones.contains(id))

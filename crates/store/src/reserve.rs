@@ -24,6 +24,11 @@ impl Reserve {
         reserve
     }
 
+    /// None, for a database that is on no disk.
+    pub(crate) fn none() -> Self {
+        Self { path: PathBuf::new(), kept: true }
+    }
+
     /// Takes up the space, unless it is taken already. On a disk without that much it is tried again by the next call.
     pub(crate) fn keep(&mut self) {
         if self.kept {

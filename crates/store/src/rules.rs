@@ -25,27 +25,20 @@ pub fn check(
             Mutation::RouteAcked { generation } if *generation > after.route.0 => {
                 return Err(format!("generation {generation} was never proposed"));
             }
-            Mutation::Gone { instance } => {
-                let routed =
-                    after.route.1.pools.iter().flat_map(|p| &p.targets).any(|t| &t.instance == instance);
-                if routed {
-                    return Err(format!("`{instance}` is in the route table and cannot be gone"));
-                }
+            Mutation::Gone { instance } if after.is_routed(instance) => {
+                return Err(format!("`{instance}` is in the route table and cannot be gone"));
             }
             _ => {}
         }
         after.apply(mutation);
     }
-    let mut moving: Vec<_> = after.rollouts.values().filter(|r| is_moving(r)).map(|r| &r.env).collect();
-    moving.sort();
-    if let Some(pair) = moving.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!("`{}` would have two rollouts under way", pair[0]));
+    for mutation in mutations {
+        let Mutation::PutRollout(rollout) = mutation else { continue };
+        if after.active_rollouts(&rollout.env).filter(|r| r.phase != RolloutPhase::Planned).nth(1).is_some() {
+            return Err(format!("`{}` would have two rollouts under way", rollout.env));
+        }
     }
     Ok(after)
-}
-
-fn is_moving(rollout: &Rollout) -> bool {
-    rollout.phase != RolloutPhase::Planned && !rollout.phase.is_end()
 }
 
 fn instance_rule(
@@ -126,6 +119,12 @@ fn rollout_rule(after: &Snapshot, rollout: &Rollout) -> Result<(), String> {
 }
 
 fn environment_rule(after: &Snapshot, environment: &Environment) -> Result<(), String> {
+    if let Some(mix) = &environment.mix {
+        let sealed = after.release(&environment.env, mix.release).is_some_and(|r| r.images.is_some());
+        if !sealed || environment.serving.is_none_or(|serving| serving == mix.release) {
+            return Err(format!("release {} of `{}` cannot share its traffic", mix.release, environment.env));
+        }
+    }
     let Some(serving) = environment.serving else { return Ok(()) };
     match after.release(&environment.env, serving) {
         Some(release) if release.images.is_some() => Ok(()),

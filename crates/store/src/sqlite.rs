@@ -1,10 +1,11 @@
 //! The store on SQLite: one writer connection, WAL, every commit flushed to disk before it counts.
 
 use crate::reserve::Reserve;
-use crate::{LedgerEntry, Store, StoreError, ledger, rules};
+use crate::{LedgerEntry, Store, StoreError, damaged, ledger, rules};
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    Environment, Epoch, Event, Generation, Incarnation, Instance, InstanceId, Mutation, Op, OpId, Release,
-    Revision, Rollout, RolloutId, RouteTable, Secret, Snapshot,
+    Answered, Damaged, Environment, Epoch, Event, Generation, Incarnation, Instance, InstanceId, Mutation,
+    Op, OpId, Release, Revision, Rollout, RolloutId, RouteTable, Secret, Snapshot,
 };
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::Serialize;
@@ -70,8 +71,18 @@ impl SqliteStore {
         }
         migrate(&mut connection, path)?;
         let snapshot = Arc::new(read(&connection).map_err(fail("reading"))?);
-        let state = State { connection, snapshot, reserve: Reserve::beside(path), poisoned: None };
+        let state = State {
+            connection,
+            snapshot,
+            reserve: if path == Path::new(":memory:") { Reserve::none() } else { Reserve::beside(path) },
+            poisoned: None,
+        };
         Ok(Self { state: Mutex::new(state), path: path.to_owned() })
+    }
+
+    /// A database that is gone with the value, for the simulator.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        Self::open(Path::new(":memory:"))
     }
 
     fn state(&self) -> Result<MutexGuard<'_, State>, StoreError> {
@@ -101,11 +112,11 @@ impl SqliteStore {
         let fail = self.fail("committing");
         let tx = state.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
         let holder = Epoch(meta(&tx, "epoch").map_err(&fail)?);
-        if holder != epoch {
+        if holder != epoch && !planted(Mutant::NoStoreFence) {
             return Err(StoreError::LeaseLost { mine: epoch, holder });
         }
         let newest = Revision(meta(&tx, "revision").map_err(&fail)?);
-        if base != newest || state.snapshot.revision != newest {
+        if (base != newest || state.snapshot.revision != newest) && !planted(Mutant::NoConflict) {
             return Err(StoreError::Conflict { base, newest });
         }
         let tombstoned = |id: &InstanceId| tombstone_exists(&tx, id).unwrap_or(true);
@@ -157,7 +168,12 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
 fn meta<T: std::str::FromStr + Default>(connection: &Connection, key: &str) -> rusqlite::Result<T> {
     let text: Option<String> =
         connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()?;
-    Ok(text.and_then(|t| t.parse().ok()).unwrap_or_default())
+    let Some(text) = text else { return Ok(T::default()) };
+    // A number that cannot be read is not zero: an epoch of zero would be refused by everybody, for ever.
+    text.parse().map_err(|_| {
+        let source = std::io::Error::other(format!("meta `{key}` is `{text}`"));
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(source))
+    })
 }
 
 fn set_meta(tx: &Transaction<'_>, key: &str, value: impl ToString) -> rusqlite::Result<()> {
@@ -166,10 +182,10 @@ fn set_meta(tx: &Transaction<'_>, key: &str, value: impl ToString) -> rusqlite::
     Ok(())
 }
 
-fn bodies<T: DeserializeOwned>(connection: &Connection, table: &str) -> rusqlite::Result<Vec<T>> {
+fn bodies<T: DeserializeOwned>(connection: &Connection, table: &str) -> rusqlite::Result<Vec<Option<T>>> {
     let mut statement = connection.prepare(&format!("SELECT body FROM {table}"))?;
     let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-    rows.map(|text| parse(&text?)).collect()
+    rows.map(|text| Ok(parse(&text?).ok())).collect()
 }
 
 fn parse<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
@@ -183,22 +199,24 @@ fn json(value: &impl Serialize) -> String {
 
 fn read(connection: &Connection) -> rusqlite::Result<Snapshot> {
     let mut snapshot = Snapshot::default();
-    for environment in bodies::<Environment>(connection, "environment")? {
+    let mut lost = vec![];
+    for environment in damaged::bodies::<Environment>(connection, ("environment", "env"), &mut lost)? {
         snapshot.apply(&Mutation::PutEnvironment(environment));
     }
-    for release in bodies::<Release>(connection, "release")? {
+    for release in damaged::bodies::<Release>(connection, ("release", "number"), &mut lost)? {
         snapshot.apply(&Mutation::PutRelease(Box::new(release)));
     }
-    for secret in bodies::<Secret>(connection, "secret")? {
+    for secret in damaged::bodies::<Secret>(connection, ("secret", "name"), &mut lost)? {
         snapshot.apply(&Mutation::PutSecret(Box::new(secret)));
     }
-    for rollout in bodies::<Rollout>(connection, "rollout")? {
+    for rollout in damaged::bodies::<Rollout>(connection, ("rollout", "id"), &mut lost)? {
         snapshot.apply(&Mutation::PutRollout(Box::new(rollout)));
     }
-    for instance in bodies::<Instance>(connection, "instance")? {
+    for instance in damaged::bodies::<Instance>(connection, ("instance", "id"), &mut lost)? {
         snapshot.apply(&Mutation::PutInstance(Box::new(instance)));
     }
-    for op in bodies::<Op>(connection, "op")? {
+    // An intent that cannot be read is one that was not written: what is still wanted is intended anew.
+    for op in bodies::<Op>(connection, "op")?.into_iter().flatten() {
         snapshot.apply(&Mutation::PutOp(op));
     }
     let route = connection
@@ -207,9 +225,23 @@ fn read(connection: &Connection) -> rusqlite::Result<Snapshot> {
         })
         .optional()?;
     if let Some((generation, body)) = route {
-        let table: RouteTable = parse(&body)?;
+        let table = parse::<RouteTable>(&body).unwrap_or_else(|error| {
+            let error = error.to_string();
+            lost.push(Damaged { env: None, instance: None, what: "the route table".into(), error });
+            RouteTable::default()
+        });
         snapshot.apply(&Mutation::PutRoute { generation: Generation(generation), table: Box::new(table) });
     }
+    let mut answers = connection.prepare("SELECT value FROM meta WHERE key LIKE 'answer:%'")?;
+    let answers = answers.query_map([], |row| row.get::<_, String>(0))?;
+    for text in answers {
+        // One that cannot be read is one that was forgotten.
+        let answer = parse::<Answered>(&text?).ok();
+        snapshot.answers.extend(answer.map(|answer| (answer.key.clone(), Arc::new(answer))));
+    }
+    snapshot.damaged = lost;
+    let paused: String = meta(connection, "paused")?;
+    snapshot.paused = if paused.is_empty() { None } else { parse(&paused)? };
     snapshot.revision = Revision(meta(connection, "revision")?);
     snapshot.incarnation = Incarnation(meta(connection, "incarnation")?);
     snapshot.boot_id = meta(connection, "boot_id")?;
@@ -284,8 +316,23 @@ fn write(
                 .execute(params![generation.0, json(table)])?;
             }
             Mutation::RouteAcked { .. } => {}
+            Mutation::Answer(row) => set_meta(tx, &format!("answer:{}", row.key), json(row))?,
+            Mutation::Pause { env: None, .. } => {
+                set_meta(tx, "paused", after.paused.as_ref().map(json).unwrap_or_default())?;
+            }
+            Mutation::Pause { env: Some(env), .. } => {
+                if let Some(row) = after.environments.get(env) {
+                    tx.execute(
+                        "UPDATE environment SET body = ?2 WHERE env = ?1",
+                        params![env.to_string(), json(&**row)],
+                    )?;
+                }
+            }
             Mutation::Rebase { .. } => rewrite_times(tx, after)?,
         }
+    }
+    for key in before.answers.keys().filter(|key| !after.answers.contains_key(*key)) {
+        tx.execute("DELETE FROM meta WHERE key = ?1", [format!("answer:{key}")])?;
     }
     set_meta(tx, "revision", after.revision)?;
     let counters = [
@@ -305,6 +352,7 @@ fn write(
 
 /// After a reboot every row that holds a time of the old boot is written anew.
 fn rewrite_times(tx: &Transaction<'_>, after: &Snapshot) -> rusqlite::Result<()> {
+    set_meta(tx, "paused", after.paused.as_ref().map(json).unwrap_or_default())?;
     for row in after.environments.values() {
         tx.execute(
             "UPDATE environment SET body = ?2 WHERE env = ?1",

@@ -184,6 +184,18 @@ fn history(store: &dyn Store, n: u64) -> Vec<Arc<Snapshot>> {
         };
         mutations.push(Mutation::PutOp(op.clone()));
         mutations.push(Mutation::PutRoute { generation: base.route.0.next(), table: Box::default() });
+        if k % 3 == 1 {
+            let pause = Pause { actor: "a".into(), reason: "b".into(), since: Boot(k), at: Wall(k) };
+            let (own, of) = (Some(env()).filter(|_| k > 2), (k < 6).then_some(pause));
+            mutations.push(Mutation::Pause { env: own, pause: of });
+            let answer = Answered {
+                key: format!("key-{k}"),
+                request: Digest::of(b"request"),
+                outcome: "{}".into(),
+                revision: base.revision.next(),
+            };
+            mutations.push(Mutation::Answer(answer));
+        }
         if k % 2 == 1 {
             mutations.extend([gone(k), Mutation::DropOp { key: op.key, id: op.id }]);
             mutations.push(Mutation::RouteAcked { generation: base.route.0 });
@@ -233,6 +245,58 @@ fn a_torn_log_opens_at_some_earlier_commit() {
         seen.insert(loaded.revision);
     }
     assert!(seen.len() > 3, "the cuts hit several commits: {seen:?}");
+}
+
+#[test]
+fn rows_that_cannot_be_read_are_told_apart_and_everything_else_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln.db");
+    let whole = history(&SqliteStore::open(&path).unwrap(), 4).pop().unwrap();
+    let change = |sql: &str| rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+    let (id, _) = whole.instances.get_max().unwrap();
+    change(&format!("UPDATE instance SET body = substr(body, 1, 9) WHERE id = '{id}'"));
+    change("UPDATE op SET body = 'x'");
+    change("UPDATE route SET body = ''");
+    let store = SqliteStore::open(&path).unwrap();
+    let read = store.load().unwrap();
+    let damaged: Vec<_> = read.damaged.iter().map(|row| (row.what.clone(), row.env.clone())).collect();
+    assert_eq!(damaged, [(format!("instance {id}"), Some(env())), ("the route table".to_owned(), None)]);
+    assert_eq!(read.damaged[0].instance.as_ref(), Some(id));
+    assert_eq!(read.instances.len(), whole.instances.len() - 1);
+    assert_eq!((&read.environments, read.route.0), (&whole.environments, whole.route.0));
+    assert!(read.ops.is_empty(), "an intent that cannot be read was not written");
+    assert_eq!(read.next_instance, whole.next_instance, "no number is given twice");
+    let (_, epoch) = store.take_lease("b").unwrap();
+    store.commit(epoch, read.revision, &[Mutation::PutEnvironment(Environment::new(env()))], &[]).unwrap();
+    assert_eq!(store.load().unwrap().damaged, read.damaged, "a commit does not mend them");
+    drop(store);
+    change("UPDATE meta SET value = 'x' WHERE key = 'epoch'");
+    let store = SqliteStore::open(&path).unwrap();
+    assert!(store.take_lease("c").is_err(), "a number that cannot be read is not zero");
+}
+
+#[test]
+fn no_more_answers_are_remembered_than_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln.db");
+    let store = SqliteStore::open(&path).unwrap();
+    let (_, epoch) = store.take_lease("a").unwrap();
+    for batch in 0..3 {
+        let base = store.load().unwrap().revision;
+        let answers = (0..limits::ANSWERS_MAX as u64 / 2).map(|n| {
+            Mutation::Answer(Answered {
+                key: format!("key-{batch}-{n}"),
+                request: Digest::of(b"request"),
+                outcome: "{}".into(),
+                revision: base.next(),
+            })
+        });
+        store.commit(epoch, base, &answers.collect::<Vec<_>>(), &[]).unwrap();
+    }
+    let kept = store.load().unwrap();
+    assert_eq!(kept.answers.len(), limits::ANSWERS_MAX);
+    assert!(!kept.answers.contains_key("key-0-1") && kept.answers.contains_key("key-2-1"));
+    assert_eq!(SqliteStore::open(&path).unwrap().load().unwrap().answers, kept.answers);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `kiln abort`: stops the rollout under way.
 
-use crate::{Context, Failure};
+use crate::{Context, Failure, watch};
 use clap::Args;
 use kiln_model::EnvName;
 
@@ -17,7 +17,8 @@ pub struct AbortArgs {
 }
 
 pub(crate) async fn run(context: &Context<'_>, arguments: AbortArgs) -> Result<(), Failure> {
-    let view = context.client()?.abort(&context.env_request(&arguments.env)?).await?;
+    let request = context.env_request(&arguments.env)?;
+    let view = watch::once(context, async |client| client.abort(&request).await).await?;
     context.out().answer(&view, || {
         let serving = match view.serving {
             Some(release) => format!("release {release} serves on"),

@@ -37,7 +37,8 @@ pub struct DeployArgs {
 pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<(), Failure> {
     let source = source::resolve(context, arguments.reference.as_deref())?;
     let env = context.env_request(&arguments.env)?.env;
-    let client = context.client()?;
+    // Asked again after a lost connection, it is answered the same.
+    let client = context.client()?.once(watch::key()?);
     let mut progress = Progress::start();
     source::upload(&client, &source, &mut progress).await?;
     let commit = source.commit.clone();
@@ -48,7 +49,6 @@ pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<
         plan: arguments.plan,
         override_reason: arguments.override_reason,
     };
-    // Asking again is harmless: what serves already, or is on its way, is not started again.
     let mut view = watch::persist("`kiln status` shows whether it was accepted", async || {
         client.deploy(&request).await?.answer(|text| progress.now(text)).await
     })
@@ -57,17 +57,19 @@ pub(crate) async fn run(context: &Context<'_>, arguments: DeployArgs) -> Result<
     source::keep_lock(context, &source, view.lock.take())?;
     view.warnings.iter().for_each(|warning| context.out().note(&format!("warning: {warning}")));
     if arguments.plan {
-        return context.out().answer(&view, || plan(&view, &format!("commit {}", source.commit.short())));
+        let what =
+            format!("commit {} would become release {} of {}", source.commit.short(), view.release, view.env);
+        return context.out().answer(&view, || plan(&view, &what));
     }
     follow(context, &client, view).await
 }
 
-/// What would happen to `what`.
+/// What would happen: `what`, then one line each.
 pub(crate) fn plan(view: &DeployView, what: &str) -> String {
     if view.result == Accepted::Already {
         return already(view);
     }
-    let mut text = format!("{what} would become release {} of {}\n", view.release, view.env);
+    let mut text = format!("{what}\n");
     for line in &view.plan {
         text.push_str(&format!("  {line}\n"));
     }
@@ -113,6 +115,7 @@ mod tests {
 
     #[test]
     fn a_plan_says_what_would_happen_or_that_nothing_would() {
+        let what = "commit aaaaaaaaaa would become release 4 of shop/production";
         let mut view = DeployView {
             env: "shop/production".to_owned().try_into().unwrap(),
             result: Accepted::Planned,
@@ -123,12 +126,12 @@ mod tests {
             warnings: vec![],
         };
         assert_eq!(
-            plan(&view, "commit aaaaaaaaaa"),
+            plan(&view, what),
             "commit aaaaaaaaaa would become release 4 of shop/production\n  switch\n"
         );
         view.result = Accepted::Already;
-        assert_eq!(plan(&view, "commit aaaaaaaaaa"), "release 4 of shop/production serves already\n");
+        assert_eq!(plan(&view, what), "release 4 of shop/production serves already\n");
         view.rollout = Some(RolloutId(7));
-        assert_eq!(plan(&view, "commit aaaaaaaaaa"), "release 4 of shop/production is on its way already\n");
+        assert_eq!(plan(&view, what), "release 4 of shop/production is on its way already\n");
     }
 }

@@ -1,6 +1,6 @@
 //! `kiln destroy`: removes all that runs of an environment.
 
-use crate::{Context, Failure};
+use crate::{Context, Failure, watch};
 use clap::Args;
 use kiln_api::Code;
 use kiln_model::{EnvName, EnvRef};
@@ -29,7 +29,8 @@ pub(crate) async fn run(context: &Context<'_>, arguments: DestroyArgs) -> Result
     if !arguments.yes {
         confirm(&request.env_ref())?;
     }
-    let view = context.client()?.destroy(&request).await?;
+    let view = watch::once(context, async |client| client.destroy(&request).await).await?;
+    view.waits.iter().for_each(|text| context.out().note(&format!("warning: {text}")));
     context.out().answer(&view, || format!("{} is being removed: {} instances\n", view.env, view.instances))
 }
 

@@ -117,6 +117,10 @@ fn show(view: &ReleaseDetail) -> String {
     if let Some(reason) = &view.reason {
         text.push_str(&format!("reason       {reason}\n"));
     }
+    if let Some(rollback) = &view.rollback {
+        let line = crate::watch::safety(rollback);
+        text.push_str(&format!("rollback     {}", line.trim_start_matches("rollback: ")));
+    }
     for (name, digest) in &r.images {
         text.push_str(&format!("image        {name} {digest}\n"));
     }

@@ -1,6 +1,6 @@
 //! `kiln scale`: how many instances services have, whatever the release asks for.
 
-use crate::{Context, Failure};
+use crate::{Context, Failure, watch};
 use clap::Args;
 use kiln_api::Code;
 use kiln_api::scale::ScaleRequest;
@@ -54,7 +54,8 @@ pub(crate) async fn run(context: &Context<'_>, arguments: ScaleArgs) -> Result<(
     let about = context.env_request(&arguments.env)?;
     let instances = unique(arguments.services)?;
     let request = ScaleRequest { project: about.project, env: about.env, instances };
-    let view = context.client()?.scale(&request).await?;
+    let view = watch::once(context, async |client| client.scale(&request).await).await?;
+    view.waits.iter().for_each(|text| context.out().note(&format!("warning: {text}")));
     context.out().answer(&view, || {
         let line =
             |(service, wanted): (&ServiceName, &u32)| format!("{}: {service} wants {wanted}\n", view.env);

@@ -4,6 +4,7 @@ use crate::commands::instance;
 use crate::output::{ago, now, table};
 use crate::{Context, Failure, watch};
 use clap::Args;
+use kiln_api::pause::PauseView;
 use kiln_api::status::{EdgeView, EnvironmentView, StatusView};
 use kiln_model::{EnvName, RouteRule, Wall};
 
@@ -27,6 +28,12 @@ pub(crate) async fn run(context: &Context<'_>, arguments: StatusArgs) -> Result<
 
 fn text(view: &StatusView, now: Wall) -> String {
     let mut text = String::new();
+    if let Some(pause) = &view.paused {
+        text.push_str(&format!("{}\n\n", paused("the whole server", pause, now)));
+    }
+    for hold in &view.holds {
+        text.push_str(&format!("{}: on hold for {}: {}\n\n", hold.env, hold.since_ms, hold.reason));
+    }
     for environment in &view.environments {
         text.push_str(&paragraph(environment, now));
         text.push('\n');
@@ -36,6 +43,10 @@ fn text(view: &StatusView, now: Wall) -> String {
     }
     text.push_str(&edge(view.edge.as_ref()));
     text
+}
+
+fn paused(what: &str, pause: &PauseView, now: Wall) -> String {
+    format!("{what} is paused by {} ({}): {}", pause.actor, ago(pause.at, now), pause.reason)
 }
 
 fn edge(edge: Option<&EdgeView>) -> String {
@@ -62,12 +73,25 @@ fn paragraph(view: &EnvironmentView, now: Wall) -> String {
         None if view.destroyed => format!("{}: destroyed\n", view.env),
         None => format!("{}: nothing serves\n", view.env),
     };
+    if let Some(pause) = &view.paused {
+        text.push_str(&format!("  {}\n", paused("it", pause, now)));
+    }
     if let Some(kept) = view.kept {
         text.push_str(&format!("  release {kept} is kept ready for a rollback\n"));
     }
     if let Some(rollout) = &view.rollout {
         let reason = rollout.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
         text.push_str(&format!("  {}{reason}\n", watch::step(rollout)));
+        for figures in rollout.step.iter().flat_map(|step| &step.figures) {
+            text.push_str(&format!("    {}\n", figures.text));
+        }
+        if let Some(step) = &rollout.step {
+            let within = step.deadline_ms.map(|span| format!(" (within {span})")).unwrap_or_default();
+            text.push_str(&format!("    next: {}{within}\n", step.next));
+        }
+    }
+    if let Some(rollback) = &view.rollback {
+        text.push_str(&format!("  {}", watch::safety(rollback)));
     }
     if view.reasons > 0 {
         let env = &view.env.env;
@@ -100,8 +124,14 @@ fn services(view: &EnvironmentView) -> String {
         return String::new();
     }
     let row = |service: &kiln_api::status::ServiceView| {
-        let wanted =
-            if service.scaled { format!("{} (scaled)", service.wanted) } else { service.wanted.to_string() };
+        let wanted = match (service.scaled, service.autoscale) {
+            (true, _) => format!("{} (scaled)", service.wanted),
+            (false, None) => service.wanted.to_string(),
+            (false, Some(rule)) => {
+                let rate = service.requests_per_second.map(|rate| format!(", {rate}/s"));
+                format!("{} of {} to {}{}", service.wanted, rule.min, rule.max, rate.unwrap_or_default())
+            }
+        };
         let image = service.image.map_or_else(|| "-".to_owned(), |digest| digest.short());
         vec![
             service.name.to_string(),
@@ -156,6 +186,8 @@ mod tests {
                 image: None,
                 wanted: 3,
                 scaled: true,
+                autoscale: None,
+                requests_per_second: None,
                 validated: 3,
                 serving: 2,
             }],
@@ -166,13 +198,17 @@ mod tests {
             }],
             instances: vec![],
             rollout: None,
+            rollback: None,
             requests: Tally { requests: 7, ..Tally::default() },
             reasons: 1,
+            paused: None,
         };
         StatusView {
             server: ServerView { version: "1".into(), pid: 1, revision: 1 },
             edge: Some(EdgeView { generation: 4, wanted: 5, listening: vec!["0.0.0.0:80".into()] }),
             environments: vec![environment],
+            paused: None,
+            holds: vec![],
         }
     }
 

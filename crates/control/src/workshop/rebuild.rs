@@ -105,7 +105,8 @@ impl Workshop {
         }
         let job = self.job(draft, image, place, images)?;
         debug_assert!(lookup::find(&job, &self.objects).is_none(), "the place has no cache");
-        let baked = worker::run(&self.config.program, &job, progress).map_err(WorkshopError::Bake)?;
+        let baked =
+            worker::run(&self.config.program, &job, &|| false, progress).map_err(WorkshopError::Bake)?;
         Ok(baked.image)
     }
 }

@@ -8,6 +8,7 @@ use kiln_image::ObjectError;
 use kiln_image::worker::chain;
 use kiln_model::{Digest, ImageManifest, ImageName, InstanceId, Release};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 fn bakery_error(error: &WorkshopError) -> BakeryError {
     let permanent = match error {
@@ -19,6 +20,16 @@ fn bakery_error(error: &WorkshopError) -> BakeryError {
     };
     let hint = error.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
     BakeryError { permanent, text: format!("{}{hint}", chain(error)) }
+}
+
+/// Becomes true when it is dropped.
+#[derive(Debug, Default)]
+struct Gone(Arc<AtomicBool>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 /// The workshop as the control loop sees it.
@@ -65,7 +76,13 @@ impl Bakery for SharedWorkshop {
         // The semaphore is never closed.
         let _slot = self.0.bakes.acquire().await;
         let name = image.clone();
-        self.with_draft(release, image, move |w, draft, progress| w.bake(draft, &name, progress)).await
+        // Whoever waits for this is aborted when the rollout is superseded; a thread is not, so it is told.
+        let gone = Gone::default();
+        let flag = gone.0.clone();
+        let bake = move |w: &Workshop, draft: &Draft, progress: &mut dyn FnMut(String)| {
+            w.bake_unless(&|| flag.load(Relaxed), draft, &name, progress)
+        };
+        self.with_draft(release, image, bake).await
     }
 
     async fn admit(&self, image: Digest) -> Result<ImageManifest, AdmitError> {

@@ -9,6 +9,7 @@ pub(super) fn destroy(snapshot: &Snapshot, request: &Request, env: &EnvRef) -> R
     environment.destroyed = true;
     environment.serving = None;
     environment.keep = None;
+    environment.mix = None;
     let mut mutations = vec![Mutation::PutEnvironment(environment)];
     for rollout in snapshot.active_rollouts(env).filter(|r| r.phase.is_before_switch()) {
         let reason = format!("environment destroyed by {}", request.actor);

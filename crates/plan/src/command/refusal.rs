@@ -112,6 +112,23 @@ pub enum Refusal {
     /// An override without a reason.
     #[error("the reason for an override has to be one line of 1 to {} bytes", limits::REASON_BYTES_MAX)]
     NoReason,
+    /// Nothing is paused.
+    #[error("{} is not paused", env.as_ref().map_or("the server".to_owned(), |env| format!("`{env}`")))]
+    NotPaused {
+        /// Which environment; none for the whole server.
+        env: Option<EnvRef>,
+    },
+    /// A pause that was not explained.
+    #[error("a reason of 1 to {} bytes is needed", limits::REASON_BYTES_MAX)]
+    NoPauseReason,
+    /// What the store has of the environment cannot be read.
+    #[error("`{env}` is on hold: {what} cannot be read")]
+    Damaged {
+        /// Which environment.
+        env: EnvRef,
+        /// Which row.
+        what: String,
+    },
     /// A service needs a secret that is not set.
     #[error("service `{service}` needs the secret `{secret}`, which is not set in `{env}`")]
     SecretNotSet {
@@ -182,6 +199,13 @@ impl Refusal {
             }
             Refusal::RequirementNotMet(not_met) => Some(not_met.hint()),
             Refusal::NoReason => Some("say why, as in `--override \"fixes the outage\"`".into()),
+            Refusal::NotPaused { .. } => Some("`kiln status` shows what is paused".into()),
+            Refusal::NoPauseReason => {
+                Some("say why with `--reason TEXT`; `kiln status` shows it to others".into())
+            }
+            Refusal::Damaged { .. } => {
+                Some("restore the state from a backup; until then what runs of it is left alone".into())
+            }
             Refusal::SecretNotSet { env, secret, .. } => Some(format!(
                 "`kiln secret set {secret} --env {}` reads its value from the terminal or stdin",
                 env.env

@@ -2,7 +2,8 @@
 
 use super::rollout::{free_routes, start};
 use super::{Decision, Outcome, Refusal, Request, existing, newest_active};
-use kiln_model::{EnvRef, ReleaseNumber, RolloutKind, Snapshot};
+use kiln_model::{EnvRef, Environment, Release, ReleaseNumber, RolloutKind, Snapshot};
+use std::sync::Arc;
 
 pub(super) fn rollback(
     snapshot: &Snapshot,
@@ -13,11 +14,7 @@ pub(super) fn rollback(
     let environment = existing(snapshot, env)?;
     let number = match to {
         Some(number) => number,
-        None => snapshot
-            .releases_of(env)
-            .rev()
-            .find(|r| r.served && environment.serving.is_none_or(|serving| r.number < serving))
-            .map(|r| r.number)
+        None => rollback_target(snapshot, environment)
             .ok_or_else(|| Refusal::NothingBefore { env: env.clone() })?,
     };
     let release = snapshot
@@ -40,4 +37,12 @@ pub(super) fn rollback(
     environment.destroyed = false;
     environment.network = snapshot.network_for(env);
     Ok(start(snapshot, request, &environment, RolloutKind::Rollback, number))
+}
+
+/// Where a rollback goes that names no release: the newest below the serving one that ever served. While a candidate has
+/// traffic, going back means that what serves has all of it.
+pub fn rollback_target(snapshot: &Snapshot, environment: &Environment) -> Option<ReleaseNumber> {
+    let mixed = environment.serving.filter(|_| environment.mix.is_some());
+    let served = |r: &&Arc<Release>| r.served && environment.serving.is_none_or(|serving| r.number < serving);
+    mixed.or_else(|| snapshot.releases_of(&environment.env).rev().find(served).map(|r| r.number))
 }

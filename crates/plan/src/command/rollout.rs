@@ -1,13 +1,15 @@
 //! How every rollout begins, and how a command ends one.
 
 use super::{Decision, Outcome, Refusal, Request, event, newest_active};
+use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     EnvRef, Environment, Mutation, ReleaseNumber, ReleaseSpec, Rollout, RolloutId, RolloutKind, RolloutPhase,
     Snapshot, rollout::Receipt,
 };
+use std::sync::Arc;
 
 /// The same (host, path) twice on one edge is an error, found before anything is baked.
-pub(super) fn free_routes(snapshot: &Snapshot, env: &EnvRef, spec: &ReleaseSpec) -> Result<(), Refusal> {
+pub(crate) fn free_routes(snapshot: &Snapshot, env: &EnvRef, spec: &ReleaseSpec) -> Result<(), Refusal> {
     for other in snapshot.environments.values().filter(|e| &e.env != env && !e.destroyed) {
         let target = newest_active(snapshot, &other.env).map(|r| r.to);
         for number in [other.serving, target].into_iter().flatten() {
@@ -37,7 +39,8 @@ pub(super) fn start(
     let id = snapshot.next_rollout.max(RolloutId(1));
     let mut mutations = vec![Mutation::PutEnvironment(environment.clone())];
     let mut events = vec![];
-    for older in snapshot.active_rollouts(env).filter(|r| r.phase.is_before_switch()) {
+    let supersedes = |r: &&Arc<Rollout>| r.phase.is_before_switch() && !planted(Mutant::NoSupersede);
+    for older in snapshot.active_rollouts(env).filter(supersedes) {
         let mut older = Rollout::clone(older);
         older.phase = RolloutPhase::Superseded;
         older.since = request.now;
@@ -70,6 +73,7 @@ pub(super) fn start(
         deadline: None,
         created: request.at,
         ended: None,
+        step: None,
         switch: None,
         switched_after: None,
         failures: 0,
