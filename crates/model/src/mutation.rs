@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 /// One change. Each writes a whole row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "mutation", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "few exist at a time, and none for long")]
 pub enum Mutation {
     /// Write an environment.
     PutEnvironment(Environment),

@@ -43,7 +43,7 @@ impl View<'_> {
     fn environment(&self, environment: &Environment) -> EnvironmentView {
         let env = &environment.env;
         let release = environment.serving.and_then(|number| self.snapshot.release(env, number));
-        let active = self.snapshot.active_rollouts(env).last();
+        let active = self.snapshot.active_rollouts(env).next_back();
         let rollout = active.or_else(|| self.snapshot.rollouts.values().rfind(|r| r.env == *env));
         let edge = self.observed.edge.as_ref();
         EnvironmentView {

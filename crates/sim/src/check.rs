@@ -315,8 +315,8 @@ fn s15_one_at_a_time(world: &mut World, after: &Snapshot) {
 /// S7: one instance owns a slot.
 fn s7_owners(world: &mut World, after: &Snapshot) {
     let mut owners = BTreeSet::new();
-    let wanted = after.instances.values().filter(|i| i.state.is_wanted());
-    let second = wanted.filter(|i| !owners.insert((&i.env, i.release, &i.service, i.slot))).next();
+    let mut wanted = after.instances.values().filter(|i| i.state.is_wanted());
+    let second = wanted.find(|i| !owners.insert((&i.env, i.release, &i.service, i.slot)));
     if let Some(second) = second {
         world.broken(|| format!("S7: {} is the second owner of its slot", second.id));
     }

@@ -65,7 +65,7 @@ impl World {
             }
             step(self);
         }
-        let last = self.store.rollouts.values().last();
+        let last = self.store.rollouts.values().next_back();
         panic!("never {what}: {last:?} {:?}", self.store.environments[&env()].mix);
     }
 
@@ -153,7 +153,7 @@ fn extremes(world: &mut World, service: &str) -> (usize, usize) {
             return (least, most);
         }
     }
-    panic!("it never ended: {:?}", world.store.rollouts.values().last());
+    panic!("it never ended: {:?}", world.store.rollouts.values().next_back());
 }
 
 #[test]
