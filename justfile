@@ -16,6 +16,9 @@ bench what="run":
 
 # longer forms: more simulated seeds, more kills, thousands of starts, minutes of damaged input per decoder
 nightly:
+    cargo run --release -p kiln-sim -- seeds --count 200000 --threads 2
+    cargo run --release -p kiln-sim -- pairs
+    cargo run --release -p kiln-sim -- mutants --pairs
     KILN_SEEDS=2000 cargo test --release -p kiln-plan --test world
     KILN_FUZZ=300 cargo test --release -p kiln-image --test fuzz -- --nocapture
     KILN_SOAK=10000 KILN_LOGGERS=200 KILN_LOG_SECONDS=60 cargo test --release -p kiln-provider --test soak
