@@ -6,7 +6,7 @@ use crate::world::World;
 use kiln_model::route::Pool;
 use kiln_model::{
     Digest, EnvRef, Environment, Epoch, Event, Fence, Generation, InstanceId, InstanceSpec, InstanceState,
-    Mutation, ReleaseNumber, RolloutPhase, RouteTable, ServiceName, Snapshot,
+    Mix, Mutation, ReleaseNumber, RolloutPhase, RouteTable, ServiceName, Share, Snapshot,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -138,12 +138,15 @@ fn s3_capacity(world: &mut World, generation: Generation, table: &RouteTable) {
     let services: BTreeSet<_> =
         old.pools.iter().map(|pool| (pool.env.clone(), pool.service.clone())).collect();
     for key in services {
-        let of = |table: &RouteTable| -> Vec<Pool> {
+        // The candidate of a canary and its baseline come and go beside the serving instances, whose pool is the first.
+        let of = |table: &RouteTable, generation: Generation| -> Vec<Pool> {
+            let canaries = world.truth.canaries.get(&generation);
+            let few = if canaries.is_some_and(|envs| envs.contains(&key.0)) { 1 } else { usize::MAX };
             let own = |pool: &&Pool| (&pool.env, &pool.service) == (&key.0, &key.1);
-            table.pools.iter().filter(own).cloned().collect()
+            table.pools.iter().filter(own).take(few).cloned().collect()
         };
         let lives = |id: &InstanceId| world.host.instances.get(id).is_some_and(One::answers);
-        let (was, is) = (of(&old), of(table));
+        let (was, is) = (of(&old, world.edge.used.0), of(table, generation));
         let before = was.iter().flat_map(|p| &p.targets).filter(|t| lives(&t.instance)).count() as u32;
         let least = before.min(wanted.get(&key).copied().unwrap_or(0));
         let after = is.iter().map(|pool| pool.targets.len() as u32).sum::<u32>();
@@ -206,6 +209,9 @@ pub(crate) fn committed(
                     |e: &Environment| Some((e.env.clone(), [e.serving?, e.mix.as_ref()?.release].into()));
                 let mixes = after.environments.values().filter_map(|e| mixed(e)).collect();
                 world.truth.mixes.insert(*generation, mixes);
+                let is_canary = |mix: &Mix| matches!(mix.share, Share::Canary { .. });
+                let canaries = after.environments.values().filter(|e| e.mix.as_ref().is_some_and(is_canary));
+                world.truth.canaries.insert(*generation, canaries.map(|e| e.env.clone()).collect());
             }
             Mutation::RouteAcked { generation } => acknowledged(world, *generation),
             _ => {}

@@ -27,6 +27,8 @@ pub(crate) struct Truth {
     /// How many instances each service was to have when a generation was proposed.
     /// The two releases that shared an environment's traffic when a table was proposed.
     pub(crate) mixes: BTreeMap<Generation, BTreeMap<EnvRef, BTreeSet<ReleaseNumber>>>,
+    /// Environments with a canary then.
+    pub(crate) canaries: BTreeMap<Generation, BTreeSet<EnvRef>>,
     pub(crate) wanted: BTreeMap<Generation, BTreeMap<(EnvRef, ServiceName), u32>>,
     /// The newest generation that the edge used since it started.
     pub(crate) used: Generation,
