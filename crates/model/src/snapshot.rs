@@ -181,6 +181,10 @@ impl Snapshot {
                 }
             }
             Mutation::PutOp(op) => {
+                if let OpKey::Absent { instance } = &op.key {
+                    // Also one that has no row: if its end is never told, its number is not given again all the same.
+                    self.next_instance = self.next_instance.max(instance.sequence().saturating_add(1));
+                }
                 self.next_op = self.next_op.max(op.id.next());
                 self.ops.insert(op.key.clone(), op.clone());
             }

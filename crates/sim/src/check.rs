@@ -5,8 +5,8 @@ use crate::host::One;
 use crate::world::World;
 use kiln_model::route::Pool;
 use kiln_model::{
-    Digest, EnvRef, Epoch, Event, Fence, Generation, InstanceId, InstanceSpec, InstanceState, Mutation,
-    ReleaseNumber, RolloutPhase, RouteTable, ServiceName, Snapshot,
+    Digest, EnvRef, Environment, Epoch, Event, Fence, Generation, InstanceId, InstanceSpec, InstanceState,
+    Mix, Mutation, ReleaseNumber, RolloutPhase, RouteTable, ServiceName, Share, Snapshot,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -84,7 +84,7 @@ fn s4_in_use(world: &mut World, id: &InstanceId) {
 /// The edge is about to use another table.
 pub(crate) fn before_switch(world: &mut World, generation: Generation, digest: Digest, table: &RouteTable) {
     s1_unvalidated(world, table);
-    s2_mixed(world, table);
+    s2_mixed(world, generation, table);
     s3_capacity(world, generation, table);
     s5_back(world, generation, digest);
     world.truth.used = world.truth.used.max(generation);
@@ -101,13 +101,16 @@ fn s1_unvalidated(world: &mut World, table: &RouteTable) {
     }
 }
 
-/// S2: all targets of an environment are of one release. A mix that a strategy asks for has its place here.
-fn s2_mixed(world: &mut World, table: &RouteTable) {
+/// S2: all targets of an environment are of one release, or of the two of a mix that was durable when the table was
+/// proposed.
+fn s2_mixed(world: &mut World, generation: Generation, table: &RouteTable) {
     let mut releases: BTreeMap<&EnvRef, BTreeSet<ReleaseNumber>> = BTreeMap::new();
     for pool in &table.pools {
         releases.entry(&pool.env).or_default().insert(pool.release);
     }
-    if let Some((env, _)) = releases.into_iter().find(|(_, releases)| releases.len() > 1) {
+    let mixes = world.truth.mixes.get(&generation).cloned().unwrap_or_default();
+    let bad = releases.into_iter().find(|(env, found)| found.len() > 1 && mixes.get(*env) != Some(found));
+    if let Some((env, _)) = bad {
         world.broken(|| format!("S2: {env} is routed to two releases"));
     }
     let whole = |pool: &Pool| {
@@ -131,15 +134,26 @@ fn s2_mixed(world: &mut World, table: &RouteTable) {
 /// asked for when the table was proposed.
 fn s3_capacity(world: &mut World, generation: Generation, table: &RouteTable) {
     let wanted = world.truth.wanted.get(&generation).cloned().unwrap_or_default();
-    for old in &world.edge.used.2.pools.clone() {
-        let key = (old.env.clone(), old.service.clone());
+    let old = world.edge.used.2.clone();
+    let services: BTreeSet<_> =
+        old.pools.iter().map(|pool| (pool.env.clone(), pool.service.clone())).collect();
+    for key in services {
+        // The candidate of a canary and its baseline come and go beside the serving instances, whose pool is the first.
+        let of = |table: &RouteTable, generation: Generation| -> Vec<Pool> {
+            let canaries = world.truth.canaries.get(&generation);
+            let few = if canaries.is_some_and(|envs| envs.contains(&key.0)) { 1 } else { usize::MAX };
+            let own = |pool: &&Pool| (&pool.env, &pool.service) == (&key.0, &key.1);
+            table.pools.iter().filter(own).take(few).cloned().collect()
+        };
         let lives = |id: &InstanceId| world.host.instances.get(id).is_some_and(One::answers);
-        let before = old.targets.iter().filter(|t| lives(&t.instance)).count() as u32;
+        let (was, is) = (of(&old, world.edge.used.0), of(table, generation));
+        let before = was.iter().flat_map(|p| &p.targets).filter(|t| lives(&t.instance)).count() as u32;
         let least = before.min(wanted.get(&key).copied().unwrap_or(0));
-        let new = table.pools.iter().find(|p| p.env == old.env && p.service == old.service);
-        let after = new.map_or(0, |pool| pool.targets.len()) as u32;
+        let after = is.iter().map(|pool| pool.targets.len() as u32).sum::<u32>();
         // Those that died after they were validated were taken away by the world.
-        let died = new.map_or(0, |pool| world.truth.deaths_of(pool, world.now.saturating_sub(30_000)));
+        let since = world.now.saturating_sub(30_000);
+        let died: BTreeSet<_> = was.iter().chain(&is).map(|pool| pool.release).collect();
+        let died: u32 = died.iter().map(|release| world.truth.deaths_of(&key, *release, since)).sum();
         if after + died < least {
             let (env, service) = key;
             world.broken(|| {
@@ -191,6 +205,13 @@ pub(crate) fn committed(
             Mutation::PutRoute { generation, table } => {
                 world.truth.generations.insert(*generation, table.digest());
                 world.truth.wanted.insert(*generation, wanted(after));
+                let mixed =
+                    |e: &Environment| Some((e.env.clone(), [e.serving?, e.mix.as_ref()?.release].into()));
+                let mixes = after.environments.values().filter_map(|e| mixed(e)).collect();
+                world.truth.mixes.insert(*generation, mixes);
+                let is_canary = |mix: &Mix| matches!(mix.share, Share::Canary { .. });
+                let canaries = after.environments.values().filter(|e| e.mix.as_ref().is_some_and(is_canary));
+                world.truth.canaries.insert(*generation, canaries.map(|e| e.env.clone()).collect());
             }
             Mutation::RouteAcked { generation } => acknowledged(world, *generation),
             _ => {}

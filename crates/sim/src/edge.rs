@@ -213,7 +213,9 @@ impl Edge {
             return;
         };
         world.edge.requests += 1;
-        let Some(pool) = route.pools.first().and_then(|weighted| table.pools.get(weighted.pool)) else {
+        let shares: Vec<_> = route.pools.iter().filter(|share| share.weight > 0).collect();
+        let pools = shares.get(world.rng.below(shares.len())).map(|share| share.pool);
+        let Some(pool) = pools.and_then(|pool| table.pools.get(pool)) else {
             return;
         };
         // It sends a request to another target if one cannot be reached.

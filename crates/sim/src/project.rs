@@ -1,5 +1,6 @@
 //! The projects that are deployed: everything about what a release looks like and how its commit behaves is drawn here.
 
+use kiln_model::strategy::{Analysis, Canary, CanaryStep, Rolling};
 use kiln_model::*;
 use std::collections::BTreeMap;
 
@@ -56,7 +57,20 @@ pub fn env(n: usize) -> EnvRef {
     EnvRef::try_from(format!("{project}/production")).unwrap_or_else(|_| unreachable!("a legal name"))
 }
 
-fn service(name: &str, instances: u32, keep: u64, drain: u64) -> ServiceSpec {
+/// How a commit takes over; the last one of a run at once.
+fn strategy(commit: u64) -> Strategy {
+    let step = |weight| CanaryStep { weight, hold: Millis(400) };
+    match commit {
+        1..100 if commit % 5 == 2 => Strategy::Rolling(Rolling::default()),
+        1..100 if commit % 5 == 4 => Strategy::Canary(Canary {
+            steps: vec![step(20), step(50)],
+            analysis: Analysis { min_requests: 2, hold: Millis(2_000), ..Analysis::default() },
+        }),
+        _ => Strategy::BlueGreen,
+    }
+}
+
+fn service(name: &str, instances: u32, keep: u64, drain: u64, strategy: &Strategy) -> ServiceSpec {
     let check = |path: &str| Check {
         kind: CheckKind::Http { port: 80, path: path.into(), status: None, contains: None, host: None },
         timeout: Millis(100),
@@ -83,7 +97,7 @@ fn service(name: &str, instances: u32, keep: u64, drain: u64) -> ServiceSpec {
         }),
         validate: vec![check("/")],
         rollout: RolloutPolicy {
-            strategy: Strategy::default(),
+            strategy: strategy.clone(),
             drain: Millis(drain),
             keep_previous: Millis(keep),
             deadline: Millis(8_000),
@@ -95,9 +109,10 @@ fn service(name: &str, instances: u32, keep: u64, drain: u64) -> ServiceSpec {
 /// A release of environment `n`, of a commit, that keeps the one before for `keep` milliseconds.
 pub fn release(n: usize, commit: u64, keep: u64) -> ReleaseSpec {
     let host = format!("{}.test", env(n).project);
+    let strategy = strategy(commit);
     let services = match n {
-        0 => vec![service("api", 1, keep, 600), service("web", 2, keep, 600)],
-        _ => vec![service("blog", 2, keep, 400)],
+        0 => vec![service("api", 1, keep, 600, &strategy), service("web", 2, keep, 600, &strategy)],
+        _ => vec![service("blog", 2, keep, 400, &strategy)],
     };
     let last = services.len() - 1;
     let rule = |(index, service): (usize, &ServiceSpec)| RouteRule {

@@ -1,6 +1,5 @@
 //! What really happened, whatever anybody believes: the facts that invariants are checked against. No mutant touches them.
 
-use kiln_model::route::Pool;
 use kiln_model::{
     Digest, EnvRef, Epoch, Generation, Incarnation, InstanceId, InstanceSpec, ReleaseNumber, ServiceName,
 };
@@ -26,6 +25,10 @@ pub(crate) struct Truth {
     /// What each generation is.
     pub(crate) generations: BTreeMap<Generation, Digest>,
     /// How many instances each service was to have when a generation was proposed.
+    /// The two releases that shared an environment's traffic when a table was proposed.
+    pub(crate) mixes: BTreeMap<Generation, BTreeMap<EnvRef, BTreeSet<ReleaseNumber>>>,
+    /// Environments with a canary then.
+    pub(crate) canaries: BTreeMap<Generation, BTreeSet<EnvRef>>,
     pub(crate) wanted: BTreeMap<Generation, BTreeMap<(EnvRef, ServiceName), u32>>,
     /// The newest generation that the edge used since it started.
     pub(crate) used: Generation,
@@ -48,12 +51,12 @@ impl Truth {
     }
 
     /// How many instances of a pool the world ended that were validated, since `since`.
-    pub(crate) fn deaths_of(&self, pool: &Pool, since: u64) -> u32 {
+    pub(crate) fn deaths_of(&self, whose: &(EnvRef, ServiceName), of: ReleaseNumber, since: u64) -> u32 {
         let own = |(id, (at, env, service, release)): &(
             &InstanceId,
             &(u64, EnvRef, ServiceName, ReleaseNumber),
         )| {
-            let same = env == &pool.env && service == &pool.service && *release == pool.release;
+            let same = (env, service) == (&whose.0, &whose.1) && *release == of;
             same && *at >= since && self.validated.contains(*id)
         };
         self.died.iter().filter(own).count() as u32
