@@ -75,7 +75,8 @@ impl Host {
 
     /// Takes a number that nobody has, also if the last one that had it is only just leaving.
     pub(super) fn take_number(&self) -> Result<u32, Failure> {
-        let end = Instant::now() + 2 * DEPARTURE_MAX;
+        // A full network is the exception: then it is worth waiting for a busy kernel.
+        let end = Instant::now() + 10 * DEPARTURE_MAX;
         loop {
             if let Some(number) = self.free_number() {
                 return Ok(number);
