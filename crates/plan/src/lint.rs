@@ -96,6 +96,10 @@ fn unmixed_releases(after: &Snapshot, plan: &Plan) -> Vec<String> {
     for pools in routes {
         let found: Vec<_> = pools.iter().filter_map(|p| Some((table.pools.get(p.pool)?, p.weight))).collect();
         let Some((pool, _)) = found.first() else { continue };
+        // Nobody is sent anywhere: what is left of a table whose host was started anew.
+        if found.iter().all(|(pool, _)| pool.targets.is_empty()) {
+            continue;
+        }
         let environment = after.environments.get(&pool.env);
         let serving = environment.and_then(|e| after.release(&pool.env, e.serving?));
         let spec = serving.and_then(|release| release.spec.services.get(&pool.service));

@@ -111,8 +111,9 @@ impl Pools<'_> {
     }
 }
 
-/// Instances beyond the wanted slots that stay in use, one for each wanted slot that has nobody validated: a service that is
-/// scaled down while one of its slots is being healed must not lose those who work.
+/// Instances beyond the wanted slots that stay in use, one for each wanted slot that has nobody in use: a service that is
+/// scaled down, or is being replaced, while one of its slots is being healed must not lose those who work. Tainted ones
+/// come last: they are better than nobody.
 pub(crate) fn stand_ins(
     snapshot: &Snapshot,
     environment: &Environment,
@@ -123,16 +124,18 @@ pub(crate) fn stand_ins(
         return BTreeSet::new();
     }
     let count = mix::slots(environment, release.number, spec);
+    let is_tainted = |i: &Instance| i.state == InstanceState::Tainted;
     let is_own = |i: &Instance| {
         i.release == release.number
             && i.service == spec.name
-            && i.state.is_validated()
+            && (i.state.is_validated() || is_tainted(i))
             && i.slot < BASELINE_SLOT
     };
     let own = snapshot.instances_of(&environment.env).filter(|i| is_own(i));
     let (within, mut beyond): (Vec<_>, Vec<_>) = own.partition(|i| i.slot < count);
-    beyond.sort_by_key(|i| i.slot);
-    let missing = (count as usize).saturating_sub(within.len());
+    beyond.sort_by_key(|i| (is_tainted(i), i.slot));
+    let in_use: BTreeSet<u32> = within.iter().map(|i| i.slot).collect();
+    let missing = (count as usize).saturating_sub(in_use.len());
     beyond.into_iter().take(missing).map(|i| i.id.clone()).collect()
 }
 

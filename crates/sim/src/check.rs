@@ -105,11 +105,14 @@ fn s1_unvalidated(world: &mut World, table: &RouteTable) {
 /// proposed.
 fn s2_mixed(world: &mut World, generation: Generation, table: &RouteTable) {
     let mut releases: BTreeMap<&EnvRef, BTreeSet<ReleaseNumber>> = BTreeMap::new();
-    for pool in &table.pools {
+    for pool in table.pools.iter().filter(|pool| !pool.targets.is_empty()) {
         releases.entry(&pool.env).or_default().insert(pool.release);
     }
     let mixes = world.truth.mixes.get(&generation).cloned().unwrap_or_default();
-    let bad = releases.into_iter().find(|(env, found)| found.len() > 1 && mixes.get(*env) != Some(found));
+    let is_mix = |env: &EnvRef, found: &BTreeSet<ReleaseNumber>| {
+        mixes.get(env).is_some_and(|mix| mix.is_superset(found))
+    };
+    let bad = releases.into_iter().find(|(env, found)| found.len() > 1 && !is_mix(env, found));
     if let Some((env, _)) = bad {
         world.broken(|| format!("S2: {env} is routed to two releases"));
     }
