@@ -10,7 +10,7 @@ use kiln_model::network::internal_host;
 use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
 use kiln_model::{
     EnvRef, Environment, Instance, InstanceId, InstanceState, Mutation, OpKey, Release, RouteTable,
-    ServiceName, ServiceSpec, Snapshot, Target,
+    ServiceName, ServiceSpec, Share, Snapshot, Target,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -136,7 +136,33 @@ pub(crate) fn stand_ins(
     beyond.sort_by_key(|i| (is_tainted(i), i.slot));
     let in_use: BTreeSet<u32> = within.iter().map(|i| i.slot).collect();
     let missing = (count as usize).saturating_sub(in_use.len());
+    let missing = missing.max(lacks(snapshot, environment, release, spec, in_use.len()));
     beyond.into_iter().take(missing).map(|i| i.id.clone()).collect()
+}
+
+/// How many instances a rolling release lacks of those that it must keep in use, with `in_use` of the serving one: what its
+/// candidate lost again after the serving release shrank for it.
+fn lacks(
+    snapshot: &Snapshot,
+    environment: &Environment,
+    release: &Release,
+    spec: &ServiceSpec,
+    in_use: usize,
+) -> usize {
+    let Some((mix, candidate)) = mix::candidate(snapshot, environment) else { return 0 };
+    let (Share::Rolling { live: true, .. }, true) = (&mix.share, mix::is_shared(candidate, spec)) else {
+        return 0;
+    };
+    let slots = mix::slots(environment, candidate.number, spec);
+    let is_theirs = |i: &Instance| {
+        i.release == candidate.number
+            && i.service == spec.name
+            && i.slot < slots
+            && (i.state.is_validated() || i.state == InstanceState::Tainted)
+    };
+    let theirs = snapshot.instances_of(&environment.env).filter(|i| is_theirs(i)).count();
+    let (keep, _) = mix::bounds(environment, release, candidate, &spec.name);
+    (keep as usize).saturating_sub(in_use + theirs)
 }
 
 /// Validated instances of those slots, and of regular ones [`stand_ins`]; a tainted one stays until its replacement is

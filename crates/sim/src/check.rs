@@ -136,7 +136,13 @@ fn s2_mixed(world: &mut World, generation: Generation, table: &RouteTable) {
 /// S3: a switch takes no capacity away: of each service as many are in the new table as lived in the old one, or as were
 /// asked for when the table was proposed.
 fn s3_capacity(world: &mut World, generation: Generation, table: &RouteTable) {
-    let wanted = world.truth.wanted.get(&generation).cloned().unwrap_or_default();
+    // Tables that the edge never used may have been proposed while less was wanted.
+    let proposed = Generation(world.edge.used.0.0 + 1)..=generation;
+    let wanted = world.truth.wanted.iter().filter(|(generation, _)| proposed.contains(generation));
+    let wanted: Vec<BTreeMap<_, _>> = wanted.map(|(_, wanted)| wanted.clone()).collect();
+    let least_wanted = |key: &(EnvRef, ServiceName)| {
+        wanted.iter().map(|wanted| wanted.get(key).copied().unwrap_or(0)).min().unwrap_or(0)
+    };
     let old = world.edge.used.2.clone();
     let services: BTreeSet<_> =
         old.pools.iter().map(|pool| (pool.env.clone(), pool.service.clone())).collect();
@@ -151,7 +157,7 @@ fn s3_capacity(world: &mut World, generation: Generation, table: &RouteTable) {
         let lives = |id: &InstanceId| world.host.instances.get(id).is_some_and(One::answers);
         let (was, is) = (of(&old, world.edge.used.0), of(table, generation));
         let before = was.iter().flat_map(|p| &p.targets).filter(|t| lives(&t.instance)).count() as u32;
-        let least = before.min(wanted.get(&key).copied().unwrap_or(0));
+        let least = before.min(least_wanted(&key));
         let after = is.iter().map(|pool| pool.targets.len() as u32).sum::<u32>();
         // Those that died after they were validated were taken away by the world.
         let since = world.now.saturating_sub(30_000);
@@ -211,6 +217,13 @@ pub(crate) fn committed(
                 let mixed =
                     |e: &Environment| Some((e.env.clone(), [e.serving?, e.mix.as_ref()?.release].into()));
                 let mixes = after.environments.values().filter_map(|e| mixed(e)).collect();
+                let mut mixes: BTreeMap<EnvRef, BTreeSet<ReleaseNumber>> = mixes;
+                // A paused one keeps its part of the table, also if its mix was given up meanwhile.
+                let last = generation.0.checked_sub(1).and_then(|n| world.truth.mixes.get(&Generation(n)));
+                let paused = last.into_iter().flatten().filter(|(env, _)| after.pause_of(env).is_some());
+                for (env, mix) in paused {
+                    mixes.entry(env.clone()).or_insert_with(|| mix.clone());
+                }
                 world.truth.mixes.insert(*generation, mixes);
                 let is_canary = |mix: &Mix| matches!(mix.share, Share::Canary { .. });
                 let canaries = after.environments.values().filter(|e| e.mix.as_ref().is_some_and(is_canary));
