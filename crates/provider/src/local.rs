@@ -15,6 +15,7 @@ mod check;
 mod cloner;
 pub(crate) mod etc;
 pub mod exec;
+mod fit;
 pub(crate) mod folder;
 pub(crate) mod forced;
 mod http;
@@ -31,7 +32,9 @@ mod pump;
 mod root;
 mod rootfs;
 mod secrets;
+mod seed;
 pub(crate) mod shim;
+mod site;
 mod slot;
 mod start;
 mod stop;
@@ -255,7 +258,8 @@ impl LocalProvider {
         for id in ids {
             inner.watch(&id);
         }
-        let pool = Arc::new(Pool::open(host.clone(), inner.config.spare).map_err(failed)?);
+        let pool =
+            Arc::new(Pool::open(host.clone(), inner.roots.clone(), inner.config.spare).map_err(failed)?);
         Ok(Self { inner, pool })
     }
 
