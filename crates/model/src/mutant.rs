@@ -76,6 +76,10 @@ mutants! {
     NoGeneration = "no-generation",
     /// The edge acknowledges before it uses a table.
     EarlyAck = "early-ack",
+    /// State that is older than the world is carried out.
+    NoRecoveryHold = "no-recovery-hold",
+    /// A recovery gives the numbers of what runs again.
+    NumbersAgain = "numbers-again",
 }
 
 #[cfg(feature = "mutants")]

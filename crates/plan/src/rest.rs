@@ -51,7 +51,8 @@ fn unquiet(draft: &mut Draft<'_>) -> BTreeSet<EnvRef> {
         }
     }
     leftovers.extend(seen.map(|(id, _)| id));
-    leftovers.retain(|_| !planted(Mutant::NoGc));
+    // What the edge sends to is ended when it has a table without it, whoever it belongs to.
+    leftovers.retain(|id| !planted(Mutant::NoGc) && draft.at_edge(id) == Some(false));
     draft.wanted.extend(leftovers.into_iter().map(|instance| OpKey::Absent { instance: instance.clone() }));
     let edge = draft.observed.edge.iter();
     let ejected = edge.flat_map(|edge| &edge.targets).filter(|target| is_ejected(target));

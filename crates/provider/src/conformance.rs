@@ -77,6 +77,7 @@ pub fn spec(sequence: u64) -> InstanceSpec {
         confinement: Confinement::default(),
         port: Some(8080),
         stop: Stop { signal: 15, timeout: Millis(300) },
+        origin: None,
     }
 }
 

@@ -54,7 +54,7 @@ use async_trait::async_trait;
 use cloner::Cloner;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use kiln_model::{
-    Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Millis, SecretValues, Seen,
+    Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Memory, Millis, SecretValues, Seen,
     SeenState,
 };
 use kiln_sys::cgroup::Trees;
@@ -492,6 +492,19 @@ impl Provider for LocalProvider {
             eprintln!("kiln: error: the packet filter of instances is not in force: {step}: {detail}");
         }
         Ok(self.inner.books().entries.iter().map(|(id, entry)| seen(id, entry)).collect())
+    }
+
+    async fn memory(&self) -> Result<Memory, ProviderError> {
+        let books = self.inner.books();
+        let fences = books.entries.values().map(|entry| entry.fence).chain(books.gone.values().copied());
+        let (incarnation, epoch) = books.server;
+        let server = Fence { incarnation, epoch, ..Fence::default() };
+        let ids = books.entries.keys().chain(books.gone.keys());
+        Ok(Memory {
+            newest: fences.fold(server, Fence::max),
+            last_instance: ids.map(InstanceId::sequence).max().unwrap_or(0),
+            specs: books.entries.iter().map(|(id, entry)| (id.clone(), entry.record.spec.clone())).collect(),
+        })
     }
 
     async fn ensure(
