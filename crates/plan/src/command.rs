@@ -230,7 +230,8 @@ pub fn decide(snapshot: &Snapshot, request: &Request) -> Result<Decision, Refusa
 
 /// Nothing is decided on state that is older than the world: its numbers may be given already.
 fn in_hold(snapshot: &Snapshot, command: &Command) -> Result<(), Refusal> {
-    let about_the_hold = matches!(command, Command::Recover { .. } | Command::Pause { .. } | Command::Resume { .. });
+    let about_the_hold =
+        matches!(command, Command::Recover { .. } | Command::Pause { .. } | Command::Resume { .. });
     match &snapshot.recovery {
         Some(recovery) if !about_the_hold => Err(Refusal::Recovering { reason: recovery.reason.clone() }),
         _ => Ok(()),

@@ -4,8 +4,8 @@ use crate::autoscale::Rate;
 use crate::recovery::Lead;
 use kiln_model::edge::EdgeStatus;
 use kiln_model::{
-    Boot, Check, Digest, EnvRef, Evidence, Hold, ImageName, InstanceId, Memory, Millis, OpId, OpKey, ReleaseNumber,
-    Seen, ServiceName, Wall,
+    Boot, Check, Digest, EnvRef, Evidence, Hold, ImageName, InstanceId, Memory, Millis, OpId, OpKey,
+    ReleaseNumber, Seen, ServiceName, Wall,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -4,8 +4,8 @@
 use crate::{Provider, ProviderError};
 use async_trait::async_trait;
 use kiln_model::{
-    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Memory, Millis, SecretValues,
-    Seen, SeenState, Wall,
+    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Memory, Millis,
+    SecretValues, Seen, SeenState, Wall,
 };
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};

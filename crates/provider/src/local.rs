@@ -559,6 +559,20 @@ impl Inner {
     }
 }
 
+/// The newest server that the instances of a state folder heard of, without opening it; none if there were none.
+pub fn newest_server(state: &Path) -> Option<(Incarnation, Epoch)> {
+    let root = Root::of(state);
+    let own = std::fs::read(root.0.join(FENCE)).ok();
+    let own: Option<(Incarnation, Epoch)> = own.and_then(|text| serde_json::from_slice(&text).ok());
+    let ids = root.ids().unwrap_or_default();
+    let fences = ids.iter().filter_map(|id| {
+        let folder = root.folder(id);
+        let gone = folder.read::<Gone>(GONE).map(|gone| gone.fence);
+        folder.read::<Fence>(FENCE).max(gone).map(|fence| fence.server())
+    });
+    fences.chain(own).max()
+}
+
 /// The folder of an instance of a state folder, for reading its black box.
 pub fn instance_folder(state: &Path, id: &InstanceId) -> PathBuf {
     Root::of(state).folder(id).path

@@ -7,8 +7,8 @@ use crate::world::World;
 use async_trait::async_trait;
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Memory, Millis, SecretValues,
-    Seen, SeenState,
+    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Memory, Millis,
+    SecretValues, Seen, SeenState,
 };
 use kiln_provider::{Provider, ProviderError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -283,7 +283,8 @@ impl Provider for SimProvider {
             (!world.rng.chance(blind)).then(|| world.host.memory())
         });
         self.0.stand("provider.memory.answered").await;
-        memory.ok_or_else(|| no_answer(&InstanceId::new(&crate::project::service_name("none"), 1), "remember"))
+        memory
+            .ok_or_else(|| no_answer(&InstanceId::new(&crate::project::service_name("none"), 1), "remember"))
     }
 
     async fn ensure(

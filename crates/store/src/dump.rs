@@ -140,7 +140,9 @@ impl DumpError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Store(_) | Self::Io(_) => "check the file, the disk and the rights",
-            Self::Incomplete { .. } => "stop the server and copy the whole state folder; `kiln why` names the rows",
+            Self::Incomplete { .. } => {
+                "stop the server and copy the whole state folder; `kiln why` names the rows"
+            }
             Self::NotOne => "name a file that `kiln backup FILE` wrote",
             Self::Newer { .. } => "restore it with the kiln that wrote it, or a newer one",
             Self::Cut { .. } | Self::Damaged { .. } => "use another backup; nothing was changed",
@@ -201,7 +203,9 @@ impl Dump {
     /// The images that its releases and instances need.
     pub fn images(&self) -> BTreeSet<Digest> {
         let images = self.rows.iter().flat_map(|row| match row {
-            Mutation::PutRelease(release) => release.images.iter().flatten().map(|(_, image)| *image).collect(),
+            Mutation::PutRelease(release) => {
+                release.images.iter().flatten().map(|(_, image)| *image).collect()
+            }
             Mutation::PutInstance(instance) => vec![instance.image],
             _ => vec![],
         });

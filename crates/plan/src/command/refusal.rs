@@ -199,12 +199,14 @@ impl Refusal {
             Refusal::NothingBefore { .. } => Some("name a release with `--to N`".into()),
             Refusal::NoService { .. } => Some("`kiln status` shows the services".into()),
             Refusal::TooMany { .. } | Refusal::NoRollout { .. } => None,
-            Refusal::Recovering { .. } => {
-                Some("`kiln recover --plan` shows what it would adopt and remove, `kiln recover` does it".into())
-            }
+            Refusal::Recovering { .. } => Some(
+                "`kiln recover --plan` shows what it would adopt and remove, `kiln recover` does it".into(),
+            ),
             Refusal::NotRecovering => Some("`kiln status` shows what there is".into()),
             Refusal::Unseen => Some("try again in a moment; `kiln why` says what does not answer".into()),
-            Refusal::DamagedHold { .. } => Some("restore another backup: `kiln restore FILE --replace`".into()),
+            Refusal::DamagedHold { .. } => {
+                Some("restore another backup: `kiln restore FILE --replace`".into())
+            }
             Refusal::RouteTaken { .. } => {
                 Some("give one of them another `host` or `path`, or `kiln destroy` the other".into())
             }

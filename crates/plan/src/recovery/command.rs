@@ -7,9 +7,9 @@ use crate::route;
 use kiln_model::mix::{BASELINE_SLOT, Counts};
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    EnvRef, Environment, Event, Evidence, Instance, InstanceId, InstanceState, Millis, Mix, Mutation, Release,
-    ReleaseNumber, Rollout, RolloutPhase, Secret, SecretContent, SeenState, ServiceName, Share, Snapshot,
-    Strategy,
+    EnvRef, Environment, Event, Evidence, Instance, InstanceId, InstanceState, Millis, Mix, Mutation,
+    Release, ReleaseNumber, Rollout, RolloutPhase, Secret, SecretContent, SeenState, ServiceName, Share,
+    Snapshot, Strategy,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -142,9 +142,10 @@ impl Adoption<'_> {
             let adopted = own.filter(|a| (a.spec.release == other) == is_other).count();
             (adopted + rows.filter(|i| (i.release == other) == is_other).count()) as u32
         };
-        let counts = release.spec.services.keys().map(|name| {
-            (name.clone(), Counts { serving: count(name, false), candidate: count(name, true) })
-        });
+        let counts =
+            release.spec.services.keys().map(|name| {
+                (name.clone(), Counts { serving: count(name, false), candidate: count(name, true) })
+            });
         Some(Mix { release: other, share: Share::Rolling { live: true, counts: counts.collect() } })
     }
 
@@ -200,10 +201,14 @@ impl Adoption<'_> {
     fn free_slot(&mut self, adopted: &Adopted, world: &World) {
         let Adopted { spec, origin, .. } = adopted;
         let is_other = |row: &Instance| {
-            row.id != spec.id && row.release == spec.release && row.service == spec.service
-                && row.slot == origin.slot && row.state.is_wanted()
+            row.id != spec.id
+                && row.release == spec.release
+                && row.service == spec.service
+                && row.slot == origin.slot
+                && row.state.is_wanted()
         };
-        let others: Vec<_> = self.after.instances_of(&spec.env).filter(|row| is_other(row)).cloned().collect();
+        let others: Vec<_> =
+            self.after.instances_of(&spec.env).filter(|row| is_other(row)).cloned().collect();
         for row in others {
             let seen = world.seen.as_ref().and_then(|seen| seen.get(&row.id));
             let lives = seen.is_some_and(|seen| seen.state == SeenState::Running);
@@ -212,16 +217,26 @@ impl Adoption<'_> {
                 false => (InstanceState::Lost, "it was replaced after the backup was taken".into()),
             };
             let (since, reason) = (self.request.now, Some(reason));
-            self.put(Mutation::PutInstance(Box::new(Instance { state, since, reason, ..Instance::clone(&row) })));
+            self.put(Mutation::PutInstance(Box::new(Instance {
+                state,
+                since,
+                reason,
+                ..Instance::clone(&row)
+            })));
         }
     }
 
     /// As many stay as the edge sends to.
     fn keep_size(&mut self, env: &EnvRef, releases: &[ReleaseNumber], world: &World) {
-        let Some(known) = self.after.environments.get(env).filter(|known| known.mix.is_none()) else { return };
+        let Some(known) = self.after.environments.get(env).filter(|known| known.mix.is_none()) else {
+            return;
+        };
         let release = releases.first().and_then(|number| self.after.release(env, *number));
         let Some(release) = release.cloned() else { return };
-        let in_use: BTreeSet<&InstanceId> = world.edge.iter().flat_map(|edge| &edge.targets)
+        let in_use: BTreeSet<&InstanceId> = world
+            .edge
+            .iter()
+            .flat_map(|edge| &edge.targets)
             .filter(|target| target.in_table)
             .map(|target| &target.instance)
             .collect();

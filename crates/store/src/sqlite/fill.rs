@@ -4,7 +4,8 @@ use super::{append, json, meta, parse, set_meta, write};
 use crate::StoreError;
 use crate::dump::{Dump, Restored, Tombstone};
 use kiln_model::{Epoch, Incarnation, Revision, Snapshot};
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
+use std::path::Path;
 
 pub(super) fn tombstones(connection: &Connection) -> rusqlite::Result<Vec<Tombstone>> {
     let query = "SELECT id, revision, body FROM tombstone ORDER BY revision, id";
@@ -55,7 +56,12 @@ pub(super) fn fill(
     Ok(write_all(&tx, dump, restored, &after).and_then(|()| tx.commit()).map(|()| after))
 }
 
-fn write_all(tx: &Transaction<'_>, dump: &Dump, restored: &Restored, after: &Snapshot) -> rusqlite::Result<()> {
+fn write_all(
+    tx: &Transaction<'_>,
+    dump: &Dump,
+    restored: &Restored,
+    after: &Snapshot,
+) -> rusqlite::Result<()> {
     write(tx, &Snapshot::default(), after, &dump.rows)?;
     for row in &dump.tombstones {
         tx.prepare_cached("INSERT INTO tombstone VALUES(?1, ?2, ?3)")?.execute(params![
@@ -77,4 +83,36 @@ fn write_all(tx: &Transaction<'_>, dump: &Dump, restored: &Restored, after: &Sna
     set_meta(tx, "recovery", json(&restored.recovery))?;
     set_meta(tx, "incarnation", after.incarnation)?;
     set_meta(tx, "epoch", restored.epoch)
+}
+
+impl super::SqliteStore {
+    /// Whose a database is and where it ends, without changing it: (incarnation, newest epoch, revision).
+    pub fn peek(path: &Path) -> Result<(Incarnation, Epoch, Revision), StoreError> {
+        let fail = |source: rusqlite::Error| super::io("reading", path, source);
+        let connection = existing(path).map_err(fail)?;
+        let found: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
+        if found > super::SCHEMA {
+            let path = path.display().to_string();
+            return Err(StoreError::NewerSchema { path, found, known: super::SCHEMA });
+        }
+        let number = |key| meta::<u64>(&connection, key).map_err(fail);
+        Ok((Incarnation(number("incarnation")?), Epoch(number("epoch")?), Revision(number("revision")?)))
+    }
+
+    /// Writes the log of a database that nobody uses into it, so that it is one file.
+    pub fn settle(path: &Path) -> Result<(), StoreError> {
+        let fail = |source: rusqlite::Error| super::io("closing", path, source);
+        let connection = existing(path).map_err(fail)?;
+        let busy: i64 =
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).map_err(fail)?;
+        if busy != 0 {
+            return Err(super::io("closing", path, std::io::Error::other("its log is in use")));
+        }
+        connection.close().map_err(|(_, source)| fail(source))
+    }
+}
+
+fn existing(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(path, flags)
 }
