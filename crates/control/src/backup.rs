@@ -227,7 +227,7 @@ fn restored(
         detail: reason.clone(),
     };
     let recovery = Recovery { reason, since, at };
-    Ok(Restored { incarnation: seen.0.next(), epoch: seen.1, recovery, event })
+    Ok(Restored { incarnation: seen.0.next(), epoch: seen.1, hold: Some((recovery, event)) })
 }
 
 /// The name under which the old state is kept.

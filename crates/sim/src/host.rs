@@ -51,7 +51,7 @@ pub(crate) struct Host {
     /// Addresses of those that vanished: kept until somebody asks for their absence.
     kept: BTreeMap<InstanceId, IpAddr>,
     server: (Incarnation, Epoch),
-    newest: Fence,
+    pub(crate) newest: Fence,
     listeners: Vec<Arc<Notify>>,
 }
 

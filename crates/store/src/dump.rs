@@ -89,10 +89,8 @@ pub struct Restored {
     pub incarnation: Incarnation,
     /// The next lease is above it.
     pub epoch: Epoch,
-    /// The hold that it begins with.
-    pub recovery: Recovery,
-    /// The entry in the ledger.
-    pub event: Event,
+    /// The hold that it begins with, and its entry in the ledger; none makes a copy of the store that it was taken from.
+    pub hold: Option<(Recovery, Event)>,
 }
 
 /// A backup could not be taken or read.
@@ -330,8 +328,10 @@ impl Hashed<'_> {
 /// The snapshot of a store that was filled from a backup.
 pub(crate) fn restored(dump: &Dump, restored: &Restored) -> Snapshot {
     let mut snapshot = dump.snapshot();
-    snapshot.apply(&Mutation::Hold { recovery: restored.recovery.clone() });
-    snapshot.revision = snapshot.revision.next();
+    if let Some((recovery, _)) = &restored.hold {
+        snapshot.apply(&Mutation::Hold { recovery: recovery.clone() });
+        snapshot.revision = snapshot.revision.next();
+    }
     snapshot.incarnation = restored.incarnation;
     snapshot
 }

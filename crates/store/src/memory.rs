@@ -133,9 +133,11 @@ impl Store for MemStore {
         state.tombstones = dump.tombstones.iter().map(|row| (row.id.clone(), row.clone())).collect();
         state.departed = dump.tombstones.iter().filter_map(|row| row.last.as_deref().cloned()).collect();
         state.ledger.clone_from(&dump.ledger);
-        let previous = state.ledger.last().map_or(ledger::GENESIS.to_owned(), |e| e.hash.clone());
-        let sequence = state.ledger.len() as u64 + 1;
-        state.ledger.push(ledger::entry(&previous, sequence, after.revision, &restored.event));
+        if let Some((_, event)) = &restored.hold {
+            let previous = state.ledger.last().map_or(ledger::GENESIS.to_owned(), |e| e.hash.clone());
+            let sequence = state.ledger.len() as u64 + 1;
+            state.ledger.push(ledger::entry(&previous, sequence, after.revision, event));
+        }
         state.epoch = restored.epoch;
         state.snapshot = Arc::new(after);
         Ok(())

@@ -9,7 +9,7 @@ use kiln_store::{Dump, DumpError, MemStore, Restored, SqliteStore, Store, StoreE
 
 fn restored() -> Restored {
     let recovery = Recovery { reason: "a backup was restored".into(), since: Boot(7), at: Wall(7) };
-    Restored { incarnation: Incarnation(3), epoch: Epoch(40), recovery, event: event(99) }
+    Restored { incarnation: Incarnation(3), epoch: Epoch(40), hold: Some((recovery, event(99))) }
 }
 
 fn taken(store: &dyn Store) -> (Dump, Vec<u8>) {
@@ -36,7 +36,7 @@ fn what_is_restored_is_what_was_taken_in_whichever_store() {
     into_file.fill(&dump, &restored()).unwrap();
     let loaded = into_file.load().unwrap();
     assert_eq!(*loaded, *into_memory.load().unwrap());
-    assert_eq!(loaded.recovery, Some(restored().recovery));
+    assert_eq!(loaded.recovery, restored().hold.map(|(recovery, _)| recovery));
     assert_eq!((loaded.incarnation, loaded.revision), (Incarnation(3), last.revision.next()));
     assert_eq!((&loaded.instances, &loaded.answers), (&last.instances, &last.answers));
     drop(into_file);
@@ -48,6 +48,20 @@ fn what_is_restored_is_what_was_taken_in_whichever_store() {
         assert!(store.is_tombstoned(&dump.tombstones[0].id).unwrap());
         assert_eq!(store.take_lease("a").unwrap(), (Incarnation(3), Epoch(41)));
         assert!(matches!(store.fill(&dump, &restored()), Err(StoreError::Illegal { .. })), "not empty");
+    }
+}
+
+#[test]
+fn without_a_hold_it_is_a_copy_into_whichever_store() {
+    let (from, memory, file) = (MemStore::default(), MemStore::default(), SqliteStore::in_memory().unwrap());
+    history(&from, 7);
+    let (dump, bytes) = taken(&from);
+    let copy = Restored { incarnation: dump.head.incarnation, epoch: dump.head.epoch, hold: None };
+    for store in [&memory as &dyn Store, &file] {
+        store.fill(&dump, &copy).unwrap();
+        assert_eq!(*store.load().unwrap(), *from.load().unwrap());
+        assert_eq!(store.verify_ledger().unwrap(), from.verify_ledger().unwrap());
+        assert_eq!(taken(store), (dump.clone(), bytes.clone()));
     }
 }
 

@@ -79,8 +79,14 @@ fn write_all(
             entry.hash
         ])?;
     }
-    append(tx, after.revision, std::slice::from_ref(&restored.event))?;
-    set_meta(tx, "recovery", json(&restored.recovery))?;
+    if let Some(last) = dump.ledger.last() {
+        set_meta(tx, "ledger_sequence", last.sequence)?;
+        set_meta(tx, "ledger_hash", &last.hash)?;
+    }
+    if let Some((recovery, event)) = &restored.hold {
+        append(tx, after.revision, std::slice::from_ref(event))?;
+        set_meta(tx, "recovery", json(recovery))?;
+    }
     set_meta(tx, "incarnation", after.incarnation)?;
     set_meta(tx, "epoch", restored.epoch)
 }
