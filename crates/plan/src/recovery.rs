@@ -60,7 +60,7 @@ pub fn evidence(snapshot: &Snapshot, lead: Lead, world: &World) -> Option<String
         return None;
     }
     let newer = |who: &str, fence: Fence| {
-        if fence.server() > lead.server {
+        if fence.server() > lead.server && !planted(Mutant::UnheardServer) {
             let (incarnation, epoch) = fence.server();
             return Some(format!("{who} heard of a newer server ({incarnation}.{epoch})"));
         }
