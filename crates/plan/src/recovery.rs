@@ -60,7 +60,7 @@ pub fn evidence(snapshot: &Snapshot, lead: Lead, world: &World) -> Option<String
         return None;
     }
     let newer = |who: &str, fence: Fence| {
-        if fence.server() > lead.server && !planted(Mutant::UnheardServer) {
+        if fence.server() > lead.server {
             let (incarnation, epoch) = fence.server();
             return Some(format!("{who} heard of a newer server ({incarnation}.{epoch})"));
         }
@@ -88,7 +88,8 @@ pub(crate) fn hold(snapshot: &Snapshot, observed: &Observed) -> Option<Plan> {
         return Some(agreed(snapshot, observed, world).unwrap_or_default());
     }
     let lead = observed.lead?;
-    if let Some(reason) = evidence(snapshot, lead, &world) {
+    let found = evidence(snapshot, lead, &world).filter(|_| !planted(Mutant::UnheardServer));
+    if let Some(reason) = found {
         let event = event(observed, "recovery.hold", reason.clone());
         let recovery = Recovery { reason, since: observed.now, at: observed.wall };
         let mutations = vec![Mutation::Hold { recovery }];
