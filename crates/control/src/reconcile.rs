@@ -195,9 +195,7 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             }
             self.clock.pass(Point::PlanAfterCommit).await;
         }
-        if let Some((incarnation, epoch)) =
-            newer.filter(|_| !planted(Mutant::NoRecoveryHold) && !planted(Mutant::UnheardServer))
-        {
+        if let Some((incarnation, epoch)) = newer.filter(|_| !planted(Mutant::NoRecoveryHold)) {
             return Err(ReconcileError::Newer(incarnation, epoch));
         }
         self.act(&plan)?;

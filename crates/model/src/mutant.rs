@@ -78,8 +78,6 @@ mutants! {
     EarlyAck = "early-ack",
     /// What no row owns is ended although the edge sends to it.
     EndInUse = "end-in-use",
-    /// Passes do not look whether the world heard of more than the state has; only the start of a server does.
-    UnheardServer = "unheard-server",
     /// State that is older than the world is carried out.
     NoRecoveryHold = "no-recovery-hold",
     /// A recovery gives the numbers of what runs again.

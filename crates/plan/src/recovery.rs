@@ -88,8 +88,7 @@ pub(crate) fn hold(snapshot: &Snapshot, observed: &Observed) -> Option<Plan> {
         return Some(agreed(snapshot, observed, world).unwrap_or_default());
     }
     let lead = observed.lead?;
-    let found = evidence(snapshot, lead, &world).filter(|_| !planted(Mutant::UnheardServer));
-    if let Some(reason) = found {
+    if let Some(reason) = evidence(snapshot, lead, &world) {
         let event = event(observed, "recovery.hold", reason.clone());
         let recovery = Recovery { reason, since: observed.now, at: observed.wall };
         let mutations = vec![Mutation::Hold { recovery }];

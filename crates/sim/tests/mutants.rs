@@ -11,9 +11,8 @@ const SEEDS: u64 = 1_000;
 const SECOND_LINES: &[(Mutant, &[Mutant])] = &[
     (Mutant::NoLint, &[Mutant::SwitchUnvalidated]),
     (Mutant::OldResults, &[Mutant::ForgetRunning]),
-    (Mutant::StaleSnapshot, &[Mutant::EndInUse, Mutant::UnheardServer]),
-    (Mutant::EndInUse, &[Mutant::StaleSnapshot, Mutant::UnheardServer]),
-    (Mutant::UnheardServer, &[Mutant::StaleSnapshot, Mutant::EndInUse]),
+    (Mutant::StaleSnapshot, &[Mutant::NoRecoveryHold]),
+    (Mutant::EndInUse, &[Mutant::NoRecoveryHold]),
 ];
 
 #[test]

@@ -55,6 +55,7 @@ impl Adoption<'_> {
     }
 
     fn adopt(&mut self, survey: &Survey, world: &World) {
+        self.lose(world);
         for adopted in &survey.adopted {
             self.adopt_release(adopted, &survey.serving);
         }
@@ -80,6 +81,24 @@ impl Adoption<'_> {
         }
         for (env, releases) in &survey.serving {
             self.keep_size(env, releases, world);
+        }
+    }
+
+    /// Whoever has a row and is not there any more is in no table: its address may be somebody else's.
+    fn lose(&mut self, world: &World) {
+        let is_there = |row: &Instance| world.seen.as_ref().is_none_or(|seen| seen.contains_key(&row.id));
+        let is_lost =
+            |row: &Instance| !row.state.is_over() && row.state != InstanceState::Intent && !is_there(row);
+        let lost: Vec<_> = self.after.instances.values().filter(|row| is_lost(row)).cloned().collect();
+        for row in lost {
+            let (state, since) = (InstanceState::Lost, self.request.now);
+            let reason = Some("it was gone when the state was restored".into());
+            self.put(Mutation::PutInstance(Box::new(Instance {
+                state,
+                since,
+                reason,
+                ..Instance::clone(&row)
+            })));
         }
     }
 
