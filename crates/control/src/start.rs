@@ -6,6 +6,7 @@ use crate::handle::{Handle, Progress};
 use crate::keeper::{Keeper, KeeperConfig};
 use crate::keys::{Keys, KeysError};
 use crate::reconcile::{ReconcileError, Reconciler, Shared};
+use crate::recover;
 use crate::vault::{Vault, VaultError};
 use crate::workshop::{GuestKernels, SharedWorkshop, Workshop, WorkshopConfig};
 use kiln_edge::{EdgeClient, SpawnError, control_socket};
@@ -100,6 +101,7 @@ impl Control {
     pub async fn start(config: ControlConfig, lock: StateLock) -> Result<Self, StartError> {
         let unusable = |source| StartError::State { path: config.state.clone(), source };
         let state = config.state.canonicalize().map_err(unusable)?;
+        crate::backup::clean(&state);
         let store = Arc::new(SqliteStore::open(&state.join("kiln.db"))?);
         let clock = Arc::new(HostClock::new().map_err(unusable)?);
         let (progress, _) = broadcast::channel::<Progress>(PROGRESS_BACKLOG);
@@ -136,11 +138,13 @@ impl Control {
         };
         let keeper = Keeper::start(keeper).await?;
         // Only now: whoever could not start has not taken the lease from anybody.
-        let server = store.take_lease(&format!("pid {}", std::process::id()))?;
+        let router = Arc::new(EdgeClient::new(control_socket(&dir)));
+        let holder = format!("pid {}", std::process::id());
+        let server = recover::lead(&*store, &*provider, &*router, &*clock, &holder).await?;
         let shared = Arc::new(Shared::default());
         let engines = Engines {
             provider,
-            router: Arc::new(EdgeClient::new(control_socket(&dir))),
+            router,
             bakery: Arc::new(SharedWorkshop(workshop.clone())),
             vault: vault.clone(),
         };

@@ -33,7 +33,7 @@ impl Inner {
         self.admit(fence, &id)?;
         let known = self.books().entries.get(&id).map(|entry| entry.record.clone());
         match known {
-            Some(record) if record.spec != spec => {
+            Some(record) if !record.spec.is_same(&spec) => {
                 let detail = "it came with other content before".to_owned();
                 return Err(ProviderError::Stale { id, detail });
             }
