@@ -214,6 +214,7 @@ mod tests {
             edge: Some(EdgeView { generation: 4, wanted: 5, listening: vec!["0.0.0.0:80".into()] }),
             environments: vec![environment],
             paused: None,
+            recovery: None,
             holds: vec![],
         }
     }
