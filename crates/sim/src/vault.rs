@@ -1,7 +1,7 @@
 //! The store that all processes share, and its older states: a restore of a backup puts one of them back.
 
-use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Mutation, Revision, Snapshot};
-use kiln_store::{LedgerEntry, MemStore, Store, StoreError};
+use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Millis, Mutation, Revision, Snapshot};
+use kiln_store::{Lease, LedgerEntry, MemStore, Store, StoreError};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -53,6 +53,26 @@ impl Store for Vault {
 
     fn take_lease(&self, holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
         self.now().take_lease(holder)
+    }
+
+    fn try_lease(
+        &self,
+        holder: &str,
+        span: Millis,
+    ) -> Result<Result<(Incarnation, Epoch), Lease>, StoreError> {
+        self.now().try_lease(holder, span)
+    }
+
+    fn renew_lease(&self, epoch: Epoch, span: Millis) -> Result<(), StoreError> {
+        self.now().renew_lease(epoch, span)
+    }
+
+    fn release_lease(&self, epoch: Epoch) -> Result<(), StoreError> {
+        self.now().release_lease(epoch)
+    }
+
+    fn lease(&self) -> Result<Lease, StoreError> {
+        self.now().lease()
     }
 
     fn commit(
