@@ -69,7 +69,7 @@ impl PostgresStore {
 
 /// Who has the lease, by the database's clock.
 async fn lease(client: &Client) -> Result<Lease, Fault> {
-    let query = "SELECT holder, epoch, CAST(ceil(greatest(0, extract(epoch FROM expires - clock_timestamp())) * 1000) AS bigint) \
+    let query = "SELECT holder, epoch, CAST(ceil(extract(epoch FROM expires - clock_timestamp()) * 1000) AS bigint) \
                  FROM lease WHERE one = 1";
     let row = client.query_typed_one(query, &[]).await?;
     let left = row.get::<_, Option<i64>>(2).map(|left| Millis(left.try_into().unwrap_or(0)));

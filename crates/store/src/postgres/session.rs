@@ -98,14 +98,16 @@ impl Session {
         work: &mut impl AsyncFnMut(&mut Client, &mut Option<Arc<Snapshot>>) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
         let Self { address, runtime, client, known } = self;
-        let answered = runtime.block_on(tokio::time::timeout(ANSWER_MAX, async {
+        let question = async {
             if client.as_ref().is_none_or(Client::is_closed) {
                 *known = None;
                 *client = Some(connect(address).await?);
             }
             let client = client.as_mut().ok_or(Fault::Damaged("the connection"))?;
             work(client, known).await
-        }));
+        };
+        // Timers are made inside of the runtime.
+        let answered = runtime.block_on(async { tokio::time::timeout(ANSWER_MAX, question).await });
         let fault = match answered {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(Fault::Refused(error))) => return Err(error),
