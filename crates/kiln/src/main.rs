@@ -4,6 +4,7 @@
 
 mod internal;
 mod roles;
+mod shared;
 
 use std::process::ExitCode;
 

@@ -88,6 +88,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the store is on another machine or process that did not answer. Whether a commit happened is unknown, and asking
+    /// again later may help.
+    pub fn is_unreachable(&self) -> bool {
+        let StoreError::Io { source, .. } = self else { return false };
+        let io = source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        source.is::<tokio_postgres::Error>() || io == Some(std::io::ErrorKind::TimedOut)
+    }
+
     /// Whether a full disk is at fault.
     pub fn is_disk_full(&self) -> bool {
         let StoreError::Io { source, .. } = self else { return false };

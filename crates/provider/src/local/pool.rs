@@ -4,6 +4,7 @@
 use super::network::Network;
 use super::order::Failure;
 use super::slot::{Host, Slot};
+use super::turn::Turn;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -54,6 +55,7 @@ impl Drop for Underway<'_> {
 #[derive(Debug)]
 struct Shared {
     host: Arc<Host>,
+    turn: Arc<Turn>,
     spare: Spare,
     stock: Mutex<Stock>,
     wake: Condvar,
@@ -67,8 +69,8 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn open(host: Arc<Host>, spare: Spare) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { host, spare, stock: Mutex::default(), wake: Condvar::new() });
+    pub(super) fn open(host: Arc<Host>, spare: Spare, turn: Arc<Turn>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared { host, turn, spare, stock: Mutex::default(), wake: Condvar::new() });
         let own = shared.clone();
         let keeper = std::thread::Builder::new().name("spare".into()).spawn(move || own.keep())?;
         Ok(Self { shared, keeper: Some(keeper) })
@@ -151,6 +153,8 @@ impl Shared {
                 continue;
             }
             stock.has_news = false;
+            // For another server's books it makes nothing.
+            let Ok(at_work) = self.turn.begin() else { return };
             let made = if slots < self.spare.slots {
                 let network = stock.networks.pop_front();
                 drop(stock);
@@ -162,6 +166,7 @@ impl Shared {
                 drop(stock);
                 None
             };
+            drop(at_work);
             if made == Some(true) {
                 self.wake.notify_all();
                 stock = self.stock();
