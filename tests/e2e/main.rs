@@ -24,6 +24,7 @@ mod rebuilt;
 mod retention;
 mod second_project;
 mod secrets;
+mod several_servers;
 mod soak;
 mod strategies;
 mod taken_back;
@@ -77,6 +78,7 @@ fn main() {
         ("second_project", second_project::run),
         ("secrets", secrets::run_all),
         ("promotion", promotion::run),
+        ("several_servers", several_servers::run_all),
         ("soak_of_rollouts", soak::run),
         ("acceptance_pause", acceptance::pause::run),
         ("acceptance_idle", acceptance::idle::run),

@@ -127,7 +127,7 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     result
 }
 
-pub(crate) fn loop_failure(error: &ReconcileError) -> Failure {
+fn loop_failure(error: &ReconcileError) -> Failure {
     let ReconcileError::Store(cause) = error;
     let code = if cause.is_disk_full() { Code::DiskFull } else { Code::Store };
     Failure::new(code, chain(error)).hint(code.entry().help)

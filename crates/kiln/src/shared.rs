@@ -2,7 +2,7 @@
 //! until it loses it, and then begins anew as another program in the same process. Nothing that it believed as a leader
 //! outlives that: neither a thread, nor a book, nor an effect.
 
-use crate::roles::{loop_failure, start_failure};
+use crate::roles::start_failure;
 use kiln_api::Code;
 use kiln_api::error::chain;
 use kiln_cli::{Failure, ServeArgs};
@@ -171,7 +171,7 @@ async fn lead(
         () = asked.to_end() => {}
         ended = &mut control.reconciler => match ended {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => step_down(&chain(&loop_failure(&error))),
+            Ok(Err(error)) => step_down(&chain(&error)),
             Err(error) => step_down(&error.to_string()),
         },
     }
