@@ -3,6 +3,7 @@
 
 use crate::{run, wait_until};
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -100,6 +101,15 @@ impl Postgres {
         command.args(["-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", statement]);
         command.arg("-h").arg(self.dir.path());
         command
+    }
+
+    /// A session in kiln's database that does what is written to it, and stays.
+    pub fn session(&self, script: &str) -> Child {
+        let mut command = unprivileged(&PathBuf::from(PROGRAMS).join("psql"));
+        command.args(["-X", "-q", "-d", "kiln", "-h"]).arg(self.dir.path());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("psql starts");
+        writeln!(child.stdin.as_mut().expect("piped"), "{script}").expect("psql lives");
+        child
     }
 
     /// Does it in kiln's database and answers what it said.

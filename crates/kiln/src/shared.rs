@@ -78,7 +78,7 @@ pub(crate) async fn serve(
         address,
         state: config.state.clone(),
         home,
-        holder: arguments.listen.path().display().to_string(),
+        holder: holder(arguments),
         store: None,
     };
     let result = tokio::select! {
@@ -212,4 +212,10 @@ impl Inherited {
     fn reap(&mut self) {
         self.0.retain(|pid| matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None)));
     }
+}
+
+/// How the others reach this server.
+fn holder(arguments: &ServeArgs) -> String {
+    let path = arguments.listen.path();
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }
