@@ -60,7 +60,11 @@ impl Candidate {
 
 /// Renews the lease in a thread of its own, whatever else the process is busy with, until it is lost or may be: then `lost` is
 /// called, which must not return to what the process did.
-pub fn keep_lease(store: Arc<dyn Store>, epoch: Epoch, lost: impl Fn(&str) + Send + 'static) -> std::io::Result<()> {
+pub fn keep_lease(
+    store: Arc<dyn Store>,
+    epoch: Epoch,
+    lost: impl Fn(&str) + Send + 'static,
+) -> std::io::Result<()> {
     let mut good_until = now() + LEASE.0;
     let keep = move || {
         loop {

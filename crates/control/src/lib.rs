@@ -23,9 +23,9 @@ pub mod workshop;
 
 pub use collect::Collected;
 pub use handle::{Handle, Progress, SubmitError};
+pub use home::HomeError;
 pub use keys::{Keys, KeysError};
 pub use kiln_image::debian::changes as lock_changes;
-pub use home::HomeError;
 pub use reconcile::ReconcileError;
 pub use start::{Control, ControlConfig, StartError, share_state, take_state};
 pub use vault::{Vault, VaultError};

@@ -192,10 +192,7 @@ pub fn share_state(path: &Path) -> Result<StateLock, StartError> {
     locked(path, StateLock::share)
 }
 
-fn locked(
-    path: &Path,
-    take: impl Fn(&Path) -> Result<StateLock, LockedBy>,
-) -> Result<StateLock, StartError> {
+fn locked(path: &Path, take: impl Fn(&Path) -> Result<StateLock, LockedBy>) -> Result<StateLock, StartError> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     let unusable = |source| StartError::State { path: path.to_owned(), source };

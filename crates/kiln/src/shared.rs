@@ -41,7 +41,10 @@ pub(crate) fn address(text: &str) -> Result<PostgresAddress, Failure> {
     let address = parse(text)?;
     if address.has_password() && std::env::args().any(|argument| argument.contains(text)) {
         let message = "`--store` has a password, which everybody on this host can read in a command line";
-        return Err(usage(message.into(), "write it into a file and name that: `--store file:PATH`, or set KILN_STORE"));
+        return Err(usage(
+            message.into(),
+            "write it into a file and name that: `--store file:PATH`, or set KILN_STORE",
+        ));
     }
     Ok(address)
 }
@@ -73,14 +76,13 @@ pub(crate) async fn serve(
     let front = Front::default();
     let server = tokio::spawn(front.clone().serve(listener));
     let name = address.to_string();
-    eprintln!("kiln: state in `{}` and PostgreSQL ({name}), listening on `{}`", config.state.display(), arguments.listen);
-    let candidate = Candidate {
-        address,
-        state: config.state.clone(),
-        home,
-        holder: holder(arguments),
-        store: None,
-    };
+    eprintln!(
+        "kiln: state in `{}` and PostgreSQL ({name}), listening on `{}`",
+        config.state.display(),
+        arguments.listen
+    );
+    let candidate =
+        Candidate { address, state: config.state.clone(), home, holder: holder(arguments), store: None };
     let result = tokio::select! {
         () = asked.to_end() => Ok(None),
         elected = stand_by(candidate, &front) => elected.map(Some),
@@ -116,8 +118,7 @@ async fn stand_by(
             let looked = candidate.look();
             (candidate, looked)
         });
-        let (same, looked) =
-            looked.await.map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+        let (same, looked) = looked.await.map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
         candidate = same;
         match looked {
             Ok(Turn::Leads { store, server }) => {
@@ -127,7 +128,9 @@ async fn stand_by(
             Ok(Turn::Waits(lease)) => {
                 say(format!("stands by; `{}` leads with epoch {}", lease.holder, lease.epoch));
                 // One whose lease has ended is on its way to be taken over from.
-                front.follow(Some(PathBuf::from(lease.holder)).filter(|_| lease.left != Some(kiln_model::Millis(0))));
+                front.follow(
+                    Some(PathBuf::from(lease.holder)).filter(|_| lease.left != Some(kiln_model::Millis(0))),
+                );
             }
             Err(HomeError::Store(error @ StoreError::NewerSchema { .. })) => {
                 return Err(start_failure(StartError::Store(error)));

@@ -429,7 +429,8 @@ impl Inner {
 
     /// Begins to change something of the instance, if the books are still the newest.
     fn begin_work(&self, id: &InstanceId) -> Result<AtWork<'_>, ProviderError> {
-        let stale = |error: std::io::Error| ProviderError::Stale { id: id.clone(), detail: error.to_string() };
+        let stale =
+            |error: std::io::Error| ProviderError::Stale { id: id.clone(), detail: error.to_string() };
         self.turn.begin().map_err(stale)
     }
 

@@ -119,11 +119,18 @@ async fn leader(front: &Front, was_handed_on: bool) -> Result<Leader, Failure> {
         }
     };
     let waited = tokio::time::timeout(WAIT_MAX, wait).await;
-    waited.unwrap_or_else(|_| Err(unavailable("no server leads: the database does not answer, or nobody could start")))
+    waited.unwrap_or_else(|_| {
+        Err(unavailable("no server leads: the database does not answer, or nobody could start"))
+    })
 }
 
 /// Has another server answer.
-async fn hand_on(front: &Front, path: PathBuf, actor: &str, mut request: Request) -> Result<Response, Failure> {
+async fn hand_on(
+    front: &Front,
+    path: PathBuf,
+    actor: &str,
+    mut request: Request,
+) -> Result<Response, Failure> {
     let lost = || unavailable("the server that leads was lost before it answered");
     let headers = request.headers_mut();
     for hop in [header::CONNECTION, header::TRANSFER_ENCODING] {

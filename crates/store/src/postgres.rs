@@ -12,9 +12,7 @@ pub use address::{AddressError, PostgresAddress};
 
 use crate::{Lease, LedgerEntry, Store, StoreError, ledger, rules};
 use kiln_model::mutant::{Mutant, planted};
-use kiln_model::{
-    Epoch, Event, Incarnation, Instance, InstanceId, Millis, Mutation, Revision, Snapshot,
-};
+use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Millis, Mutation, Revision, Snapshot};
 use rows::{count, int};
 use session::{Fault, Line};
 use std::collections::BTreeSet;
@@ -93,10 +91,7 @@ async fn newest(client: &mut Client, known: &mut Option<Arc<Snapshot>>) -> Resul
 }
 
 /// Those of the instances that mutations write that were destroyed before.
-async fn tombstones(
-    tx: &Transaction<'_>,
-    mutations: &[Mutation],
-) -> Result<BTreeSet<String>, Fault> {
+async fn tombstones(tx: &Transaction<'_>, mutations: &[Mutation]) -> Result<BTreeSet<String>, Fault> {
     let put = |mutation: &Mutation| match mutation {
         Mutation::PutInstance(row) => Some(row.id.to_string()),
         _ => None,

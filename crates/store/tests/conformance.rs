@@ -45,8 +45,19 @@ fn step() -> impl Choice<Value = Step> {
 
 /// Every kind of mutation. [`kind`] does not compile without the next one.
 const KINDS: [&str; 13] = [
-    "environment", "release", "secret", "rollout", "instance", "gone", "op", "drop-op", "route", "acked", "pause",
-    "answer", "rebase",
+    "environment",
+    "release",
+    "secret",
+    "rollout",
+    "instance",
+    "gone",
+    "op",
+    "drop-op",
+    "route",
+    "acked",
+    "pause",
+    "answer",
+    "rebase",
 ];
 
 fn kind(mutation: &Mutation) -> &'static str {
@@ -137,7 +148,8 @@ fn mutation(now: &Snapshot, (which, a, b): (u8, u8, u8)) -> Mutation {
     let pick = |n: usize| if n == 0 { None } else { Some(usize::from(a) % n) };
     match KINDS[usize::from(which)] {
         "environment" => {
-            let mut row = now.environments.get(&env(a)).map_or(Environment::new(env(a)), |row| (**row).clone());
+            let mut row =
+                now.environments.get(&env(a)).map_or(Environment::new(env(a)), |row| (**row).clone());
             row.next_release = ReleaseNumber(u64::from(b));
             row.serving = Some(ReleaseNumber(u64::from(b % 4))).filter(|_| b % 3 == 0);
             row.deaths = [(service(), (1, Boot(u64::from(b))))].into();
@@ -157,7 +169,9 @@ fn mutation(now: &Snapshot, (which, a, b): (u8, u8, u8)) -> Mutation {
             let row = now.secrets_of(&env(a), Some(&name)).find(|row| row.version == version).cloned();
             let row = match row {
                 Some(old) => Secret { content: SecretContent::Removed, ..(*old).clone() },
-                None => Secret { env: env(a), name, version, created: Wall(1), actor: "test".into(), content },
+                None => {
+                    Secret { env: env(a), name, version, created: Wall(1), actor: "test".into(), content }
+                }
             };
             Mutation::PutSecret(Box::new(row))
         }
@@ -180,7 +194,11 @@ fn mutation(now: &Snapshot, (which, a, b): (u8, u8, u8)) -> Mutation {
                 Some(old) => {
                     let legal = PATH.iter().filter(|next| old.phase.may_become(**next));
                     let phase = *legal.cycle().nth(usize::from(b % 4)).unwrap_or(&old.phase);
-                    Mutation::PutRollout(Box::new(Rollout { phase, failures: u32::from(b), ..(**old).clone() }))
+                    Mutation::PutRollout(Box::new(Rollout {
+                        phase,
+                        failures: u32::from(b),
+                        ..(**old).clone()
+                    }))
                 }
                 None => Mutation::PutRollout(Box::new(rollout(now.next_rollout, a, PATH[0]))),
             }
@@ -188,7 +206,8 @@ fn mutation(now: &Snapshot, (which, a, b): (u8, u8, u8)) -> Mutation {
         "instance" => {
             const STATES: [InstanceState; 10] =
                 [Intent, Booting, Probing, Validated, Serving, Tainted, Draining, Retiring, Failed, Lost];
-            let old = pick(now.instances.len()).filter(|_| b % 3 > 0).and_then(|n| now.instances.values().nth(n));
+            let old =
+                pick(now.instances.len()).filter(|_| b % 3 > 0).and_then(|n| now.instances.values().nth(n));
             Mutation::PutInstance(Box::new(match old {
                 Some(old) => {
                     let legal: Vec<_> = STATES.into_iter().filter(|s| old.state.may_become(*s)).collect();
@@ -260,9 +279,12 @@ fn mutation(now: &Snapshot, (which, a, b): (u8, u8, u8)) -> Mutation {
             }];
             Mutation::PutRoute { generation: Generation(now.route.0.0 + 1 + skips), table }
         }
-        "acked" => Mutation::RouteAcked { generation: Generation((now.route.0.0 + u64::from(b % 5 == 0)).saturating_sub(u64::from(a % 2))) },
+        "acked" => Mutation::RouteAcked {
+            generation: Generation((now.route.0.0 + u64::from(b % 5 == 0)).saturating_sub(u64::from(a % 2))),
+        },
         "pause" => {
-            let pause = Pause { actor: "a".into(), reason: "b".into(), since: Boot(u64::from(a)), at: Wall(1) };
+            let pause =
+                Pause { actor: "a".into(), reason: "b".into(), since: Boot(u64::from(a)), at: Wall(1) };
             Mutation::Pause { env: (b % 2 == 0).then(|| env(a)), pause: (b % 3 > 0).then_some(pause) }
         }
         "answer" => Mutation::Answer(Answered {
@@ -394,8 +416,7 @@ fn conform(subject: &Subject<'_>, steps: &[Step], seen: &RefCell<Seen>) {
 /// Runs `cases` sequences, always the same ones, and makes sure that they were worth running.
 fn suite(subject: &Subject<'_>, cases: u32) {
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
-    let mut runner =
-        TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let seen = RefCell::new(Seen::default());
     let run = |steps: Vec<Step>| {
         conform(subject, &steps, &seen);

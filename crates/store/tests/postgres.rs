@@ -94,7 +94,9 @@ fn a_lease_ends_by_the_database_s_clock() {
     let (_, first) = a.try_lease("a", HOUR).unwrap().unwrap();
     assert_eq!(b.try_lease("b", HOUR).unwrap().unwrap_err().holder, "a");
     a.renew_lease(first, Millis(1)).unwrap();
-    kiln_tests::wait_until("it has ended", std::time::Duration::from_secs(60), || b.lease().unwrap().is_free());
+    kiln_tests::wait_until("it has ended", std::time::Duration::from_secs(60), || {
+        b.lease().unwrap().is_free()
+    });
     let (_, second) = b.try_lease("b", HOUR).unwrap().unwrap();
     assert!(second > first && matches!(a.renew_lease(first, HOUR), Err(StoreError::LeaseLost { .. })));
     let (_, third) = b.try_lease("b", HOUR).unwrap().unwrap();
@@ -137,10 +139,15 @@ fn connections_and_the_server_may_be_lost() {
     for n in 1..4 {
         if n == 2 {
             postgres.kill();
-            assert!(store.load().is_err_and(|error| error.is_unreachable()), "nothing is answered from memory");
+            assert!(
+                store.load().is_err_and(|error| error.is_unreachable()),
+                "nothing is answered from memory"
+            );
             postgres.start();
         } else {
-            postgres.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'kiln'");
+            postgres.query(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'kiln'",
+            );
         }
         assert_eq!(store.load().unwrap().revision, base, "a question that only reads is asked again");
         base = store.commit(epoch, base, &[pause(n)], &[event(n)]).unwrap();
@@ -154,7 +161,8 @@ fn a_writer_that_stops_half_way_does_not_keep_the_lease() {
     let store = open(&postgres);
     store.try_lease("a", Millis(1)).unwrap().unwrap();
     // A server that was stopped in the middle of a commit, with the limit that commits set themselves.
-    let script = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '2s'; UPDATE lease SET revision = revision;";
+    let script =
+        "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '2s'; UPDATE lease SET revision = revision;";
     let mut stopped = postgres.session(script);
     let locked = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'";
     let limit = std::time::Duration::from_secs(60);
@@ -183,7 +191,8 @@ fn rows_that_cannot_be_read_are_told_apart() {
     let store = open(&postgres);
     let (_, epoch) = store.take_lease("a").unwrap();
     let env = EnvRef { project: ProjectName::new("shop").unwrap(), env: EnvName::new("production").unwrap() };
-    let base = store.commit(epoch, Revision(0), &[Mutation::PutEnvironment(Environment::new(env.clone()))], &[]);
+    let base =
+        store.commit(epoch, Revision(0), &[Mutation::PutEnvironment(Environment::new(env.clone()))], &[]);
     postgres.query("UPDATE environment SET body = 'x'");
     let again = open(&postgres).load().unwrap();
     assert_eq!((again.revision, again.environments.len()), (base.unwrap(), 0));

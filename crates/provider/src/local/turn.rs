@@ -51,7 +51,9 @@ impl Turn {
         if !locked_within(&file, PATIENCE)? {
             end_owner(&mut file)?;
             if !locked_within(&file, KILL_MAX)? {
-                return Err(io::Error::other("an earlier server is at work on the instances and does not end"));
+                return Err(io::Error::other(
+                    "an earlier server is at work on the instances and does not end",
+                ));
             }
         }
         let pid = rustix::process::getpid().as_raw_nonzero().get();
@@ -131,11 +133,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(OWNER);
         // Another process that holds the lock and never lets go.
-        let mut child = Command::new("flock").arg(&path).args(["sleep", "600"]).stdin(Stdio::null()).spawn().unwrap();
+        let mut child =
+            Command::new("flock").arg(&path).args(["sleep", "600"]).stdin(Stdio::null()).spawn().unwrap();
         let pid = child.id() as i32;
-        let is_held = || File::open(&path).is_ok_and(|file| {
-            flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK)
-        });
+        let is_held = || {
+            File::open(&path).is_ok_and(|file| {
+                flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK)
+            })
+        };
         while !is_held() {
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -68,8 +68,7 @@ async fn set_meta(tx: &Transaction<'_>, key: &str, value: impl ToString) -> Resu
 
 /// A value of `meta`; its default if it was never written. One that cannot be read is not zero.
 async fn meta<T: std::str::FromStr + Default>(tx: &Transaction<'_>, key: &'static str) -> Result<T, Fault> {
-    let row =
-        tx.query_typed_opt("SELECT value FROM meta WHERE key = $1", &[(&key, Type::TEXT)]).await?;
+    let row = tx.query_typed_opt("SELECT value FROM meta WHERE key = $1", &[(&key, Type::TEXT)]).await?;
     let Some(row) = row else { return Ok(T::default()) };
     row.get::<_, String>(0).parse().map_err(|_| Fault::Damaged(key))
 }
@@ -81,8 +80,9 @@ async fn bodies<T: DeserializeOwned>(
     lost: &mut Vec<Damaged>,
 ) -> Result<Vec<T>, Fault> {
     // Constants of this file, never what somebody typed.
-    let rows =
-        tx.query_typed(&format!("SELECT CAST({name} AS text), env, body FROM {table} ORDER BY 1"), &[]).await?;
+    let rows = tx
+        .query_typed(&format!("SELECT CAST({name} AS text), env, body FROM {table} ORDER BY 1"), &[])
+        .await?;
     let row = |row: &Row| {
         damaged::read(table, row.get(0), Some(row.get(1)), Some(row.get(2))).map_err(|row| lost.push(row))
     };
@@ -222,10 +222,9 @@ async fn write_one(
         ),
         Mutation::Pause { env: None, .. } => (META, vec![text("paused"), text(paused(after))]),
         Mutation::Pause { env: Some(env), .. } => match after.environments.get(env) {
-            Some(row) => (
-                "UPDATE environment SET body = $2 WHERE env = $1",
-                vec![text(env), text(json(&**row))],
-            ),
+            Some(row) => {
+                ("UPDATE environment SET body = $2 WHERE env = $1", vec![text(env), text(json(&**row))])
+            }
             None => return Ok(()),
         },
         Mutation::Rebase { .. } => return rewrite_times(tx, after).await,

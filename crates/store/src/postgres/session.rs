@@ -125,9 +125,7 @@ impl Session {
             Fault::Newer { found } => {
                 StoreError::NewerSchema { path: name.to_owned(), found, known: schema::SCHEMA }
             }
-            Fault::Damaged(what) => {
-                io(step, name, std::io::Error::other(format!("{what} cannot be read")))
-            }
+            Fault::Damaged(what) => io(step, name, std::io::Error::other(format!("{what} cannot be read"))),
             Fault::Foreign => io(step, name, std::io::Error::other("the table `meta` there is not kiln's")),
         })
     }

@@ -11,7 +11,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(3);
 /// Nothing if no server answers.
 pub(super) fn findings(context: &Context<'_>) -> Vec<Finding> {
     let Ok(client) = context.client() else { return vec![] };
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return vec![] };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return vec![];
+    };
     let asked = runtime.block_on(async { tokio::time::timeout(ANSWER_MAX, client.server()).await });
     let Ok(Ok(server)) = asked else { return vec![] };
     server.lease.iter().map(|lease| Finding::ok("lease", text(lease))).collect()
