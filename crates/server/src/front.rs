@@ -10,7 +10,7 @@ use crate::{Context, router};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use kiln_api::Code;
@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tower::ServiceExt;
 
 /// Who asked, as the server says that hands a request on. Believed of the same user only.
@@ -80,14 +81,40 @@ async fn answer(
     let handed_on = request.headers_mut().remove(ACTOR).filter(|_| peer.is_ours());
     let name = handed_on.as_ref().and_then(|name| name.to_str().ok()).map(str::to_owned);
     let actor = name.unwrap_or(peer.actor.0);
-    match leader(&front, handed_on.is_some()).await {
-        Ok(Leader::Own(app)) => {
-            request.extensions_mut().insert(ConnectInfo(Actor(actor)));
-            app.oneshot(request).await.into_response()
+    let end = Instant::now() + WAIT_MAX;
+    loop {
+        let path = match leader(&front, handed_on.is_some(), end).await {
+            Ok(Leader::Own(app)) => {
+                request.extensions_mut().insert(ConnectInfo(Actor(actor)));
+                return app.oneshot(request).await.into_response();
+            }
+            Ok(Leader::Other(path)) => path,
+            Err(failure) => return failure.into_response(),
+        };
+        if let Ok(stream) = UnixStream::connect(&path).await {
+            // A question without a body may be asked again.
+            let again = (request.method() == Method::GET).then(|| copy(&request));
+            let handed = hand_on(&front, (stream, &path), &actor, request).await;
+            match (handed, again) {
+                (Ok(response), _) => return response,
+                (Err(failure), None) => return failure.into_response(),
+                (Err(_), Some(copy)) => request = copy,
+            }
         }
-        Ok(Leader::Other(path)) => hand_on(&front, path, &actor, request).await.into_response(),
-        Err(failure) => failure.into_response(),
+        // Gone, or on its way out: whoever leads next answers.
+        let mut changes = front.leader.subscribe();
+        let changed = changes.wait_for(|leader| leader.as_ref() != Some(&path));
+        if !matches!(tokio::time::timeout_at(end, changed).await, Ok(Ok(_))) {
+            return unavailable("the server that leads was lost, and nobody took its place").into_response();
+        }
     }
+}
+
+fn copy(request: &Request) -> Request {
+    let mut copy = Request::new(Body::empty());
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
 }
 
 enum Leader {
@@ -100,7 +127,7 @@ fn unavailable(message: &str) -> Failure {
 }
 
 /// Who leads, once somebody does. A request that was handed on is not handed on again.
-async fn leader(front: &Front, was_handed_on: bool) -> Result<Leader, Failure> {
+async fn leader(front: &Front, was_handed_on: bool, end: Instant) -> Result<Leader, Failure> {
     let mut changes = front.leader.subscribe();
     let wait = async {
         loop {
@@ -118,7 +145,7 @@ async fn leader(front: &Front, was_handed_on: bool) -> Result<Leader, Failure> {
             }
         }
     };
-    let waited = tokio::time::timeout(WAIT_MAX, wait).await;
+    let waited = tokio::time::timeout_at(end, wait).await;
     waited.unwrap_or_else(|_| {
         Err(unavailable("no server leads: the database does not answer, or nobody could start"))
     })
@@ -127,7 +154,7 @@ async fn leader(front: &Front, was_handed_on: bool) -> Result<Leader, Failure> {
 /// Has another server answer.
 async fn hand_on(
     front: &Front,
-    path: PathBuf,
+    (stream, path): (UnixStream, &PathBuf),
     actor: &str,
     mut request: Request,
 ) -> Result<Response, Failure> {
@@ -140,7 +167,6 @@ async fn hand_on(
     headers.insert(ACTOR, name);
     headers.insert(header::HOST, HeaderValue::from_static("kiln"));
     let exchange = async {
-        let stream = UnixStream::connect(&path).await.map_err(|_| lost())?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|_| lost())?;
         // It ends with the answer.
@@ -151,6 +177,6 @@ async fn hand_on(
     tokio::select! {
         answered = exchange => Ok(answered?.map(Body::new)),
         // It was stopped, or cut off: it will not answer, and what it may have done is known to who leads next.
-        _ = changes.wait_for(|leader| leader.as_ref() != Some(&path)) => Err(lost()),
+        _ = changes.wait_for(|leader| leader.as_ref() != Some(path)) => Err(lost()),
     }
 }
