@@ -21,6 +21,7 @@ mod old_host;
 mod operations;
 mod promotion;
 mod rebuilt;
+mod restored;
 mod retention;
 mod second_project;
 mod secrets;
@@ -74,6 +75,9 @@ fn main() {
         ("strategies_rolling", strategies::rolling),
         ("strategies_warm_rollback", strategies::warm),
         ("trust", trust::run),
+        ("restored", restored::run),
+        ("restored_files", restored::files),
+        ("restored_crashes", restored::crashes),
         ("mutant_is_seen", deploys::mutant),
         ("second_project", second_project::run),
         ("secrets", secrets::run_all),

@@ -5,6 +5,7 @@
 //! desired state ([`handle::Handle::submit`]) and wake it.
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod clock;
 pub mod collect;
 pub mod crash;
@@ -16,6 +17,7 @@ pub mod keeper;
 pub mod keys;
 pub mod lead;
 pub mod reconcile;
+pub mod recover;
 pub mod start;
 pub mod vault;
 mod work;

@@ -7,6 +7,7 @@ use crate::home::{self, HomeError};
 use crate::keeper::{Keeper, KeeperConfig};
 use crate::keys::{Keys, KeysError};
 use crate::reconcile::{ReconcileError, Reconciler, Shared};
+use crate::recover;
 use crate::vault::{Vault, VaultError};
 use crate::workshop::{GuestKernels, SharedWorkshop, Workshop, WorkshopConfig};
 use kiln_edge::{EdgeClient, SpawnError, control_socket};
@@ -118,6 +119,7 @@ impl Control {
     ) -> Result<Self, StartError> {
         let unusable = |source| StartError::State { path: config.state.clone(), source };
         let state = config.state.canonicalize().map_err(unusable)?;
+        crate::backup::clean(&state);
         let clock = Arc::new(HostClock::new().map_err(unusable)?);
         let (progress, _) = broadcast::channel::<Progress>(PROGRESS_BACKLOG);
         let keys = Arc::new(Keys::open(&state, config.signing_key.as_deref(), config.trust.as_deref())?);
@@ -153,12 +155,13 @@ impl Control {
         };
         let keeper = Keeper::start(keeper).await?;
         // Only now: whoever could not start has not taken the lease from anybody.
-        let take = || store.take_lease(&format!("pid {}", std::process::id()));
-        let server = server.map_or_else(take, Ok)?;
+        let router = Arc::new(EdgeClient::new(control_socket(&dir)));
+        let holder = format!("pid {}", std::process::id());
+        let server = recover::lead(&*store, &*provider, &*router, &*clock, &holder, server).await?;
         let shared = Arc::new(Shared::default());
         let engines = Engines {
             provider,
-            router: Arc::new(EdgeClient::new(control_socket(&dir))),
+            router,
             bakery: Arc::new(SharedWorkshop(workshop.clone())),
             vault: vault.clone(),
         };

@@ -2,6 +2,7 @@
 //! roles that need the engines.
 #![forbid(unsafe_code)]
 
+mod backup;
 mod internal;
 mod roles;
 mod shared;

@@ -1,8 +1,10 @@
-//! `serve`, `edge` and `down`: what needs the engines.
+//! `serve`, `edge`, `down` and `restore`: what needs the engines.
 
+use crate::backup;
 use kiln_api::Code;
+use kiln_api::backup::{BackupView, RestoreView};
 use kiln_api::error::chain;
-use kiln_cli::{DownArgs, EdgeArgs, Failure, Roles, ServeArgs};
+use kiln_cli::{DownArgs, EdgeArgs, Failure, RestoreArgs, Roles, ServeArgs};
 use kiln_control::{Control, ControlConfig, HomeError, ReconcileError, StartError, take_state};
 use kiln_edge::{EdgeClient, EdgeConfig, SpawnError, control_socket};
 use kiln_provider::local;
@@ -40,6 +42,15 @@ impl Roles for Engines {
     fn down(&self, arguments: &DownArgs) -> Result<Vec<String>, Failure> {
         require_root("kiln down")?;
         runtime()?.block_on(down(&arguments.state))
+    }
+
+    fn keep_backup(&self, file: &Path, bytes: &[u8]) -> Result<BackupView, Failure> {
+        backup::keep(file, bytes)
+    }
+
+    fn restore(&self, arguments: &RestoreArgs) -> Result<RestoreView, Failure> {
+        require_root("kiln restore")?;
+        backup::restore(arguments)
     }
 }
 
@@ -128,8 +139,11 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
 }
 
 fn loop_failure(error: &ReconcileError) -> Failure {
-    let ReconcileError::Store(cause) = error;
-    let code = if cause.is_disk_full() { Code::DiskFull } else { Code::Store };
+    let code = match error {
+        ReconcileError::Store(cause) if cause.is_disk_full() => Code::DiskFull,
+        ReconcileError::Store(_) => Code::Store,
+        ReconcileError::Newer(..) => Code::Unavailable,
+    };
     Failure::new(code, chain(error)).hint(code.entry().help)
 }
 

@@ -15,6 +15,7 @@ mod check;
 mod cloner;
 pub(crate) mod etc;
 pub mod exec;
+mod fit;
 pub(crate) mod folder;
 pub(crate) mod forced;
 mod http;
@@ -31,7 +32,9 @@ mod pump;
 mod root;
 mod rootfs;
 mod secrets;
+mod seed;
 pub(crate) mod shim;
+mod site;
 mod slot;
 mod start;
 mod stop;
@@ -55,7 +58,7 @@ use async_trait::async_trait;
 use cloner::Cloner;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use kiln_model::{
-    Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Millis, SecretValues, Seen,
+    Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Memory, Millis, SecretValues, Seen,
     SeenState,
 };
 use kiln_sys::cgroup::Trees;
@@ -261,7 +264,8 @@ impl LocalProvider {
         for id in ids {
             inner.watch(&id);
         }
-        let pool = Arc::new(Pool::open(host.clone(), inner.config.spare, turn).map_err(failed)?);
+        let pool = Pool::open(host.clone(), inner.roots.clone(), inner.config.spare, turn);
+        let pool = Arc::new(pool.map_err(failed)?);
         Ok(Self { inner, pool })
     }
 
@@ -509,6 +513,19 @@ impl Provider for LocalProvider {
         Ok(self.inner.books().entries.iter().map(|(id, entry)| seen(id, entry)).collect())
     }
 
+    async fn memory(&self) -> Result<Memory, ProviderError> {
+        let books = self.inner.books();
+        let fences = books.entries.values().map(|entry| entry.fence).chain(books.gone.values().copied());
+        let (incarnation, epoch) = books.server;
+        let server = Fence { incarnation, epoch, ..Fence::default() };
+        let ids = books.entries.keys().chain(books.gone.keys());
+        Ok(Memory {
+            newest: fences.fold(server, Fence::max),
+            last_instance: ids.map(InstanceId::sequence).max().unwrap_or(0),
+            specs: books.entries.iter().map(|(id, entry)| (id.clone(), entry.record.spec.clone())).collect(),
+        })
+    }
+
     async fn ensure(
         &self,
         fence: Fence,
@@ -559,6 +576,20 @@ impl Inner {
             folder: self.host.root.folder(id).path,
         })
     }
+}
+
+/// The newest server that the instances of a state folder heard of, without opening it; none if there were none.
+pub fn newest_server(state: &Path) -> Option<(Incarnation, Epoch)> {
+    let root = Root::of(state);
+    let own = std::fs::read(root.0.join(FENCE)).ok();
+    let own: Option<(Incarnation, Epoch)> = own.and_then(|text| serde_json::from_slice(&text).ok());
+    let ids = root.ids().unwrap_or_default();
+    let fences = ids.iter().filter_map(|id| {
+        let folder = root.folder(id);
+        let gone = folder.read::<Gone>(GONE).map(|gone| gone.fence);
+        folder.read::<Fence>(FENCE).max(gone).map(|fence| fence.server())
+    });
+    fences.chain(own).max()
 }
 
 /// The folder of an instance of a state folder, for reading its black box.

@@ -70,7 +70,10 @@ impl From<Refusal> for Failure {
             Refusal::TooManySecrets { .. } => Code::TooMany,
             Refusal::NoSecret { .. } => Code::NoSecret,
             Refusal::NotPaused { .. } => Code::NotPaused,
-            Refusal::Damaged { .. } => Code::OnHold,
+            Refusal::Damaged { .. } | Refusal::DamagedHold { .. } => Code::OnHold,
+            Refusal::Recovering { .. } => Code::Recovering,
+            Refusal::NotRecovering => Code::NotRecovering,
+            Refusal::Unseen => Code::Unavailable,
         };
         Self::hinted(code, refusal.to_string(), refusal.hint())
     }

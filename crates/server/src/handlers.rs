@@ -132,6 +132,7 @@ pub(crate) async fn status(State(context): State<Context>, Query(scope): Query<S
         edge: look.observed.edge.as_ref().map(|edge| views::edge(edge, &look.snapshot)),
         environments: look.view().environments(&scope),
         paused: look.snapshot.paused.as_ref().map(|pause| crate::pause::view(None, pause)),
+        recovery: crate::recover::view(&look.snapshot, look.now),
         holds: crate::pause::holds(&look.snapshot, &look.observed, look.now)
             .into_iter()
             .filter(|hold| scope.covers(&hold.env))

@@ -24,6 +24,7 @@ mod once;
 mod pause;
 mod promote;
 mod rebuild;
+mod recover;
 mod secrets;
 mod stream;
 mod upload;
@@ -77,6 +78,8 @@ fn router(context: Context) -> Router {
         .route(path::DESTROY, post(handlers::destroy))
         .route(path::PAUSE, post(pause::pause))
         .route(path::RESUME, post(pause::resume))
+        .route(path::BACKUP, get(recover::backup))
+        .route(path::RECOVER, post(recover::recover))
         .route(path::ROLLOUT, get(handlers::rollout))
         .route(path::ROLLOUT_WATCH, get(handlers::watch_rollout))
         .route(path::RELEASES, get(handlers::releases))

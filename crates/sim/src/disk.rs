@@ -3,7 +3,7 @@
 
 use crate::process::Process;
 use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Millis, Mutation, Revision, Snapshot};
-use kiln_store::{Lease, LedgerEntry, Store, StoreError};
+use kiln_store::{Dump, Lease, LedgerEntry, Restored, Store, StoreError, Tombstone};
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -103,5 +103,21 @@ impl Store for Disk {
 
     fn departed(&self, limit: usize) -> Result<Vec<Instance>, StoreError> {
         self.whole()?.departed(limit)
+    }
+
+    fn tombstones(&self) -> Result<Vec<Tombstone>, StoreError> {
+        self.whole()?.tombstones()
+    }
+
+    fn epoch(&self) -> Result<Epoch, StoreError> {
+        self.whole()?.epoch()
+    }
+
+    fn raise(&self, floor: (Incarnation, Epoch)) -> Result<(), StoreError> {
+        self.whole()?.raise(floor)
+    }
+
+    fn fill(&self, dump: &Dump, restored: &Restored) -> Result<(), StoreError> {
+        self.whole()?.fill(dump, restored)
     }
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod damaged;
+pub mod dump;
 pub mod lease;
 mod ledger;
 pub mod lock;
@@ -15,6 +16,7 @@ mod reserve;
 pub mod rules;
 mod sqlite;
 
+pub use dump::{Dump, DumpError, Restored, Tombstone};
 pub use lease::Lease;
 pub use lock::{LockedBy, StateLock};
 pub use memory::MemStore;
@@ -150,4 +152,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// The last records of instances that were destroyed, newest first, at most `limit`.
     fn departed(&self, limit: usize) -> Result<Vec<kiln_model::Instance>, StoreError>;
+
+    /// That of every instance that was ever destroyed, oldest first.
+    fn tombstones(&self) -> Result<Vec<Tombstone>, StoreError>;
+
+    /// The newest epoch that was given.
+    fn epoch(&self) -> Result<Epoch, StoreError>;
+
+    /// Makes the next lease higher than one that receivers have seen, also if this store has not. What is higher already
+    /// stays.
+    fn raise(&self, floor: (Incarnation, Epoch)) -> Result<(), StoreError>;
+
+    /// Fills an empty store from a backup, in one durable transaction.
+    fn fill(&self, dump: &Dump, restored: &Restored) -> Result<(), StoreError>;
 }

@@ -10,7 +10,7 @@ mod session;
 
 pub use address::{AddressError, PostgresAddress};
 
-use crate::{Lease, LedgerEntry, Store, StoreError, ledger, rules};
+use crate::{Dump, Lease, LedgerEntry, Restored, Store, StoreError, Tombstone, ledger, rules};
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Millis, Mutation, Revision, Snapshot};
 use rows::{count, int};
@@ -281,6 +281,29 @@ impl Store for PostgresStore {
                 |row: &Row| serde_json::from_str(row.get(0)).map_err(|_| Fault::Damaged("a tombstone"));
             rows.iter().map(instance).collect()
         })
+    }
+
+    fn tombstones(&self) -> Result<Vec<Tombstone>, StoreError> {
+        self.line.ask("reading tombstones", true, async |client, _| rows::tombstones(client).await)
+    }
+
+    fn epoch(&self) -> Result<Epoch, StoreError> {
+        Ok(self.lease()?.epoch)
+    }
+
+    fn raise(&self, floor: (Incarnation, Epoch)) -> Result<(), StoreError> {
+        self.line.ask("raising the lease", true, async move |client, _| {
+            let raise =
+                "UPDATE lease SET incarnation = greatest(incarnation, $1), epoch = greatest(epoch, $2)";
+            let values = [(&int(floor.0.0) as _, Type::INT8), (&int(floor.1.0) as _, Type::INT8)];
+            client.query_typed(raise, &values).await?;
+            Ok(())
+        })
+    }
+
+    fn fill(&self, _: &Dump, _: &Restored) -> Result<(), StoreError> {
+        let detail = "a backup cannot be restored into PostgreSQL yet; hint: `pg_dump` and `pg_restore`";
+        Err(StoreError::Illegal { detail: detail.into() })
     }
 }
 

@@ -1,7 +1,9 @@
 //! The store on SQLite: one writer connection, WAL, every commit flushed to disk before it counts.
 
+mod fill;
+
 use crate::reserve::Reserve;
-use crate::{Lease, LedgerEntry, Store, StoreError, damaged, ledger, rules};
+use crate::{Dump, Lease, LedgerEntry, Restored, Store, StoreError, Tombstone, damaged, ledger, rules};
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     Answered, Damaged, Environment, Epoch, Event, Generation, Incarnation, Instance, InstanceId, Millis,
@@ -299,6 +301,8 @@ fn read(connection: &Connection) -> rusqlite::Result<Snapshot> {
     snapshot.damaged = lost;
     let paused: String = meta(connection, "paused")?;
     snapshot.paused = if paused.is_empty() { None } else { parse(&paused)? };
+    let recovery: String = meta(connection, "recovery")?;
+    snapshot.recovery = if recovery.is_empty() { None } else { parse(&recovery)? };
     snapshot.revision = Revision(meta(connection, "revision")?);
     snapshot.incarnation = Incarnation(meta(connection, "incarnation")?);
     snapshot.boot_id = meta(connection, "boot_id")?;
@@ -385,6 +389,9 @@ fn write(
                     )?;
                 }
             }
+            Mutation::Hold { .. } | Mutation::Recovered { .. } => {
+                set_meta(tx, "recovery", after.recovery.as_ref().map(json).unwrap_or_default())?;
+            }
             Mutation::Rebase { .. } => rewrite_times(tx, after)?,
         }
     }
@@ -410,6 +417,7 @@ fn write(
 /// After a reboot every row that holds a time of the old boot is written anew.
 fn rewrite_times(tx: &Transaction<'_>, after: &Snapshot) -> rusqlite::Result<()> {
     set_meta(tx, "paused", after.paused.as_ref().map(json).unwrap_or_default())?;
+    set_meta(tx, "recovery", after.recovery.as_ref().map(json).unwrap_or_default())?;
     for row in after.environments.values() {
         tx.execute(
             "UPDATE environment SET body = ?2 WHERE env = ?1",
@@ -569,6 +577,30 @@ impl Store for SqliteStore {
         let mut statement = state.connection.prepare_cached(query).map_err(&fail)?;
         let rows = statement.query_map([limit as u64], |row| row.get::<_, String>(0)).map_err(&fail)?;
         rows.map(|text| parse(&text?)).collect::<Result<_, _>>().map_err(&fail)
+    }
+
+    fn tombstones(&self) -> Result<Vec<Tombstone>, StoreError> {
+        fill::tombstones(&self.state()?.connection).map_err(self.fail("reading tombstones"))
+    }
+
+    fn epoch(&self) -> Result<Epoch, StoreError> {
+        Ok(Epoch(meta(&self.state()?.connection, "epoch").map_err(self.fail("reading the lease"))?))
+    }
+
+    fn raise(&self, floor: (Incarnation, Epoch)) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        let raised = fill::raise(&mut state.connection, floor).map_err(self.fail("raising the lease"))?;
+        if raised != state.snapshot.incarnation {
+            Arc::make_mut(&mut state.snapshot).incarnation = raised;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, dump: &Dump, restored: &Restored) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        let filled = fill::fill(&mut state.connection, dump, restored)?;
+        state.snapshot = Arc::new(filled.map_err(self.fail("restoring"))?);
+        Ok(())
     }
 }
 

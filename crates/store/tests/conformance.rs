@@ -44,7 +44,7 @@ fn step() -> impl Choice<Value = Step> {
 }
 
 /// Every kind of mutation. [`kind`] does not compile without the next one.
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 15] = [
     "environment",
     "release",
     "secret",
@@ -58,6 +58,8 @@ const KINDS: [&str; 13] = [
     "pause",
     "answer",
     "rebase",
+    "hold",
+    "recovered",
 ];
 
 fn kind(mutation: &Mutation) -> &'static str {
@@ -75,6 +77,8 @@ fn kind(mutation: &Mutation) -> &'static str {
         Mutation::Pause { .. } => "pause",
         Mutation::Answer(_) => "answer",
         Mutation::Rebase { .. } => "rebase",
+        Mutation::Hold { .. } => "hold",
+        Mutation::Recovered { .. } => "recovered",
     }
 }
 
@@ -293,6 +297,11 @@ fn mutation(now: &Snapshot, (which, a, b): (u8, u8, u8)) -> Mutation {
             outcome: "{}".into(),
             revision: now.revision.next(),
         }),
+        "hold" => {
+            let recovery = Recovery { reason: "it's old".into(), since: Boot(u64::from(a)), at: Wall(1) };
+            Mutation::Hold { recovery }
+        }
+        "recovered" => Mutation::Recovered { next_instance: u64::from(b % 4) },
         _ => Mutation::Rebase { boot_id: format!("boot-{}", a % 4), now: Boot(u64::from(b)) },
     }
 }
@@ -407,6 +416,10 @@ fn conform(subject: &Subject<'_>, steps: &[Step], seen: &RefCell<Seen>) {
         let id = instance_id(n);
         assert_eq!(store.is_tombstoned(&id).unwrap(), twin.is_tombstoned(&id).unwrap(), "{id}");
     }
+    let buried = |store: &dyn Store| -> BTreeSet<String> {
+        store.tombstones().unwrap().into_iter().map(|row| format!("{row:?}")).collect()
+    };
+    assert_eq!(buried(&*store), buried(&twin));
     let ids = |store: &dyn Store| -> BTreeSet<String> {
         store.departed(1000).unwrap().into_iter().map(|row| format!("{row:?}")).collect()
     };

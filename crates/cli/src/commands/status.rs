@@ -29,6 +29,12 @@ pub(crate) async fn run(context: &Context<'_>, arguments: StatusArgs) -> Result<
 
 fn text(view: &StatusView, now: Wall) -> String {
     let mut text = String::new();
+    if let Some(hold) = &view.recovery {
+        text.push_str(&format!(
+            "recovery hold for {}: the state is older than what runs: {}\nnothing begins before it is over: `{}`\n\n",
+            hold.since_ms, hold.reason, hold.command
+        ));
+    }
     if let Some(pause) = &view.paused {
         text.push_str(&format!("{}\n\n", paused("the whole server", pause, now)));
     }

@@ -2,7 +2,7 @@
 //! what the conformance suite is for.
 
 use super::session::Fault;
-use crate::{damaged, ledger};
+use crate::{Tombstone, damaged, ledger};
 use kiln_model::{
     Answered, Damaged, Event, Generation, Incarnation, Mutation, Op, OpId, Revision, RolloutId, RouteTable,
     Snapshot,
@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Row, Transaction};
+use tokio_postgres::{Client, Row, Transaction};
 
 /// Counters and texts that have no table of their own, by their key in `meta`.
 const META: &str = "INSERT INTO meta VALUES($1, $2) ON CONFLICT(key) DO UPDATE SET value = $2";
@@ -133,6 +133,10 @@ pub(super) async fn read(tx: &Transaction<'_>) -> Result<Snapshot, Fault> {
     if !paused.is_empty() {
         snapshot.paused = serde_json::from_str(&paused).map_err(|_| Fault::Damaged("paused"))?;
     }
+    let recovery: String = meta(tx, "recovery").await?;
+    if !recovery.is_empty() {
+        snapshot.recovery = Some(serde_json::from_str(&recovery).map_err(|_| Fault::Damaged("recovery"))?);
+    }
     let row = tx.query_typed_one("SELECT revision, incarnation FROM lease", &[]).await?;
     (snapshot.revision, snapshot.incarnation) = (Revision(count(&row, 0)), Incarnation(count(&row, 1)));
     snapshot.boot_id = meta(tx, "boot_id").await?;
@@ -227,9 +231,16 @@ async fn write_one(
             }
             None => return Ok(()),
         },
+        Mutation::Hold { .. } | Mutation::Recovered { .. } => {
+            (META, vec![text("recovery"), text(recovery(after))])
+        }
         Mutation::Rebase { .. } => return rewrite_times(tx, after).await,
     };
     write_row(tx, statement, &values).await
+}
+
+fn recovery(after: &Snapshot) -> String {
+    after.recovery.as_ref().map(json).unwrap_or_default()
 }
 
 fn paused(after: &Snapshot) -> String {
@@ -239,6 +250,7 @@ fn paused(after: &Snapshot) -> String {
 /// After a reboot every row that holds a time of the old boot is written anew.
 async fn rewrite_times(tx: &Transaction<'_>, after: &Snapshot) -> Result<(), Fault> {
     set_meta(tx, "paused", paused(after)).await?;
+    set_meta(tx, "recovery", recovery(after)).await?;
     for row in after.environments.values() {
         let statement = "UPDATE environment SET body = $2 WHERE env = $1";
         write_row(tx, statement, &[text(&row.env), text(json(&**row))]).await?;
@@ -283,4 +295,19 @@ pub(super) async fn append(tx: &Transaction<'_>, revision: Revision, events: &[E
     }
     set_meta(tx, "ledger_sequence", sequence).await?;
     set_meta(tx, "ledger_hash", previous).await
+}
+
+/// Those of every instance that was ever destroyed, oldest first.
+pub(super) async fn tombstones(client: &Client) -> Result<Vec<Tombstone>, Fault> {
+    let query = "SELECT id, revision, body FROM tombstone ORDER BY revision, id COLLATE \"C\"";
+    let tombstone = |row: &Row| {
+        let damaged = |_| Fault::Damaged("a tombstone");
+        let last: Option<String> = row.get(2);
+        Ok(Tombstone {
+            id: serde_json::from_str(&json(&row.get::<_, String>(0))).map_err(damaged)?,
+            revision: Revision(count(row, 1)),
+            last: last.map(|text| serde_json::from_str(&text).map_err(damaged)).transpose()?,
+        })
+    };
+    client.query_typed(query, &[]).await?.iter().map(tombstone).collect()
 }
