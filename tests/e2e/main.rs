@@ -25,6 +25,7 @@ mod restored;
 mod retention;
 mod second_project;
 mod secrets;
+mod several_servers;
 mod soak;
 mod strategies;
 mod taken_back;
@@ -81,6 +82,7 @@ fn main() {
         ("second_project", second_project::run),
         ("secrets", secrets::run_all),
         ("promotion", promotion::run),
+        ("several_servers", several_servers::run_all),
         ("soak_of_rollouts", soak::run),
         ("acceptance_pause", acceptance::pause::run),
         ("acceptance_idle", acceptance::idle::run),

@@ -78,7 +78,7 @@ impl Shared {
 }
 
 /// The loop's own state. All of it may be lost at any time.
-pub struct Reconciler<S, P, R, B> {
+pub struct Reconciler<S: ?Sized, P, R, B> {
     store: Arc<S>,
     engines: Engines<P, R, B>,
     clock: Arc<dyn Clock>,
@@ -98,7 +98,7 @@ pub struct Reconciler<S, P, R, B> {
     base: Revision,
 }
 
-impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
+impl<S: Store + ?Sized, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
     /// A loop that acts as the holder of the lease.
     pub fn new(
         store: Arc<S>,

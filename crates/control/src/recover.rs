@@ -16,18 +16,24 @@ const TRIES: u32 = 40;
 const AGAIN: Millis = Millis(250);
 
 /// Takes the lease, and puts the state on hold if it is older than the world. A new history begins with the hold, so that
-/// whatever is on its way from the lost one is refused.
+/// whatever is on its way from the lost one is refused. Of several servers one has `held` the lease before: it keeps that, or
+/// raises it and is told that it lost it.
 pub async fn lead(
     store: &dyn Store,
     provider: &impl Provider,
     router: &impl Router,
     clock: &dyn Clock,
     holder: &str,
+    held: Option<(Incarnation, Epoch)>,
 ) -> Result<(Incarnation, Epoch), StoreError> {
     // The world first: what it heard of is in the store that is loaded afterwards.
     let world = look(provider, router, clock).await;
     let snapshot = store.load()?;
-    let own = (snapshot.incarnation, store.epoch()?);
+    let given = match held {
+        Some((_, epoch)) => Epoch(epoch.0.saturating_sub(1)),
+        None => store.epoch()?,
+    };
+    let own = (snapshot.incarnation, given);
     let fences: Vec<Fence> = fences(&world).collect();
     let heard = fences.iter().map(Fence::server).max().unwrap_or_default();
     let next = Lead { base: snapshot.revision, server: (own.0, own.1.next()) };
@@ -40,10 +46,16 @@ pub async fn lead(
         Some(_) => (heard.0.max(own.0).next(), heard.1.max(own.1)),
         None => heard,
     };
-    if floor > own {
-        store.raise(floor)?;
-    }
-    let server = store.take_lease(holder)?;
+    let server = match held {
+        Some(server) => server,
+        None => {
+            if floor > own {
+                store.raise(floor)?;
+            }
+            store.take_lease(holder)?
+        }
+    };
+    let was_held = snapshot.recovery.is_some();
     if let (Some(reason), None) = (reason, &snapshot.recovery) {
         let (at, since) = (clock.wall(), clock.boot());
         let event = Event {
@@ -56,6 +68,12 @@ pub async fn lead(
         };
         let hold = Mutation::Hold { recovery: Recovery { reason, since, at } };
         store.commit(server.1, snapshot.revision, &[hold], &[event])?;
+    }
+    // The hold is durable: whoever leads next finds it, above all that the world heard of.
+    let is_behind = if was_held { heard >= server } else { floor >= server };
+    if held.is_some() && is_behind {
+        store.raise(floor)?;
+        return Err(StoreError::LeaseLost { mine: server.1, holder: floor.1 });
     }
     Ok(server)
 }

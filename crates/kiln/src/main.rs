@@ -5,6 +5,7 @@
 mod backup;
 mod internal;
 mod roles;
+mod shared;
 
 use std::process::ExitCode;
 

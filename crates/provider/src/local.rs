@@ -40,6 +40,7 @@ mod start;
 mod stop;
 pub(crate) mod subnet;
 pub(crate) mod supervise;
+mod turn;
 mod verify;
 pub(crate) mod wire;
 pub mod zygote;
@@ -78,6 +79,7 @@ use std::time::Instant;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
+use turn::{AtWork, Turn};
 
 /// Debian's kernel takes 2 to 3 s when it is emulated on an idle processor.
 const BOOT_MAX: Millis = Millis(60_000);
@@ -191,6 +193,7 @@ struct Books {
 #[derive(Debug)]
 struct Inner {
     config: LocalConfig,
+    turn: Arc<Turn>,
     host: Arc<Host>,
     roots: Arc<Roots>,
     layers: Layers,
@@ -227,6 +230,8 @@ impl LocalProvider {
         if let Some(interface) = subnet.taken(&routes, |name| mark.is_bridge(name)) {
             return Err(OpenError::SubnetTaken { subnet, interface });
         }
+        // Before anything is read: nobody else changes it from here on.
+        let turn = Arc::new(Turn::take(&path.join("instances")).map_err(state)?);
         let trees = Trees::detect(config.forced.cgroups).map_err(OpenError::Host)?;
         let boot = kiln_sys::clock::boot_id().map_err(OpenError::Host)?;
         let root = Root::of(&path);
@@ -234,6 +239,7 @@ impl LocalProvider {
         let host = Arc::new(Host::new(mark, subnet, trees, root, boot, cloner));
         let roots = Arc::new(Roots::open(config.forced, &host.root.0).map_err(OpenError::Host)?);
         let inner = Arc::new(Inner {
+            turn: turn.clone(),
             layers: Layers::new(config.objects.clone(), config.forced.erofs, roots.clone()),
             host: host.clone(),
             roots,
@@ -258,8 +264,8 @@ impl LocalProvider {
         for id in ids {
             inner.watch(&id);
         }
-        let pool =
-            Arc::new(Pool::open(host.clone(), inner.roots.clone(), inner.config.spare).map_err(failed)?);
+        let pool = Pool::open(host.clone(), inner.roots.clone(), inner.config.spare, turn);
+        let pool = Arc::new(pool.map_err(failed)?);
         Ok(Self { inner, pool })
     }
 
@@ -425,6 +431,13 @@ impl Inner {
         books.work.entry(id.clone()).or_default().clone()
     }
 
+    /// Begins to change something of the instance, if the books are still the newest.
+    fn begin_work(&self, id: &InstanceId) -> Result<AtWork<'_>, ProviderError> {
+        let stale =
+            |error: std::io::Error| ProviderError::Stale { id: id.clone(), detail: error.to_string() };
+        self.turn.begin().map_err(stale)
+    }
+
     /// Refuses a server that is older than one seen, and remembers a newer one durably.
     fn admit(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
         let mut books = self.books();
@@ -492,7 +505,9 @@ async fn blocking<T: Send + 'static>(
 impl Provider for LocalProvider {
     async fn list(&self) -> Result<Vec<Seen>, ProviderError> {
         // What cannot be mended now is tried again with the next look, and a start does not go on without it.
-        if let Err(Failure { step, detail, .. }) = self.inner.keep_policy() {
+        if let Ok(_at_work) = self.inner.turn.begin()
+            && let Err(Failure { step, detail, .. }) = self.inner.keep_policy()
+        {
             eprintln!("kiln: error: the packet filter of instances is not in force: {step}: {detail}");
         }
         Ok(self.inner.books().entries.iter().map(|(id, entry)| seen(id, entry)).collect())

@@ -36,7 +36,13 @@ impl IntoResponse for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        let code = if error.is_disk_full() { Code::DiskFull } else { Code::Store };
+        let code = match &error {
+            error if error.is_disk_full() => Code::DiskFull,
+            // Whoever leads next knows whether it happened.
+            StoreError::LeaseLost { .. } => Code::Unavailable,
+            error if error.is_unreachable() => Code::Unavailable,
+            _ => Code::Store,
+        };
         Self::new(code, chain(&error))
     }
 }

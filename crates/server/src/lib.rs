@@ -6,6 +6,7 @@ mod actor;
 mod download;
 mod environments;
 mod failure;
+mod front;
 mod handlers;
 mod image_boot;
 mod image_diff;
@@ -29,6 +30,7 @@ mod stream;
 mod upload;
 mod views;
 
+pub use front::Front;
 pub use listen::{ListenError, bind};
 
 use axum::Router;

@@ -66,7 +66,7 @@ pub(crate) async fn serve(process: Process, node: usize, store: Arc<dyn Store>, 
     }
     let disk = Arc::new(Disk::new(process.clone(), store));
     let (provider, router) = (SimProvider(process.clone()), SimRouter(process.clone()));
-    let led = lead(&*disk, &provider, &router, &process, &format!("node {node}")).await;
+    let led = lead(&*disk, &provider, &router, &process, &format!("node {node}"), None).await;
     let Ok(server) = led else { return };
     process.act(|world| {
         world.truth.epoch = world.truth.epoch.max(server.1);

@@ -1,7 +1,9 @@
 //! The store that all processes share, and backups of its older states.
 
-use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Mutation, Revision, Snapshot, Wall};
-use kiln_store::{Dump, LedgerEntry, MemStore, Restored, SqliteStore, Store, StoreError, Tombstone};
+use kiln_model::{
+    Epoch, Event, Incarnation, Instance, InstanceId, Millis, Mutation, Revision, Snapshot, Wall,
+};
+use kiln_store::{Dump, Lease, LedgerEntry, MemStore, Restored, SqliteStore, Store, StoreError, Tombstone};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -71,6 +73,26 @@ impl Store for Vault {
 
     fn take_lease(&self, holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
         self.now().take_lease(holder)
+    }
+
+    fn try_lease(
+        &self,
+        holder: &str,
+        span: Millis,
+    ) -> Result<Result<(Incarnation, Epoch), Lease>, StoreError> {
+        self.now().try_lease(holder, span)
+    }
+
+    fn renew_lease(&self, epoch: Epoch, span: Millis) -> Result<(), StoreError> {
+        self.now().renew_lease(epoch, span)
+    }
+
+    fn release_lease(&self, epoch: Epoch) -> Result<(), StoreError> {
+        self.now().release_lease(epoch)
+    }
+
+    fn lease(&self) -> Result<Lease, StoreError> {
+        self.now().lease()
     }
 
     fn commit(

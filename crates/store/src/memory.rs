@@ -1,18 +1,35 @@
 //! The store in memory: the same rules, no durability. For tests and the simulator.
 
-use crate::{Dump, LedgerEntry, Restored, Store, StoreError, Tombstone, dump, ledger, rules};
+use crate::{Dump, Lease, LedgerEntry, Restored, Store, StoreError, Tombstone, dump, ledger, rules};
 use kiln_model::mutant::{Mutant, planted};
-use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Mutation, Revision, Snapshot};
+use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Millis, Mutation, Revision, Snapshot};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 #[derive(Default, Clone)]
 struct State {
     snapshot: Arc<Snapshot>,
     epoch: Epoch,
+    holder: String,
+    /// None: without end.
+    expires: Option<Instant>,
     tombstones: BTreeMap<InstanceId, Tombstone>,
     departed: Vec<Instance>,
     ledger: Vec<LedgerEntry>,
+}
+
+impl State {
+    fn lease(&self) -> Lease {
+        let left = |end: Instant| Millis(end.saturating_duration_since(Instant::now()).as_millis() as u64);
+        Lease { holder: self.holder.clone(), epoch: self.epoch, left: self.expires.map(left) }
+    }
+
+    fn take_lease(&mut self, holder: &str, expires: Option<Instant>) -> (Incarnation, Epoch) {
+        (self.epoch, self.expires) = (self.epoch.next(), expires);
+        holder.clone_into(&mut self.holder);
+        (self.snapshot.incarnation, self.epoch)
+    }
 }
 
 /// A store that forgets everything with the process.
@@ -38,10 +55,42 @@ impl Store for MemStore {
         Ok(self.state().snapshot.clone())
     }
 
-    fn take_lease(&self, _holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
+    fn take_lease(&self, holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
+        Ok(self.state().take_lease(holder, None))
+    }
+
+    fn try_lease(
+        &self,
+        holder: &str,
+        span: Millis,
+    ) -> Result<Result<(Incarnation, Epoch), Lease>, StoreError> {
         let mut state = self.state();
-        state.epoch = state.epoch.next();
-        Ok((state.snapshot.incarnation, state.epoch))
+        let lease = state.lease();
+        if !lease.is_free_for(holder) {
+            return Ok(Err(lease));
+        }
+        Ok(Ok(state.take_lease(holder, Some(Instant::now() + span.duration()))))
+    }
+
+    fn renew_lease(&self, epoch: Epoch, span: Millis) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if state.epoch != epoch {
+            return Err(StoreError::LeaseLost { mine: epoch, holder: state.epoch });
+        }
+        state.expires = Some(Instant::now() + span.duration());
+        Ok(())
+    }
+
+    fn release_lease(&self, epoch: Epoch) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if state.epoch == epoch {
+            state.expires = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    fn lease(&self) -> Result<Lease, StoreError> {
+        Ok(self.state().lease())
     }
 
     fn commit(

@@ -5,7 +5,7 @@ mod history;
 
 use history::{event, history};
 use kiln_model::*;
-use kiln_store::{Dump, DumpError, MemStore, Restored, SqliteStore, Store, StoreError};
+use kiln_store::{Dump, DumpError, Lease, MemStore, Restored, SqliteStore, Store, StoreError};
 
 fn restored() -> Restored {
     let recovery = Recovery { reason: "a backup was restored".into(), since: Boot(7), at: Wall(7) };
@@ -80,6 +80,22 @@ fn what_comes_while_a_backup_is_taken_is_not_in_it() {
         }
         fn take_lease(&self, holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
             self.0.take_lease(holder)
+        }
+        fn try_lease(
+            &self,
+            holder: &str,
+            span: Millis,
+        ) -> Result<Result<(Incarnation, Epoch), Lease>, StoreError> {
+            self.0.try_lease(holder, span)
+        }
+        fn renew_lease(&self, epoch: Epoch, span: Millis) -> Result<(), StoreError> {
+            self.0.renew_lease(epoch, span)
+        }
+        fn release_lease(&self, epoch: Epoch) -> Result<(), StoreError> {
+            self.0.release_lease(epoch)
+        }
+        fn lease(&self) -> Result<Lease, StoreError> {
+            self.0.lease()
         }
         fn commit(&self, e: Epoch, b: Revision, m: &[Mutation], v: &[Event]) -> Result<Revision, StoreError> {
             self.0.commit(e, b, m, v)

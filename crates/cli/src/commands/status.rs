@@ -5,8 +5,9 @@ use crate::output::{ago, now, table};
 use crate::{Context, Failure, watch};
 use clap::Args;
 use kiln_api::pause::PauseView;
+use kiln_api::server::LeaseView;
 use kiln_api::status::{EdgeView, EnvironmentView, StatusView};
-use kiln_model::{EnvName, RouteRule, Wall};
+use kiln_model::{EnvName, Millis, RouteRule, Wall};
 
 /// Options of `kiln status`.
 #[derive(Debug, Args)]
@@ -48,6 +49,9 @@ fn text(view: &StatusView, now: Wall) -> String {
         text.push_str("nothing is deployed; `kiln deploy` deploys the commit that you stand on\n\n");
     }
     text.push_str(&edge(view.edge.as_ref()));
+    if let Some(LeaseView { holder, epoch, left_ms: Some(left) }) = &view.server.lease {
+        text.push_str(&format!("servers: `{holder}` leads (epoch {epoch}, for {} more)\n", Millis(*left)));
+    }
     text
 }
 

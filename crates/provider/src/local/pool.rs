@@ -7,6 +7,7 @@ use super::order::Failure;
 use super::root::Roots;
 use super::site::Site;
 use super::slot::{Host, Slot};
+use super::turn::Turn;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -140,6 +141,7 @@ impl Drop for Underway<'_> {
 #[derive(Debug)]
 struct Shared {
     host: Arc<Host>,
+    turn: Arc<Turn>,
     roots: Arc<Roots>,
     spare: Spare,
     stock: Mutex<Stock>,
@@ -154,8 +156,14 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn open(host: Arc<Host>, roots: Arc<Roots>, spare: Spare) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { host, roots, spare, stock: Mutex::default(), wake: Condvar::new() });
+    pub(super) fn open(
+        host: Arc<Host>,
+        roots: Arc<Roots>,
+        spare: Spare,
+        turn: Arc<Turn>,
+    ) -> std::io::Result<Self> {
+        let (stock, wake) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { host, turn, roots, spare, stock, wake });
         let own = shared.clone();
         let keeper = std::thread::Builder::new().name("spare".into()).spawn(move || own.keep())?;
         Ok(Self { shared, keeper: Some(keeper) })
@@ -246,9 +254,12 @@ impl Shared {
                 continue;
             }
             stock.has_news = false;
+            // For another server's books it makes nothing.
+            let Ok(at_work) = self.turn.begin() else { return };
             let task = stock.next(&self.host, self.spare);
             drop(stock);
             let done = task.map(|task| self.work_on(task));
+            drop(at_work);
             if done == Some(true) {
                 self.wake.notify_all();
                 stock = self.stock();

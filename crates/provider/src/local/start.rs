@@ -25,6 +25,7 @@ impl Inner {
         secrets: &SecretValues,
     ) -> Result<Seen, ProviderError> {
         let id = spec.id.clone();
+        let _at_work = self.begin_work(&id)?;
         let work = self.work(&id);
         let _work = work.lock().unwrap_or_else(PoisonError::into_inner);
         if self.books().gone.contains_key(&id) {
