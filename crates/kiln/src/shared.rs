@@ -58,7 +58,7 @@ impl Asked {
         Ok(Self(on(SignalKind::terminate())?, on(SignalKind::interrupt())?))
     }
 
-    async fn to_end(&mut self) {
+    async fn wait_for_end(&mut self) {
         tokio::select! { _ = self.0.recv() => {} _ = self.1.recv() => {} }
     }
 }
@@ -84,7 +84,7 @@ pub(crate) async fn serve(
     let candidate =
         Candidate { address, state: config.state.clone(), home, holder: holder(arguments), store: None };
     let result = tokio::select! {
-        () = asked.to_end() => Ok(None),
+        () = asked.wait_for_end() => Ok(None),
         elected = stand_by(candidate, &front) => elected.map(Some),
     };
     let result = match result {
@@ -171,7 +171,7 @@ async fn lead(
         vault: control.vault.clone(),
     });
     tokio::select! {
-        () = asked.to_end() => {}
+        () = asked.wait_for_end() => {}
         ended = &mut control.reconciler => match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => step_down(&chain(&error)),
@@ -195,6 +195,7 @@ fn step_down(why: &str) -> ! {
     let error = std::process::Command::new("/proc/self/exe").arg0(name).args(arguments).exec();
     eprintln!("kiln: error: cannot begin anew: {error}");
     // As a crash would: whoever looks after the process starts it again.
+    #[expect(clippy::disallowed_methods, reason = "nothing of this process is to be trusted any more")]
     std::process::abort()
 }
 

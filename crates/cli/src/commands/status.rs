@@ -214,7 +214,7 @@ mod tests {
             paused: None,
         };
         StatusView {
-            server: ServerView { version: "1".into(), pid: 1, revision: 1 },
+            server: ServerView { version: "1".into(), pid: 1, revision: 1, lease: None },
             edge: Some(EdgeView { generation: 4, wanted: 5, listening: vec!["0.0.0.0:80".into()] }),
             environments: vec![environment],
             paused: None,
