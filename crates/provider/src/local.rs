@@ -266,6 +266,7 @@ impl LocalProvider {
         }
         let pool = Pool::open(host.clone(), inner.roots.clone(), inner.config.spare, turn);
         let pool = Arc::new(pool.map_err(failed)?);
+        inner.expect_again(&pool);
         Ok(Self { inner, pool })
     }
 

@@ -134,7 +134,8 @@ impl Peer {
     /// Nanoseconds on a CPU, of all threads.
     pub(crate) fn cpu_ns(&self) -> u64 {
         let tasks = self.pids().into_iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok());
-        let stats = tasks.flatten().flatten().filter_map(|t| fs::read_to_string(t.path().join("schedstat")).ok());
+        let stats =
+            tasks.flatten().flatten().filter_map(|t| fs::read_to_string(t.path().join("schedstat")).ok());
         stats.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok()).sum()
     }
 

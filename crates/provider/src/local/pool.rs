@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// After a start nothing is made for so long: a program that begins, or ends at once, needs the processors itself.
 const QUIET: Duration = Duration::from_millis(10);
 /// What slots are made to fit: that many releases share the stock.
-const FITS_MAX: usize = 4;
+pub(super) const FITS_MAX: usize = 4;
 
 /// How many are kept ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,6 +198,8 @@ impl Pool {
         stock.fits.retain(|known| *known != fit);
         stock.fits.push_front(fit);
         stock.fits.truncate(FITS_MAX);
+        stock.has_news = true;
+        self.shared.wake.notify_all();
     }
 
     /// Something is on its way out.

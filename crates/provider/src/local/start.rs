@@ -5,7 +5,7 @@ use super::etc::{self, Neighbours};
 use super::fit::Fit;
 use super::folder::{EXIT, Exit, Record, SPEC};
 use super::order::Failure;
-use super::pool::Pool;
+use super::pool::{FITS_MAX, Pool};
 use super::slot::{Begun, Slot};
 use super::wire::{self, Start};
 use super::{Entry, Inner, program, secrets};
@@ -100,6 +100,35 @@ impl Inner {
         }
         self.books().entries.insert(id, Entry::starting(Arc::new(record)));
         Ok(())
+    }
+
+    /// After a restart: what runs may have to be started again. In the background, as the first look at a layer reads it whole.
+    pub(super) fn expect_again(self: &Arc<Self>, pool: &Arc<Pool>) {
+        let mut specs: Vec<InstanceSpec> = vec![];
+        let runs = |entry: &&Entry| entry.state == SeenState::Running;
+        let mut living: Vec<_> =
+            self.books().entries.values().filter(runs).map(|e| e.record.clone()).collect();
+        living.sort_by_key(|record| std::cmp::Reverse(record.spec.id.sequence()));
+        for record in living {
+            let spec = &record.spec;
+            let is_new = specs.iter().all(|known| known.manifest != spec.manifest);
+            if is_new && spec.confinement.isolation != Isolation::Vm && specs.len() < FITS_MAX {
+                specs.push(spec.clone());
+            }
+        }
+        let (inner, pool) = (self.clone(), Arc::downgrade(pool));
+        let read = move || {
+            // The last started comes last: it is the first that is made ready.
+            for spec in specs.iter().rev() {
+                let fit = inner.layers.of(&spec.manifest).and_then(|layers| Fit::of(spec, layers));
+                // A damaged image is met by whoever starts it.
+                if let (Ok(fit), Some(pool)) = (fit, pool.upgrade()) {
+                    pool.expect(fit);
+                }
+            }
+        };
+        // Without a thread the next start is a little slower.
+        let _ = std::thread::Builder::new().name("fits".into()).spawn(read);
     }
 
     /// Another try for an instance that is written down and not started, whatever is left of earlier ones.
