@@ -10,8 +10,8 @@ use crate::work::{Finished, Work};
 use kiln_edge::client::Router;
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    Boot, Digest, EnvRef, Epoch, ImageName, Incarnation, InstanceId, InstanceState, Memory, Millis, OpKey,
-    ReleaseNumber, Revision, SeenState, Snapshot,
+    Boot, Digest, EnvRef, Epoch, ImageName, Incarnation, InstanceId, InstanceState, Memory, Millis, Mutation,
+    OpKey, ReleaseNumber, Revision, SeenState, Snapshot,
 };
 use kiln_plan::autoscale::Rates;
 use kiln_plan::observed::{OpResult, ProbeLog};
@@ -42,6 +42,9 @@ pub enum ReconcileError {
     /// A receiver heard of a server that is newer than this one, and takes nothing from it any more.
     #[error("the control loop stopped: a newer server ({0}.{1}) was heard of")]
     Newer(Incarnation, Epoch),
+    /// The state is older than the world, as was heard only after this server had begun to lead: see `recover::lead`.
+    #[error("the control loop stopped: the state is older than the world: {0}")]
+    Behind(String),
 }
 
 /// What the loop shares with those who look on.
@@ -163,8 +166,7 @@ impl<S: Store + ?Sized, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B
         let newest = self.store.load().map_err(ReconcileError::Store)?;
         let snapshot = stale.unwrap_or(newest);
         let planned = self.holds.plan(&snapshot, &mut observed, plan);
-        let newer = recover::fences(&World::of(&observed)).map(|fence| fence.server()).max();
-        let newer = newer.filter(|newer| *newer > self.server);
+        let heard = recover::fences(&World::of(&observed)).map(|fence| fence.server()).max();
         let refused = observed.held.values().next().map(|hold| hold.reason.clone());
         *self.shared.observed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(observed);
         let (plan, refused) = match planned {
@@ -195,11 +197,31 @@ impl<S: Store + ?Sized, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B
             }
             self.clock.pass(Point::PlanAfterCommit).await;
         }
-        if let Some((incarnation, epoch)) = newer.filter(|_| !planted(Mutant::NoRecoveryHold)) {
-            return Err(ReconcileError::Newer(incarnation, epoch));
-        }
+        self.still_leads(&plan, heard.unwrap_or_default())?;
         self.act(&plan)?;
         Ok(plan)
+    }
+
+    /// Fails if somebody else has to lead from here on. A hold that is put on now begins a new history, as it does in
+    /// `recover::lead`: else what shows that the state is old would show it again after the recovery, for ever.
+    fn still_leads(&self, plan: &Plan, heard: (Incarnation, Epoch)) -> Result<(), ReconcileError> {
+        if planted(Mutant::NoRecoveryHold) {
+            return Ok(());
+        }
+        let hold = plan.mutations.iter().find_map(|mutation| match mutation {
+            Mutation::Hold { recovery } => Some(recovery.reason.clone()),
+            _ => None,
+        });
+        if let Some(reason) = hold {
+            let (incarnation, epoch) = self.server;
+            let floor = (heard.0.max(incarnation).next(), heard.1.max(epoch));
+            self.store.raise(floor).map_err(ReconcileError::Store)?;
+            return Err(ReconcileError::Behind(reason));
+        }
+        if heard > self.server {
+            return Err(ReconcileError::Newer(heard.0, heard.1));
+        }
+        Ok(())
     }
 
     /// The planted fault.

@@ -46,17 +46,10 @@ pub async fn lead(
         Some(_) => (heard.0.max(own.0).next(), heard.1.max(own.1)),
         None => heard,
     };
-    let server = match held {
-        Some(server) => server,
-        None => {
-            if floor > own {
-                store.raise(floor)?;
-            }
-            store.take_lease(holder)?
-        }
-    };
     let was_held = snapshot.recovery.is_some();
-    if let (Some(reason), None) = (reason, &snapshot.recovery) {
+    if let (Some(reason), false) = (reason, was_held) {
+        // The first thing that is durable: a lease above what was heard of would hide what shows that the state is old from
+        // whoever leads after a death in between.
         let (at, since) = (clock.wall(), clock.boot());
         let event = Event {
             at,
@@ -67,8 +60,18 @@ pub async fn lead(
             detail: reason.clone(),
         };
         let hold = Mutation::Hold { recovery: Recovery { reason, since, at } };
-        store.commit(server.1, snapshot.revision, &[hold], &[event])?;
+        let epoch = held.map_or(given, |(_, epoch)| epoch);
+        store.commit(epoch, snapshot.revision, &[hold], &[event])?;
     }
+    let server = match held {
+        Some(server) => server,
+        None => {
+            if floor > own {
+                store.raise(floor)?;
+            }
+            store.take_lease(holder)?
+        }
+    };
     // The hold is durable: whoever leads next finds it, above all that the world heard of.
     let is_behind = if was_held { heard >= server } else { floor >= server };
     if held.is_some() && is_behind {

@@ -142,9 +142,15 @@ fn loop_failure(error: &ReconcileError) -> Failure {
     let code = match error {
         ReconcileError::Store(cause) if cause.is_disk_full() => Code::DiskFull,
         ReconcileError::Store(_) => Code::Store,
-        ReconcileError::Newer(..) => Code::Unavailable,
+        ReconcileError::Newer(..) | ReconcileError::Behind(_) => Code::Unavailable,
     };
-    Failure::new(code, chain(error)).hint(code.entry().help)
+    let hint = match error {
+        ReconcileError::Behind(_) => {
+            "start `kiln serve` again: nothing is destroyed, and `kiln recover --plan` says what would be adopted"
+        }
+        _ => code.entry().help,
+    };
+    Failure::new(code, chain(error)).hint(hint)
 }
 
 pub(crate) fn start_failure(error: StartError) -> Failure {

@@ -138,8 +138,10 @@ impl Adoption<'_> {
             environment.destroyed = false;
             environment.network = self.after.network_for(env);
         }
-        let same = environment.mix.as_ref().map(|mix| mix.release) == other;
-        if !same {
+        // A canary goes on from its weight; how far a rolling release came the world knows better than the state.
+        let goes_on =
+            |mix: &Mix| Some(mix.release) == other && matches!(mix.share, Share::Canary { weight: 1.., .. });
+        if !environment.mix.as_ref().is_some_and(goes_on) {
             environment.mix = other.and_then(|other| self.shared(env, other, adopted));
         }
         if environment != **known {

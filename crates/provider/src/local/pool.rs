@@ -98,23 +98,23 @@ impl Stock {
     }
 
     fn next(&mut self, host: &Host, spare: Spare) -> Option<Task> {
-        if self.slots.len() < spare.slots {
-            return Some(Task::Slot(self.site(host)));
-        }
         let count = |fit: &Fit| self.fitted.iter().filter(|slot| slot.fits(fit)).count();
-        let lacking = (0..self.fits.len()).find(|n| count(&self.fits[*n]) < self.share(*n, spare));
-        if let Some(n) = lacking {
-            return Some(Task::Fitted(self.fits[n].clone(), self.site(host)));
-        }
-        if self.sites.len() < spare.sites {
-            return Some(Task::Site);
-        }
         let is_surplus = |slot: &Slot| {
             let n = self.fits.iter().position(|fit| slot.fits(fit));
             n.is_none_or(|n| count(&self.fits[n]) > self.share(n, spare))
         };
-        let surplus = self.fitted.iter().position(is_surplus)?;
-        Some(Task::Discard(self.fitted.swap_remove(surplus)))
+        // First, as it has an address that others may need.
+        if let Some(surplus) = self.fitted.iter().position(is_surplus) {
+            return Some(Task::Discard(self.fitted.swap_remove(surplus)));
+        }
+        if self.slots.len() < spare.slots {
+            return Some(Task::Slot(self.site(host)));
+        }
+        let lacking = (0..self.fits.len()).find(|n| count(&self.fits[*n]) < self.share(*n, spare));
+        if let Some(n) = lacking {
+            return Some(Task::Fitted(self.fits[n].clone(), self.site(host)));
+        }
+        (self.sites.len() < spare.sites).then_some(Task::Site)
     }
 }
 
