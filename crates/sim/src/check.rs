@@ -1,9 +1,8 @@
 //! The safety invariants of notes/control.md, one function each, named by its number. Those about one effect are asked just
 //! before it, those about one commit just after it, and the rest after every step that changed anything.
 
-use crate::host::One;
 use crate::world::World;
-use kiln_model::route::Pool;
+use kiln_model::route::{Pool, Target};
 use kiln_model::{
     Digest, EnvRef, Environment, Epoch, Event, Fence, Generation, InstanceId, InstanceSpec, InstanceState,
     Mix, Mutation, ReleaseNumber, RolloutPhase, RouteTable, ServiceName, Share, Snapshot,
@@ -169,9 +168,13 @@ fn s3_capacity(world: &mut World, generation: Generation, table: &RouteTable) {
             let own = |pool: &&Pool| (&pool.env, &pool.service) == (&key.0, &key.1);
             table.pools.iter().filter(own).take(few).cloned().collect()
         };
-        let lives = |id: &InstanceId| world.host.instances.get(id).is_some_and(One::answers);
+        // After a restore the same id may live again, at another address.
+        let lives = |target: &Target| {
+            let one = world.host.instances.get(&target.instance);
+            one.is_some_and(|one| one.answers() && one.address == target.address)
+        };
         let (was, is) = (of(&old, world.edge.used.0), of(table, generation));
-        let before = was.iter().flat_map(|p| &p.targets).filter(|t| lives(&t.instance)).count() as u32;
+        let before = was.iter().flat_map(|p| &p.targets).filter(|t| lives(t)).count() as u32;
         let least = before.min(least_wanted(&key));
         let after = is.iter().map(|pool| pool.targets.len() as u32).sum::<u32>();
         // Those that died after they were validated were taken away by the world.

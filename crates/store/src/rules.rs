@@ -1,8 +1,8 @@
 //! The rule book: which mutation is legal after which snapshot. Both stores ask it before they write anything.
 
 use kiln_model::{
-    Environment, Instance, InstanceId, Mutation, Release, Rollout, RolloutPhase, Secret, SecretContent,
-    SecretVersion, Snapshot,
+    Environment, Instance, InstanceId, InstanceState, Mutation, Release, Rollout, RolloutPhase, Secret,
+    SecretContent, SecretVersion, Snapshot,
 };
 
 /// Checks all mutations in order against `snapshot`, and answers the snapshot after them.
@@ -62,8 +62,9 @@ fn instance_rule(
             if !same || before.env != instance.env || before.service != instance.service {
                 return Err(format!("`{id}` is immutable"));
             }
-            // A row may be behind an instance that serves.
-            let caught_up = after.recovery.is_some() && instance.state.is_validated();
+            // A row may be behind an instance that serves, or that has served.
+            let has_served = instance.state.is_validated() || instance.state == InstanceState::Draining;
+            let caught_up = after.recovery.is_some() && has_served;
             if before.state != instance.state && !before.state.may_become(instance.state) && !caught_up {
                 return Err(format!(
                     "`{id}` cannot go from {} to {}",
@@ -75,7 +76,7 @@ fn instance_rule(
         None if id.sequence() < after.next_instance => return Err(format!("`{id}` was used before")),
         // What serves was validated by the history that this one lost.
         None if after.recovery.is_some() && instance.state.is_validated() => {}
-        None if instance.state != kiln_model::InstanceState::Intent => {
+        None if instance.state != InstanceState::Intent => {
             return Err(format!("`{id}` must start as an intent"));
         }
         None => {}

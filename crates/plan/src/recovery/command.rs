@@ -56,6 +56,7 @@ impl Adoption<'_> {
 
     fn adopt(&mut self, survey: &Survey, world: &World) {
         self.lose(world);
+        self.drain(world);
         for adopted in &survey.adopted {
             self.adopt_release(adopted, &survey.serving);
         }
@@ -99,6 +100,21 @@ impl Adoption<'_> {
                 reason,
                 ..Instance::clone(&row)
             })));
+        }
+    }
+
+    /// Whoever is in no table any more may have requests left, although its row is from before it served.
+    fn drain(&mut self, world: &World) {
+        let targets = world.edge.iter().flat_map(|edge| &edge.targets);
+        let left: Vec<_> = targets.filter(|target| !target.in_table && target.in_flight > 0).collect();
+        for target in left {
+            use InstanceState::{Booting, Draining, Intent, Probing};
+            let row = self.after.instances.get(&target.instance);
+            let Some(row) = row.filter(|row| matches!(row.state, Intent | Booting | Probing)).cloned() else {
+                continue;
+            };
+            let (state, since) = (Draining, self.request.now);
+            self.put(Mutation::PutInstance(Box::new(Instance { state, since, ..Instance::clone(&row) })));
         }
     }
 
@@ -157,11 +173,14 @@ impl Adoption<'_> {
         if !matches!(release.spec.strategy(), Strategy::Rolling(_)) {
             return None;
         }
+        // Up to the highest slot: one below it may be empty, and is filled again.
         let count = |name: &ServiceName, is_other: bool| {
             let own = adopted.iter().filter(|a| &a.spec.env == env && &a.spec.service == name);
+            let own = own.map(|a| (a.spec.release, a.origin.slot));
             let rows = self.after.instances_of(env).filter(|i| &i.service == name && i.state.is_validated());
-            let adopted = own.filter(|a| (a.spec.release == other) == is_other).count();
-            (adopted + rows.filter(|i| (i.release == other) == is_other).count()) as u32
+            let all = own.chain(rows.map(|row| (row.release, row.slot)));
+            let slots = all.filter(|(of, slot)| (*of == other) == is_other && *slot < BASELINE_SLOT);
+            slots.map(|(_, slot)| slot + 1).max().unwrap_or(0)
         };
         let counts =
             release.spec.services.keys().map(|name| {
