@@ -10,7 +10,7 @@ ci:
 demo:
     ./demo
 
-# figures, side by side with peers in the same run: `run` (deploys), `runtime` (crun and podman), `image` (buildah, mmdebstrap, mkosi) or `control` (a pass of the planner)
+# figures, side by side with peers in the same run: `run` (deploys), `runtime` (crun and podman), `image` (buildah, mmdebstrap, mkosi), `edge` (haproxy and nginx) or `control` (a pass of the planner)
 bench what="run":
     ./bench/{{what}}
 
