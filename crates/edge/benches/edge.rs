@@ -74,8 +74,9 @@ fn main() -> ExitCode {
 }
 
 fn compare(scenario: &Scenario, dir: &std::path::Path, backend: &peers::Backend, rounds: u64, seconds: u64) {
-    let all: Vec<Peer> =
-        [Kind::Haproxy, Kind::Nginx, Kind::Edge].map(|kind| Peer::start(kind, scenario.setup, dir, backend)).into();
+    let all: Vec<Peer> = [Kind::Haproxy, Kind::Nginx, Kind::Edge]
+        .map(|kind| Peer::start(kind, scenario.setup, dir, backend))
+        .into();
     let mut results: Vec<Vec<Round>> = vec![vec![]; all.len()];
     // The first round fills caches and pools.
     for n in 0..=rounds {
@@ -96,7 +97,13 @@ fn load(scenario: &Scenario, peer: &Peer, seconds: u64) -> Round {
     let url = format!("http://{}{}", peer.address, scenario.path);
     let output = match scenario.client {
         Client::Wrk => Command::new("wrk")
-            .args(["-t1", "--latency", &format!("-c{}", scenario.connections), &format!("-d{seconds}s"), &url])
+            .args([
+                "-t1",
+                "--latency",
+                &format!("-c{}", scenario.connections),
+                &format!("-d{seconds}s"),
+                &url,
+            ])
             .output(),
     };
     let output = output.expect("the client (see bench/edge)");

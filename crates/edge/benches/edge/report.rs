@@ -50,7 +50,8 @@ pub(crate) fn print(name: &str, peers: &[&str], results: &[Vec<Round>]) {
         "", "req/s", "p99 ms", "CPU us/req", "CPU ratio", "rps ratio", "failed"
     );
     for (peer, rounds) in peers.iter().zip(results) {
-        let ratio = |of: fn(&Round, &Round) -> f64| median(rounds.iter().zip(&results[0]).map(|(a, b)| of(a, b)));
+        let ratio =
+            |of: fn(&Round, &Round) -> f64| median(rounds.iter().zip(&results[0]).map(|(a, b)| of(a, b)));
         println!(
             "{peer:8} {:9.0} {:8.2} {:11.2} {:9.2} {:9.2} {:7}",
             median(rounds.iter().map(|r| r.per_second)),
