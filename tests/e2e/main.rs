@@ -21,9 +21,11 @@ mod old_host;
 mod operations;
 mod promotion;
 mod rebuilt;
+mod restored;
 mod retention;
 mod second_project;
 mod secrets;
+mod several_servers;
 mod soak;
 mod strategies;
 mod taken_back;
@@ -73,10 +75,14 @@ fn main() {
         ("strategies_rolling", strategies::rolling),
         ("strategies_warm_rollback", strategies::warm),
         ("trust", trust::run),
+        ("restored", restored::run),
+        ("restored_files", restored::files),
+        ("restored_crashes", restored::crashes),
         ("mutant_is_seen", deploys::mutant),
         ("second_project", second_project::run),
         ("secrets", secrets::run_all),
         ("promotion", promotion::run),
+        ("several_servers", several_servers::run_all),
         ("soak_of_rollouts", soak::run),
         ("acceptance_pause", acceptance::pause::run),
         ("acceptance_idle", acceptance::idle::run),

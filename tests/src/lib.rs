@@ -1,6 +1,8 @@
 //! Pieces that the end-to-end suites share: a project made from an example, a kiln server on a throw-away folder, the load
 //! client, and a count of everything that could be left behind.
 
+pub mod postgres;
+
 use serde_json::Value;
 use sha2::Digest as _;
 use std::cell::Cell;

@@ -7,7 +7,7 @@ use crate::address::Address;
 use crate::error::{Code, ErrorBody, WireError};
 use crate::update::{ALIVE_EVERY, Update};
 use crate::{
-    audit, bake, deploy, environment, export, image, instance, key, lock, logs, path, pause, release,
+    audit, backup, bake, deploy, environment, export, image, instance, key, lock, logs, path, pause, release,
     rollout, scale, secret, server,
 };
 use crate::{source, status, why};
@@ -253,6 +253,19 @@ impl Client {
         self.post(path::RESUME, request).await
     }
 
+    /// A backup of the whole state, in pieces.
+    pub async fn backup(&self) -> Result<Download, ClientError> {
+        self.download(path::BACKUP).await
+    }
+
+    /// Ends a recovery hold, or says what that would do.
+    pub async fn recover(
+        &self,
+        request: &backup::RecoverRequest,
+    ) -> Result<backup::RecoverView, ClientError> {
+        self.post(path::RECOVER, request).await
+    }
+
     /// Stops the rollout under way.
     pub async fn abort(&self, request: &environment::EnvRequest) -> Result<rollout::AbortView, ClientError> {
         self.post(path::ABORT, request).await
@@ -346,13 +359,16 @@ impl Client {
         digest: &str,
         request: &export::ExportRequest,
     ) -> Result<Download, ClientError> {
-        let path = with_query(&path::fill(path::IMAGE_EXPORT, &[&digits(digest)?]), request);
-        let sent = self.send(Method::GET, &path, empty());
+        self.download(&with_query(&path::fill(path::IMAGE_EXPORT, &[&digits(digest)?]), request)).await
+    }
+
+    async fn download(&self, path: &str) -> Result<Download, ClientError> {
+        let sent = self.send(Method::GET, path, empty());
         let response = timeout(ANSWER_TIMEOUT, sent).await.map_err(|elapsed| self.lost(elapsed))??;
         let status = response.status();
         if !status.is_success() {
-            let bytes = self.read_all(&path, response).await?;
-            return Err(refused(&path, status, &bytes));
+            let bytes = self.read_all(path, response).await?;
+            return Err(refused(path, status, &bytes));
         }
         Ok(Download { client: self.clone(), body: response.into_body() })
     }

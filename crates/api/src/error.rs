@@ -134,6 +134,10 @@ table! {
     SecretUnreadable "secret_unreadable" 409 Failed false Host "a secret cannot be sealed or opened" "put the key `STATE/keys/secrets.age` back from a backup, or set the secret again and deploy";
     NotPaused "not_paused" 409 Failed false User "nothing is paused there" "`kiln status` shows what is paused";
     OnHold "on_hold" 409 Failed false Host "what the store has of the environment cannot be read" "restore the state from a backup; until then what runs of it is left alone";
+    Recovering "recovering" 409 Failed false Host "the state is older than what runs, as after a restore: nothing begins" "`kiln recover --plan` shows what it would adopt and remove, `kiln recover` does it";
+    NotRecovering "not_recovering" 409 Failed false User "there is no recovery hold to end" "`kiln status` shows what there is";
+    BackupRefused "backup_refused" 0 Failed false User "the file is not a backup that can be restored" "use another backup; nothing was changed";
+    NewerState "newer_state" 0 Failed false User "the state folder has newer state than the backup" "`kiln restore FILE --replace` puts the backup in its place and keeps the newer state beside it";
     KeyReused "key_reused" 409 Failed false User "the idempotency key was used for another request" "make up a new key for each command";
     NoInstance "no_instance" 404 Failed false User "there is no such instance, alive or gone" "`kiln instance list` shows them";
     NoImage "no_image" 404 Failed false User "there is no such image" "`kiln image list` shows them";

@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod audit;
+pub mod backup;
 pub mod bake;
 pub mod client;
 pub mod deploy;

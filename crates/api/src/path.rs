@@ -19,6 +19,10 @@ pub const ABORT: &str = "/v1/abort";
 pub const DESTROY: &str = "/v1/destroy";
 /// POST [`crate::pause::PauseRequest`]: [`crate::pause::PauseView`].
 pub const PAUSE: &str = "/v1/pause";
+/// GET: a backup of the state, see `kiln_store::dump`.
+pub const BACKUP: &str = "/v1/backup";
+/// POST [`crate::backup::RecoverRequest`]: [`crate::backup::RecoverView`].
+pub const RECOVER: &str = "/v1/recover";
 /// POST [`crate::pause::ResumeRequest`]: [`crate::pause::ResumeView`].
 pub const RESUME: &str = "/v1/resume";
 /// GET: [`crate::rollout::RolloutView`].

@@ -1,5 +1,6 @@
 //! What runs: environments with their services, instances, routes and rollouts, and the edge.
 
+use crate::backup::RecoveryView;
 use crate::instance::InstanceView;
 use crate::pause::{HoldView, PauseView};
 use crate::rollout::{RolloutView, SafetyView};
@@ -20,6 +21,9 @@ pub struct StatusView {
     /// The pause of the whole server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<PauseView>,
+    /// The state is older than what runs: nothing begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoveryView>,
     /// What kiln itself leaves as it is, because it cannot be read or planned.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holds: Vec<HoldView>,

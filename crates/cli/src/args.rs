@@ -113,6 +113,12 @@ commands! {
     Instance(commands::instance::InstanceArgs) => waits instance;
     /// Show who did what, or check that the record was not changed
     Audit(commands::audit::AuditArgs) => waits audit;
+    /// Write the whole state of the server into one file
+    Backup(commands::backup::BackupArgs) => waits backup;
+    /// Make the state of a folder from a backup; needs no server
+    Restore(commands::restore::RestoreArgs) => acts restore;
+    /// Adopt what serves, and end the hold on state that is older than what runs
+    Recover(commands::recover::RecoverArgs) => waits recover;
     /// Remove everything that runs of an environment
     Destroy(commands::destroy::DestroyArgs) => waits destroy;
     /// Write a kiln.toml for this project
@@ -170,6 +176,9 @@ mod tests {
             "kiln pause --reason x",
             "kiln pause --env staging --reason x",
             "kiln resume --env staging",
+            "kiln backup state.kiln --json",
+            "kiln restore state.kiln --state /s --replace --dry-run",
+            "kiln recover --plan",
             "kiln release list",
             "kiln release diff 3 4 --env staging",
             "kiln release show 3 --env staging",
@@ -222,6 +231,9 @@ mod tests {
             "kiln secret set API-KEY",
             "kiln secret set API_KEY value",
             "kiln pause",
+            "kiln backup",
+            "kiln restore",
+            "kiln recover x",
             "kiln logs --since yesterday",
             "kiln logs --instance web",
             "kiln instance show ../x",

@@ -2,6 +2,7 @@
 
 pub(crate) mod abort;
 pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod bake;
 pub(crate) mod completions;
 pub(crate) mod deploy;
@@ -18,8 +19,10 @@ pub(crate) mod lock;
 pub(crate) mod logs;
 pub(crate) mod pause;
 pub(crate) mod promote;
+pub(crate) mod recover;
 pub(crate) mod reference;
 pub(crate) mod release;
+pub(crate) mod restore;
 pub(crate) mod resume;
 pub(crate) mod rollback;
 pub(crate) mod scale;

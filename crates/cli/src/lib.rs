@@ -15,15 +15,17 @@ pub mod reference;
 mod source;
 mod watch;
 
-pub use commands::{down::DownArgs, edge::EdgeArgs, serve::ServeArgs};
+pub use commands::{down::DownArgs, edge::EdgeArgs, restore::RestoreArgs, serve::ServeArgs};
 pub use context::Context;
 pub use failure::Failure;
 
 use args::Cli;
 use clap::Parser;
+use kiln_api::backup::{BackupView, RestoreView};
 use kiln_api::{Code, Exit};
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 
 /// What the binary does itself because it needs the engines.
 pub trait Roles {
@@ -33,6 +35,10 @@ pub trait Roles {
     fn edge(&self, arguments: &EdgeArgs) -> Result<(), Failure>;
     /// Removes all that a state folder owns; answers with what was removed, one line each.
     fn down(&self, arguments: &DownArgs) -> Result<Vec<String>, Failure>;
+    /// Writes a backup that a server answered with to a file, if it is whole.
+    fn keep_backup(&self, file: &Path, bytes: &[u8]) -> Result<BackupView, Failure>;
+    /// Makes the state of a folder from a backup.
+    fn restore(&self, arguments: &RestoreArgs) -> Result<RestoreView, Failure>;
 }
 
 /// Carries out a command line (the program's name first) and answers with the exit code.

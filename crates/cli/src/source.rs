@@ -371,7 +371,7 @@ mod hostile;
 mod tests {
     use super::*;
     use crate::args::Global;
-    use crate::{DownArgs, EdgeArgs, Roles, ServeArgs};
+    use crate::{DownArgs, EdgeArgs, RestoreArgs, Roles, ServeArgs};
     use std::io::Write;
 
     struct NoRoles;
@@ -385,6 +385,12 @@ mod tests {
         }
         fn down(&self, _: &DownArgs) -> Result<Vec<String>, Failure> {
             Ok(vec![])
+        }
+        fn keep_backup(&self, _: &Path, _: &[u8]) -> Result<kiln_api::backup::BackupView, Failure> {
+            unreachable!("no test of this one makes a backup")
+        }
+        fn restore(&self, _: &RestoreArgs) -> Result<kiln_api::backup::RestoreView, Failure> {
+            unreachable!("no test of this one restores")
         }
     }
 

@@ -8,7 +8,7 @@ use kiln_model::{Answered, Boot, Digest, EnvRef, Epoch, Event, Mutation, Revisio
 use kiln_plan::command::Decision;
 use kiln_plan::explain::{Reason, explain};
 use kiln_plan::{Command, Observed, Outcome, Refusal, Request, decide};
-use kiln_store::{Store, StoreError};
+use kiln_store::{Dump, DumpError, Store, StoreError};
 use std::sync::Arc;
 use tokio::sync::{broadcast, watch};
 
@@ -113,6 +113,13 @@ impl Handle {
     /// Why things are as they are.
     pub fn explain(&self, env: Option<&EnvRef>) -> Result<Vec<Reason>, StoreError> {
         Ok(explain(&*self.snapshot()?, &self.observed(), env))
+    }
+
+    /// A backup of the state as it is now. Who took it is in the ledger, and in the backup.
+    pub fn backup(&self, actor: &str) -> Result<Dump, DumpError> {
+        let detail = format!("revision {}", self.store.load()?.revision.next());
+        self.record(actor, "backup", "the whole server".into(), detail)?;
+        Dump::take(&*self.store, self.clock.wall())
     }
 
     /// Asks the loop to end. Edge and instances go on.

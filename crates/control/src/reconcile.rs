@@ -5,15 +5,17 @@ use crate::clock::{Clock, within};
 use crate::crash::Point;
 use crate::execute::{Bakery, Engines};
 use crate::hold::Holds;
+use crate::recover;
 use crate::work::{Finished, Work};
 use kiln_edge::client::Router;
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    Boot, Digest, EnvRef, Epoch, ImageName, Incarnation, InstanceId, InstanceState, Millis, OpKey,
+    Boot, Digest, EnvRef, Epoch, ImageName, Incarnation, InstanceId, InstanceState, Memory, Millis, OpKey,
     ReleaseNumber, Revision, SeenState, Snapshot,
 };
 use kiln_plan::autoscale::Rates;
 use kiln_plan::observed::{OpResult, ProbeLog};
+use kiln_plan::recovery::{Lead, World};
 use kiln_plan::{Observed, Plan, plan};
 use kiln_provider::Provider;
 use kiln_store::{Store, StoreError};
@@ -37,6 +39,9 @@ pub enum ReconcileError {
     /// The store failed, or a newer server took over.
     #[error("the control loop stopped")]
     Store(#[source] StoreError),
+    /// A receiver heard of a server that is newer than this one, and takes nothing from it any more.
+    #[error("the control loop stopped: a newer server ({0}.{1}) was heard of")]
+    Newer(Incarnation, Epoch),
 }
 
 /// What the loop shares with those who look on.
@@ -73,7 +78,7 @@ impl Shared {
 }
 
 /// The loop's own state. All of it may be lost at any time.
-pub struct Reconciler<S, P, R, B> {
+pub struct Reconciler<S: ?Sized, P, R, B> {
     store: Arc<S>,
     engines: Engines<P, R, B>,
     clock: Arc<dyn Clock>,
@@ -88,9 +93,12 @@ pub struct Reconciler<S, P, R, B> {
     holds: Holds,
     started: Boot,
     edge_seen: Boot,
+    edge_heard: bool,
+    memory: Option<Arc<Memory>>,
+    base: Revision,
 }
 
-impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
+impl<S: Store + ?Sized, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
     /// A loop that acts as the holder of the lease.
     pub fn new(
         store: Arc<S>,
@@ -100,6 +108,8 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         server: (Incarnation, Epoch),
     ) -> Self {
         let started = clock.boot();
+        // If it cannot be loaded now the first pass fails as well.
+        let base = store.load().map_or(Revision(0), |snapshot| snapshot.revision);
         Self {
             store,
             engines,
@@ -115,6 +125,9 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             holds: Holds::default(),
             started,
             edge_seen: started,
+            edge_heard: false,
+            memory: None,
+            base,
         }
     }
 
@@ -150,6 +163,8 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         let newest = self.store.load().map_err(ReconcileError::Store)?;
         let snapshot = stale.unwrap_or(newest);
         let planned = self.holds.plan(&snapshot, &mut observed, plan);
+        let newer = recover::fences(&World::of(&observed)).map(|fence| fence.server()).max();
+        let newer = newer.filter(|newer| *newer > self.server);
         let refused = observed.held.values().next().map(|hold| hold.reason.clone());
         *self.shared.observed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(observed);
         let (plan, refused) = match planned {
@@ -179,6 +194,9 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
                 Err(error) => return Err(ReconcileError::Store(error)),
             }
             self.clock.pass(Point::PlanAfterCommit).await;
+        }
+        if let Some((incarnation, epoch)) = newer.filter(|_| !planted(Mutant::NoRecoveryHold)) {
+            return Err(ReconcileError::Newer(incarnation, epoch));
         }
         self.act(&plan)?;
         Ok(plan)
@@ -248,12 +266,14 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
         let seen: Option<BTreeMap<_, _>> =
             seen.ok().map(|list| list.into_iter().map(|s| (s.id.clone(), s)).collect());
         let edge = edge.and_then(Result::ok);
+        self.remember().await;
         if let Ok(snapshot) = self.store.load() {
             seen.iter().for_each(|seen| self.read_tails(seen, &snapshot));
             self.rates.record(&snapshot, edge.as_ref(), self.clock.boot());
         }
         if edge.is_some() {
             self.edge_seen = self.clock.boot();
+            self.edge_heard = true;
         }
         Observed {
             now: self.clock.boot(),
@@ -269,7 +289,18 @@ impl<S: Store, P: Provider, R: Router, B: Bakery> Reconciler<S, P, R, B> {
             tails: self.tails.clone(),
             rates: self.rates.known(),
             held: BTreeMap::new(),
+            lead: Some(Lead { base: self.base, server: self.server }),
+            memory: self.memory.clone(),
+            edge_unheard: !self.edge_heard,
             started: self.started,
+        }
+    }
+
+    /// Asks what the provider remembers, until it answers once; in a hold each time, since whoever ends that decides by it.
+    async fn remember(&mut self) {
+        let in_hold = self.store.load().is_ok_and(|snapshot| snapshot.recovery.is_some());
+        if self.memory.is_none() || in_hold {
+            self.memory = self.engines.provider.memory().await.ok().map(Arc::new);
         }
     }
 

@@ -3,13 +3,16 @@
 use crate::clock::HostClock;
 use crate::execute::Engines;
 use crate::handle::{Handle, Progress};
+use crate::home::{self, HomeError};
 use crate::keeper::{Keeper, KeeperConfig};
 use crate::keys::{Keys, KeysError};
 use crate::reconcile::{ReconcileError, Reconciler, Shared};
+use crate::recover;
 use crate::vault::{Vault, VaultError};
 use crate::workshop::{GuestKernels, SharedWorkshop, Workshop, WorkshopConfig};
 use kiln_edge::{EdgeClient, SpawnError, control_socket};
 use kiln_image::ObjectError;
+use kiln_model::{Epoch, Incarnation};
 use kiln_provider::local::{Forced, LocalConfig, LocalProvider, OpenError, Subnet};
 use kiln_store::{LockedBy, SqliteStore, StateLock, Store, StoreError};
 use std::net::SocketAddr;
@@ -61,6 +64,9 @@ pub enum StartError {
     /// Another server uses it.
     #[error(transparent)]
     Locked(LockedBy),
+    /// The state is kept elsewhere.
+    #[error(transparent)]
+    Home(#[from] HomeError),
     /// The store.
     #[error("the state cannot be read")]
     Store(#[from] StoreError),
@@ -98,9 +104,22 @@ pub struct Control {
 impl Control {
     /// Starts one with the lock that [`take_state`] gave. The caller is in a tokio runtime.
     pub async fn start(config: ControlConfig, lock: StateLock) -> Result<Self, StartError> {
+        home::keeps_its_own(&config.state)?;
+        let store = Arc::new(SqliteStore::open(&config.state.join("kiln.db"))?);
+        // The lock says that nobody else has it.
+        Self::start_on(config, lock, store, None).await
+    }
+
+    /// The same on a store that several servers share, as the holder of its lease; without one it is taken.
+    pub async fn start_on(
+        config: ControlConfig,
+        lock: StateLock,
+        store: Arc<dyn Store>,
+        server: Option<(Incarnation, Epoch)>,
+    ) -> Result<Self, StartError> {
         let unusable = |source| StartError::State { path: config.state.clone(), source };
         let state = config.state.canonicalize().map_err(unusable)?;
-        let store = Arc::new(SqliteStore::open(&state.join("kiln.db"))?);
+        crate::backup::clean(&state);
         let clock = Arc::new(HostClock::new().map_err(unusable)?);
         let (progress, _) = broadcast::channel::<Progress>(PROGRESS_BACKLOG);
         let keys = Arc::new(Keys::open(&state, config.signing_key.as_deref(), config.trust.as_deref())?);
@@ -136,11 +155,13 @@ impl Control {
         };
         let keeper = Keeper::start(keeper).await?;
         // Only now: whoever could not start has not taken the lease from anybody.
-        let server = store.take_lease(&format!("pid {}", std::process::id()))?;
+        let router = Arc::new(EdgeClient::new(control_socket(&dir)));
+        let holder = format!("pid {}", std::process::id());
+        let server = recover::lead(&*store, &*provider, &*router, &*clock, &holder, server).await?;
         let shared = Arc::new(Shared::default());
         let engines = Engines {
             provider,
-            router: Arc::new(EdgeClient::new(control_socket(&dir))),
+            router,
             bakery: Arc::new(SharedWorkshop(workshop.clone())),
             vault: vault.clone(),
         };
@@ -166,11 +187,20 @@ impl Control {
 
 /// Makes the state folder, for root alone because it holds the sources of every project, and takes its lock.
 pub fn take_state(path: &Path) -> Result<StateLock, StartError> {
+    locked(path, StateLock::take)
+}
+
+/// The same for one of several servers that take turns by a lease: it keeps out all others.
+pub fn share_state(path: &Path) -> Result<StateLock, StartError> {
+    locked(path, StateLock::share)
+}
+
+fn locked(path: &Path, take: impl Fn(&Path) -> Result<StateLock, LockedBy>) -> Result<StateLock, StartError> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     let unusable = |source| StartError::State { path: path.to_owned(), source };
     made.map_err(unusable)?;
-    StateLock::take(path).map_err(|error| match error {
+    take(path).map_err(|error| match error {
         LockedBy::Io { source, .. } => unusable(source),
         LockedBy::Other { .. } => StartError::Locked(error),
     })

@@ -255,6 +255,14 @@ impl Vault {
         versions.iter().map(value).collect()
     }
 
+    /// How many versions could not be opened with the key that lies in a state folder, which may have none.
+    pub fn lost(state: &Path, snapshot: &Snapshot) -> usize {
+        let vault = Self { path: state.join("keys").join("secrets.age") };
+        let sealed =
+            |secret: &&std::sync::Arc<Secret>| matches!(secret.content, SecretContent::Sealed { .. });
+        vault.unreadable(snapshot).unwrap_or_else(|_| snapshot.secrets.values().filter(sealed).count())
+    }
+
     /// The versions that no key that is there opens.
     pub fn unreadable(&self, snapshot: &Snapshot) -> Result<usize, VaultError> {
         let keys: Vec<String> =

@@ -188,7 +188,10 @@ impl Control {
     }
 
     async fn status(&self) -> EdgeStatus {
-        let (generation, digest) = self.current.lock().await.used;
+        let ((generation, digest), fence) = {
+            let current = self.current.lock().await;
+            (current.used, current.kept.map(|(fence, ..)| fence))
+        };
         let table = self.shared.table.load_full();
         let mut registry = self.shared.registry();
         registry.fold(&table, DEPARTED_MAX);
@@ -197,6 +200,7 @@ impl Control {
             process: self.process.clone(),
             generation,
             digest,
+            fence,
             listening: self.listening.clone(),
             internal: self.shared.inside.range(),
             names: table.names() as u64,

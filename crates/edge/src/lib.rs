@@ -38,6 +38,7 @@ mod target;
 mod upload;
 mod wire;
 
+pub use persist::kept_fence;
 pub use remote::{EdgeClient, SpawnError, spawn_edge};
 pub use server::{EdgeConfig, EdgeError, control_socket, run};
 pub use table::TableError;

@@ -69,6 +69,12 @@ pub(crate) fn load(path: PathBuf) -> Result<Option<Kept>, LoadError> {
     Ok(Some(envelope.kept))
 }
 
+/// The fence of the table that an edge keeps in its folder; none if there is none that is whole.
+pub fn kept_fence(dir: &Path) -> Option<Fence> {
+    let kept = [current(dir), previous(dir)].into_iter().find_map(|path| load(path).ok().flatten());
+    kept.map(|kept| kept.fence)
+}
+
 fn checksum(kept: &Kept) -> Result<Digest, LoadError> {
     let bytes = serde_json::to_vec(kept);
     bytes.map(|b| Digest::of(&b)).map_err(|source| LoadError::Parse { path: PathBuf::new(), source })

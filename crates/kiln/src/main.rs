@@ -2,8 +2,10 @@
 //! roles that need the engines.
 #![forbid(unsafe_code)]
 
+mod backup;
 mod internal;
 mod roles;
+mod shared;
 
 use std::process::ExitCode;
 

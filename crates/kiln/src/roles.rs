@@ -1,9 +1,11 @@
-//! `serve`, `edge` and `down`: what needs the engines.
+//! `serve`, `edge`, `down` and `restore`: what needs the engines.
 
+use crate::backup;
 use kiln_api::Code;
+use kiln_api::backup::{BackupView, RestoreView};
 use kiln_api::error::chain;
-use kiln_cli::{DownArgs, EdgeArgs, Failure, Roles, ServeArgs};
-use kiln_control::{Control, ControlConfig, ReconcileError, StartError, take_state};
+use kiln_cli::{DownArgs, EdgeArgs, Failure, RestoreArgs, Roles, ServeArgs};
+use kiln_control::{Control, ControlConfig, HomeError, ReconcileError, StartError, take_state};
 use kiln_edge::{EdgeClient, EdgeConfig, SpawnError, control_socket};
 use kiln_provider::local;
 use kiln_server::ListenError;
@@ -40,6 +42,15 @@ impl Roles for Engines {
     fn down(&self, arguments: &DownArgs) -> Result<Vec<String>, Failure> {
         require_root("kiln down")?;
         runtime()?.block_on(down(&arguments.state))
+    }
+
+    fn keep_backup(&self, file: &Path, bytes: &[u8]) -> Result<BackupView, Failure> {
+        backup::keep(file, bytes)
+    }
+
+    fn restore(&self, arguments: &RestoreArgs) -> Result<RestoreView, Failure> {
+        require_root("kiln restore")?;
+        backup::restore(arguments)
     }
 }
 
@@ -81,8 +92,6 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
     }
     // It has values of secrets in its memory for a moment, which no core file may show.
     kiln_sys::privilege::not_dumpable().map_err(|error| Failure::new(Code::HostUnable, error.line()))?;
-    let lock = take_state(&arguments.state).map_err(start_failure)?;
-    let listener = kiln_server::bind(&arguments.listen).map_err(listen_failure)?;
     let config = ControlConfig {
         state: arguments.state.clone(),
         program,
@@ -95,6 +104,11 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         signing_key: arguments.signing_key.clone(),
         trust: arguments.trust.clone(),
     };
+    if let Some(store) = &arguments.store {
+        return crate::shared::serve(arguments, config, crate::shared::address(store)?).await;
+    }
+    let lock = take_state(&arguments.state).map_err(start_failure)?;
+    let listener = kiln_server::bind(&arguments.listen).map_err(listen_failure)?;
     let mut control = Control::start(config, lock).await.map_err(start_failure)?;
     eprintln!("kiln: state in `{}`, listening on `{}`", arguments.state.display(), arguments.listen);
     let context = kiln_server::Context {
@@ -125,18 +139,24 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
 }
 
 fn loop_failure(error: &ReconcileError) -> Failure {
-    let ReconcileError::Store(cause) = error;
-    let code = if cause.is_disk_full() { Code::DiskFull } else { Code::Store };
+    let code = match error {
+        ReconcileError::Store(cause) if cause.is_disk_full() => Code::DiskFull,
+        ReconcileError::Store(_) => Code::Store,
+        ReconcileError::Newer(..) => Code::Unavailable,
+    };
     Failure::new(code, chain(error)).hint(code.entry().help)
 }
 
-fn start_failure(error: StartError) -> Failure {
+pub(crate) fn start_failure(error: StartError) -> Failure {
     let code = match &error {
         StartError::State { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
             Code::DiskFull
         }
         StartError::State { .. } => Code::HostUnable,
         StartError::Locked(_) => Code::StateLocked,
+        StartError::Home(HomeError::Io { .. }) => Code::HostUnable,
+        StartError::Home(HomeError::Store(_)) => Code::Store,
+        StartError::Home(_) => Code::Usage,
         StartError::Store(error) if error.is_disk_full() => Code::DiskFull,
         StartError::Store(_) | StartError::Objects(_) => Code::Store,
         StartError::Provider(_) => Code::HostUnable,
@@ -155,13 +175,14 @@ fn start_failure(error: StartError) -> Failure {
         StartError::Edge(SpawnError::NoAddress { .. }) => {
             failure.hint("give one, as in `kiln serve --edge 0.0.0.0:80`, or start `kiln edge` first")
         }
+        StartError::Home(error) => failure.hint(error.hint()),
         StartError::Keys(error) => failure.hint(error.hint()),
         StartError::Vault(error) => failure.hint(error.hint()),
         _ => failure.hint(code.entry().help),
     }
 }
 
-fn listen_failure(error: ListenError) -> Failure {
+pub(crate) fn listen_failure(error: ListenError) -> Failure {
     let (code, hint) = match &error {
         ListenError::InUse(_) => (Code::AddressInUse, Code::AddressInUse.entry().help),
         ListenError::NoSocket(_) | ListenError::Io { .. } => {

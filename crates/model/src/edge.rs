@@ -1,6 +1,7 @@
 //! What the edge reports: counters, latencies, health. Values only; the protocol is in the edge crate.
 
 use crate::digest::Digest;
+use crate::fence::Fence;
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, ServiceName};
 use crate::route::Generation;
 use crate::time::Millis;
@@ -86,6 +87,9 @@ pub struct EdgeStatus {
     pub generation: Generation,
     /// Its digest; none before the first table.
     pub digest: Option<Digest>,
+    /// The fence of the table that it keeps; none before the first one, and from an older edge.
+    #[serde(default)]
+    pub fence: Option<Fence>,
     /// Addresses that take traffic, `IP:PORT`.
     pub listening: Vec<String>,
     /// The range of service addresses that it serves; none if it serves none, as an older edge.

@@ -14,6 +14,7 @@ use crate::digest::{CommitId, Digest};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, ServiceName};
 use crate::image::ImageManifest;
 use crate::network::NetworkNumber;
+use crate::recovery::Origin;
 use crate::secret::{SecretName, SecretVersion};
 use crate::service::{Resources, Stop};
 use crate::time::{Boot, Wall};
@@ -175,6 +176,20 @@ pub struct InstanceSpec {
     pub port: Option<u16>,
     /// How it is asked to end.
     pub stop: Stop,
+    /// What it is of, for a store that lost its row; none in specifications of an older kiln.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Box<Origin>>,
+}
+
+impl InstanceSpec {
+    /// Whether both say the same. One that an older kiln wrote does not say what it is of.
+    pub fn is_same(&self, other: &InstanceSpec) -> bool {
+        if self.origin.is_some() == other.origin.is_some() {
+            return self == other;
+        }
+        let without = |spec: &InstanceSpec| InstanceSpec { origin: None, ..spec.clone() };
+        without(self) == without(other)
+    }
 }
 
 /// What a provider sees of one instance.

@@ -76,6 +76,12 @@ mutants! {
     NoGeneration = "no-generation",
     /// The edge acknowledges before it uses a table.
     EarlyAck = "early-ack",
+    /// What no row owns is ended although the edge sends to it.
+    EndInUse = "end-in-use",
+    /// State that is older than the world is carried out.
+    NoRecoveryHold = "no-recovery-hold",
+    /// A recovery gives the numbers of what runs again.
+    NumbersAgain = "numbers-again",
 }
 
 #[cfg(feature = "mutants")]

@@ -7,6 +7,7 @@ use crate::ids::{EnvRef, InstanceId};
 use crate::instance::Instance;
 use crate::op::{Op, OpKey};
 use crate::pause::Pause;
+use crate::recovery::Recovery;
 use crate::release::Release;
 use crate::rollout::Rollout;
 use crate::route::{Generation, RouteTable};
@@ -65,6 +66,16 @@ pub enum Mutation {
     },
     /// Remember the answer to a command that named itself. The oldest beyond the limit is forgotten.
     Answer(Answered),
+    /// The state is older than the world, or may be: nothing begins before [`Mutation::Recovered`].
+    Hold {
+        /// What showed it.
+        recovery: Recovery,
+    },
+    /// State and world agree again.
+    Recovered {
+        /// Numbers of instances below it were used in the world, also if no row has them.
+        next_instance: u64,
+    },
     /// The host was rebooted: time begins anew, and every `since`, `begun` and `not_before` becomes `now`.
     Rebase {
         /// The boot id of the host, from `/proc/sys/kernel/random/boot_id`.

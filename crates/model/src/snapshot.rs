@@ -13,6 +13,7 @@ use crate::mutation::Mutation;
 use crate::network::NetworkNumber;
 use crate::op::{Op, OpKey};
 use crate::pause::{Damaged, Pause};
+use crate::recovery::Recovery;
 use crate::release::Release;
 use crate::rollout::Rollout;
 use crate::route::{Generation, RouteTable};
@@ -141,6 +142,8 @@ pub struct Snapshot {
     index: Index,
     /// Effects are stopped in every environment.
     pub paused: Option<Pause>,
+    /// The state is older than the world, or may be.
+    pub recovery: Option<Recovery>,
     /// Answers to commands that named themselves, by key.
     pub answers: OrdMap<String, Arc<Answered>>,
     /// Rows that the store could not read.
@@ -205,6 +208,11 @@ impl Snapshot {
                     Arc::make_mut(environment).paused.clone_from(pause);
                 }
             }
+            Mutation::Hold { recovery } => self.recovery = Some(recovery.clone()),
+            Mutation::Recovered { next_instance } => {
+                self.recovery = None;
+                self.next_instance = self.next_instance.max(*next_instance);
+            }
             Mutation::RouteAcked { generation } => self.acked = self.acked.max(*generation),
             Mutation::Rebase { boot_id, now } => self.rebase(boot_id, *now),
         }
@@ -221,6 +229,7 @@ impl Snapshot {
     fn rebase(&mut self, boot_id: &str, now: Boot) {
         self.boot_id = boot_id.to_owned();
         self.paused.iter_mut().for_each(|pause| pause.since = now);
+        self.recovery.iter_mut().for_each(|recovery| recovery.since = now);
         change_all(&mut self.environments, |env| {
             let env = Arc::make_mut(env);
             env.paused.iter_mut().for_each(|pause| pause.since = now);

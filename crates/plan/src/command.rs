@@ -20,6 +20,7 @@ pub use requirement::{Unmet, requirements};
 pub use rollback::rollback_target;
 pub(crate) use rollout::free_routes;
 
+use crate::recovery::World;
 use kiln_model::{
     Boot, EnvName, EnvRef, Environment, Event, Millis, Mutation, Pause, ReleaseNumber, ReleaseSpec, Rollout,
     RolloutId, SecretContent, SecretName, SecretVersion, ServiceName, Snapshot, Wall,
@@ -113,6 +114,11 @@ pub enum Command {
         /// With which environment; none ends the pause of the whole server.
         env: Option<EnvRef>,
     },
+    /// End the recovery hold: adopt what serves, and leave the rest to the ordinary mechanism.
+    Recover {
+        /// What was seen of the world.
+        world: Box<World>,
+    },
 }
 
 /// A command with its circumstances.
@@ -175,6 +181,13 @@ pub enum Outcome {
         /// After how long.
         after: Millis,
     },
+    /// The recovery hold ended.
+    Recovered {
+        /// Instances that have a row again.
+        adopted: usize,
+        /// Instances that are being removed.
+        removed: usize,
+    },
     /// The environment exists.
     Created,
     /// The secret has this version now.
@@ -186,6 +199,7 @@ pub enum Outcome {
 
 /// Decides on a command.
 pub fn decide(snapshot: &Snapshot, request: &Request) -> Result<Decision, Refusal> {
+    in_hold(snapshot, &request.command)?;
     readable(snapshot, &request.command)?;
     match &request.command {
         Command::Deploy { env, spec } => deploy::deploy(snapshot, request, env, spec, None),
@@ -210,6 +224,17 @@ pub fn decide(snapshot: &Snapshot, request: &Request) -> Result<Decision, Refusa
         Command::UnsetSecret { env, name } => secret::unset(snapshot, request, env, name),
         Command::Pause { env, reason } => crate::pause::pause(snapshot, request, env.as_ref(), reason),
         Command::Resume { env } => crate::pause::resume(snapshot, request, env.as_ref()),
+        Command::Recover { world } => crate::recovery::recover(snapshot, request, world),
+    }
+}
+
+/// Nothing is decided on state that is older than the world: its numbers may be given already.
+fn in_hold(snapshot: &Snapshot, command: &Command) -> Result<(), Refusal> {
+    let about_the_hold =
+        matches!(command, Command::Recover { .. } | Command::Pause { .. } | Command::Resume { .. });
+    match &snapshot.recovery {
+        Some(recovery) if !about_the_hold => Err(Refusal::Recovering { reason: recovery.reason.clone() }),
+        _ => Ok(()),
     }
 }
 
@@ -226,7 +251,7 @@ fn readable(snapshot: &Snapshot, command: &Command) -> Result<(), Refusal> {
         | Command::SetSecret { env, .. }
         | Command::UnsetSecret { env, .. } => env,
         Command::Override { command, .. } => return readable(snapshot, command),
-        Command::Pause { .. } | Command::Resume { .. } => return Ok(()),
+        Command::Pause { .. } | Command::Resume { .. } | Command::Recover { .. } => return Ok(()),
     };
     match snapshot.damage_of(env).next() {
         Some(row) => Err(Refusal::Damaged { env: env.clone(), what: row.what.clone() }),

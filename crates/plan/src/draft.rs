@@ -3,7 +3,7 @@
 
 use crate::observed::{Observed, Probe};
 use crate::still::Still;
-use kiln_model::edge::TargetStatus;
+use kiln_model::edge::{EdgeStatus, TargetStatus};
 use kiln_model::{
     Boot, EnvRef, Environment, Event, Instance, InstanceId, InstanceState, Mutation, OpKey, Release, Rollout,
     RolloutId, RolloutPhase, Snapshot,
@@ -157,10 +157,19 @@ impl<'a> Draft<'a> {
         self.snapshot.is_routed(id)
     }
 
+    /// Whether the table that the edge uses sends traffic to the instance; none if the edge could not be asked.
+    pub(crate) fn at_edge(&self, id: &InstanceId) -> Option<bool> {
+        let edge = self.observed.edge.as_ref()?;
+        Some(self.targets(edge).get(id).is_some_and(|target| target.in_table))
+    }
+
+    fn targets(&self, edge: &'a EdgeStatus) -> &BTreeMap<&'a InstanceId, &'a TargetStatus> {
+        self.targets.get_or_init(|| edge.targets.iter().map(|t| (&t.instance, t)).collect())
+    }
+
     /// Requests in flight on an instance; none if the edge could not be asked.
     pub(crate) fn in_flight(&self, id: &InstanceId) -> Option<u64> {
         let edge = self.observed.edge.as_ref()?;
-        let targets = self.targets.get_or_init(|| edge.targets.iter().map(|t| (&t.instance, t)).collect());
-        Some(targets.get(id).map_or(0, |target| target.in_flight))
+        Some(self.targets(edge).get(id).map_or(0, |target| target.in_flight))
     }
 }

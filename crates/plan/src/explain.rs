@@ -38,6 +38,10 @@ pub struct Reason {
 
 /// Reasons of one environment or of all; empty if everything is as desired.
 pub fn explain(snapshot: &Snapshot, observed: &Observed, env: Option<&EnvRef>) -> Vec<Reason> {
+    if let Some(recovery) = &snapshot.recovery {
+        // Nothing else is concluded from state that is older than the world.
+        return blocked::recovering(snapshot, observed, env, recovery).into_iter().collect();
+    }
     let mut reasons = blocked::held(snapshot, observed, env);
     let held = crate::still::held(snapshot, observed);
     for environment in snapshot.environments.values().filter(|e| env.is_none_or(|env| env == &e.env)) {

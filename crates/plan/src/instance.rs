@@ -8,7 +8,7 @@ use kiln_model::mix::BASELINE_SLOT;
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
     Boot, Evidence, Health, ImageManifest, Instance, InstanceId, InstanceSpec, InstanceState, Millis,
-    Mutation, OpKey, Release, RolloutPhase, SeenState, ServiceSpec, Strategy, limits,
+    Mutation, OpKey, Origin, Release, RolloutPhase, SeenState, ServiceSpec, Strategy, limits,
 };
 use std::collections::BTreeMap;
 
@@ -325,5 +325,6 @@ pub fn spec(instance: &Instance, release: &Release, manifest: ImageManifest) -> 
         peers: peers.cloned().collect(),
         port: service.port,
         stop: service.stop,
+        origin: Some(Box::new(Origin::new(release, instance.slot))),
     })
 }

@@ -20,6 +20,7 @@ pub mod pause;
 pub mod plan;
 pub mod preview;
 pub mod progress;
+pub mod recovery;
 mod rest;
 pub mod rollout;
 pub mod route;

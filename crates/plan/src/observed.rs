@@ -1,12 +1,14 @@
 //! What was seen of the world at one moment: the planner's second input. Missing knowledge is `None`, never a guess.
 
 use crate::autoscale::Rate;
+use crate::recovery::Lead;
 use kiln_model::edge::EdgeStatus;
 use kiln_model::{
-    Boot, Check, Digest, EnvRef, Evidence, Hold, ImageName, InstanceId, Millis, OpId, OpKey, ReleaseNumber,
-    Seen, ServiceName, Wall,
+    Boot, Check, Digest, EnvRef, Evidence, Hold, ImageName, InstanceId, Memory, Millis, OpId, OpKey,
+    ReleaseNumber, Seen, ServiceName, Wall,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// One observation.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +37,12 @@ pub struct Observed {
     pub tails: BTreeMap<InstanceId, Vec<String>>,
     /// Environments that could not be planned.
     pub held: BTreeMap<EnvRef, Hold>,
+    /// Who leads since when; none if whoever asks does not lead, and then nothing shows how old the state is.
+    pub lead: Option<Lead>,
+    /// What the provider remembers, once it was asked.
+    pub memory: Option<Arc<Memory>>,
+    /// The edge has not answered this process yet: which table it has is not known.
+    pub edge_unheard: bool,
     /// When the edge answered last.
     pub edge_seen: Boot,
     /// When this process started to look.

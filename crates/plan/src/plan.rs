@@ -2,7 +2,7 @@
 
 use crate::draft::Draft;
 use crate::observed::{Observed, OpOutcome, Probe};
-use crate::{autoscale, instance, rest, rollout, route};
+use crate::{autoscale, instance, recovery, rest, rollout, route};
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{Boot, EnvRef, Event, InstanceState, Millis, Mutation, Op, OpKey, Revision, Snapshot};
 
@@ -37,6 +37,9 @@ pub fn plan_everything(snapshot: &Snapshot, observed: &Observed) -> Plan {
 }
 
 fn plan_where(snapshot: &Snapshot, observed: &Observed, everything: bool) -> Plan {
+    if let Some(plan) = recovery::hold(snapshot, observed) {
+        return plan;
+    }
     let mut draft = Draft::new(snapshot, observed);
     if draft.rebooted && observed.seen.is_none() {
         // Nobody knows what outlived the reboot (nothing does), and the edge asks for a table: it must not get the old one,
@@ -190,7 +193,11 @@ fn absorb_edge(draft: &mut Draft<'_>) {
 /// that nobody wants any more.
 fn reconcile_ops(draft: &mut Draft<'_>, revision: Revision) -> Vec<Op> {
     let mut effects = vec![];
-    let wanted = std::mem::take(&mut draft.wanted);
+    let mut wanted = std::mem::take(&mut draft.wanted);
+    if draft.observed.edge_unheard {
+        // It may have a table of a history that this one lost.
+        wanted.retain(|key| matches!(key, OpKey::Bake { .. } | OpKey::Ensure { .. }));
+    }
     for key in wanted.into_iter().filter(|key| draft.still.allows(&draft.snapshot, key)).collect::<Vec<_>>() {
         let row = draft.snapshot.ops.get(&key).cloned();
         let backing_off =

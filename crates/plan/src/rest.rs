@@ -8,7 +8,7 @@ use crate::instance::is_ejected;
 use crate::route::replicas;
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    EnvRef, Environment, Instance, InstanceState, OpKey, ReleaseNumber, SeenState, ServiceName,
+    EnvRef, Environment, Instance, InstanceId, InstanceState, OpKey, ReleaseNumber, SeenState, ServiceName,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,7 +51,9 @@ fn unquiet(draft: &mut Draft<'_>) -> BTreeSet<EnvRef> {
         }
     }
     leftovers.extend(seen.map(|(id, _)| id));
-    leftovers.retain(|_| !planted(Mutant::NoGc));
+    // What the edge sends to is ended when it has a table without it, whoever it belongs to.
+    let in_use = |id: &&InstanceId| draft.at_edge(id) != Some(false) && !planted(Mutant::EndInUse);
+    leftovers.retain(|id| !planted(Mutant::NoGc) && !in_use(id));
     draft.wanted.extend(leftovers.into_iter().map(|instance| OpKey::Absent { instance: instance.clone() }));
     let edge = draft.observed.edge.iter();
     let ejected = edge.flat_map(|edge| &edge.targets).filter(|target| is_ejected(target));

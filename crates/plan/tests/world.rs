@@ -287,6 +287,7 @@ impl World {
             edge_seen: Boot(0),
             tails: BTreeMap::new(),
             rates: BTreeMap::new(),
+            ..Observed::default()
         }
     }
 

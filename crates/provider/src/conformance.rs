@@ -77,6 +77,7 @@ pub fn spec(sequence: u64) -> InstanceSpec {
         confinement: Confinement::default(),
         port: Some(8080),
         stop: Stop { signal: 15, timeout: Millis(300) },
+        origin: None,
     }
 }
 
@@ -207,6 +208,11 @@ async fn ensure_is_idempotent(provider: &impl Provider, subject: &impl Subject) 
     }
     let third = subject.spec(3, Behaviour::Serve);
     let third_seen = provider.ensure(fence(1, 3), &third, &NO_SECRETS).await.expect("ensure");
+    let memory = provider.memory().await.expect("memory");
+    assert_eq!(memory.newest.order(), fence(1, 3).order(), "the newest of whom it heard");
+    assert!(memory.last_instance >= third.id.sequence(), "also of those that are gone");
+    assert_eq!(memory.specs.get(&third.id), Some(&third), "what it was started with lies with it");
+    assert!(!memory.specs.contains_key(&spec.id), "it is gone");
     assert!(third_seen.address != first.address && third_seen.address != second.address);
     provider.absent(fence(1, 3), &third.id).await.expect("absent");
     kept("addresses are not shared, and come back late");

@@ -4,8 +4,8 @@
 use crate::{Provider, ProviderError};
 use async_trait::async_trait;
 use kiln_model::{
-    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Millis, SecretValues,
-    Seen, SeenState, Wall,
+    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Memory, Millis,
+    SecretValues, Seen, SeenState, Wall,
 };
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -47,6 +47,7 @@ struct World {
     instances: BTreeMap<InstanceId, One>,
     gone: BTreeMap<InstanceId, bool>,
     server: (Incarnation, Epoch),
+    newest: Fence,
     number: u16,
     starts: BTreeMap<InstanceId, u32>,
 }
@@ -119,6 +120,7 @@ impl World {
             return stale(format!("server {}.{} was seen", self.server.0, self.server.1));
         }
         self.server = fence.server();
+        self.newest = fence.max(self.newest);
         match self.instances.get_mut(id) {
             Some(one) if fence.order() < one.fence.order() => stale(format!("{} came before", one.fence)),
             Some(one) => {
@@ -153,6 +155,14 @@ impl Provider for FakeProvider {
         Ok(out)
     }
 
+    async fn memory(&self) -> Result<Memory, ProviderError> {
+        let world = self.0.world();
+        let ids = world.instances.keys().chain(world.gone.keys());
+        let last_instance = ids.map(InstanceId::sequence).max().unwrap_or(0);
+        let specs = world.instances.iter().map(|(id, one)| (id.clone(), one.spec.clone())).collect();
+        Ok(Memory { newest: world.newest, last_instance, specs })
+    }
+
     async fn ensure(
         &self,
         fence: Fence,
@@ -166,7 +176,7 @@ impl Provider for FakeProvider {
             return Err(ProviderError::Tombstoned { id: id.clone() });
         }
         if let Some(one) = world.instances.get(id)
-            && one.spec != *spec
+            && !one.spec.is_same(spec)
         {
             let detail = "it came with other content before".into();
             return Err(ProviderError::Stale { id: id.clone(), detail });

@@ -12,7 +12,7 @@ pub mod local;
 pub mod vm;
 
 use async_trait::async_trait;
-use kiln_model::{Check, Evidence, Fence, InstanceId, InstanceSpec, SecretValues};
+use kiln_model::{Check, Evidence, Fence, InstanceId, InstanceSpec, Memory, SecretValues};
 pub use kiln_model::{Seen, SeenState};
 
 /// Why a provider refused or failed.
@@ -70,6 +70,10 @@ pub trait Provider: Send + Sync + 'static {
     /// All instances that exist in any form, in no order. An error means that nothing is known, which is not the same
     /// as nothing being there. Fast (under a millisecond per hundred instances): it is asked on every pass.
     async fn list(&self) -> Result<Vec<Seen>, ProviderError>;
+
+    /// What it remembers: the newest fence, the highest number, and what each instance that is there was started with. Asked
+    /// by a server when it begins to lead, and while the state is older than the world.
+    async fn memory(&self) -> Result<Memory, ProviderError>;
 
     /// Makes the instance exist and its program started (not necessarily ready). Idempotent: the same id with the same
     /// content again answers what is there, also if its program has ended since: it is never restarted. `secrets` are the

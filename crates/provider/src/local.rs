@@ -15,6 +15,7 @@ mod check;
 mod cloner;
 pub(crate) mod etc;
 pub mod exec;
+mod fit;
 pub(crate) mod folder;
 pub(crate) mod forced;
 mod http;
@@ -31,12 +32,15 @@ mod pump;
 mod root;
 mod rootfs;
 mod secrets;
+mod seed;
 pub(crate) mod shim;
+mod site;
 mod slot;
 mod start;
 mod stop;
 pub(crate) mod subnet;
 pub(crate) mod supervise;
+mod turn;
 mod verify;
 pub(crate) mod wire;
 pub mod zygote;
@@ -54,7 +58,7 @@ use async_trait::async_trait;
 use cloner::Cloner;
 use folder::{EXIT, Exit, FENCE, GONE, Gone, PROCESS, Process, Record, Root, SPEC};
 use kiln_model::{
-    Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Millis, SecretValues, Seen,
+    Check, Epoch, Evidence, Fence, Incarnation, InstanceId, InstanceSpec, Memory, Millis, SecretValues, Seen,
     SeenState,
 };
 use kiln_sys::cgroup::Trees;
@@ -75,6 +79,7 @@ use std::time::Instant;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
+use turn::{AtWork, Turn};
 
 /// Debian's kernel takes 2 to 3 s when it is emulated on an idle processor.
 const BOOT_MAX: Millis = Millis(60_000);
@@ -188,6 +193,7 @@ struct Books {
 #[derive(Debug)]
 struct Inner {
     config: LocalConfig,
+    turn: Arc<Turn>,
     host: Arc<Host>,
     roots: Arc<Roots>,
     layers: Layers,
@@ -224,6 +230,8 @@ impl LocalProvider {
         if let Some(interface) = subnet.taken(&routes, |name| mark.is_bridge(name)) {
             return Err(OpenError::SubnetTaken { subnet, interface });
         }
+        // Before anything is read: nobody else changes it from here on.
+        let turn = Arc::new(Turn::take(&path.join("instances")).map_err(state)?);
         let trees = Trees::detect(config.forced.cgroups).map_err(OpenError::Host)?;
         let boot = kiln_sys::clock::boot_id().map_err(OpenError::Host)?;
         let root = Root::of(&path);
@@ -231,6 +239,7 @@ impl LocalProvider {
         let host = Arc::new(Host::new(mark, subnet, trees, root, boot, cloner));
         let roots = Arc::new(Roots::open(config.forced, &host.root.0).map_err(OpenError::Host)?);
         let inner = Arc::new(Inner {
+            turn: turn.clone(),
             layers: Layers::new(config.objects.clone(), config.forced.erofs, roots.clone()),
             host: host.clone(),
             roots,
@@ -255,7 +264,9 @@ impl LocalProvider {
         for id in ids {
             inner.watch(&id);
         }
-        let pool = Arc::new(Pool::open(host.clone(), inner.config.spare).map_err(failed)?);
+        let pool = Pool::open(host.clone(), inner.roots.clone(), inner.config.spare, turn);
+        let pool = Arc::new(pool.map_err(failed)?);
+        inner.expect_again(&pool);
         Ok(Self { inner, pool })
     }
 
@@ -421,6 +432,13 @@ impl Inner {
         books.work.entry(id.clone()).or_default().clone()
     }
 
+    /// Begins to change something of the instance, if the books are still the newest.
+    fn begin_work(&self, id: &InstanceId) -> Result<AtWork<'_>, ProviderError> {
+        let stale =
+            |error: std::io::Error| ProviderError::Stale { id: id.clone(), detail: error.to_string() };
+        self.turn.begin().map_err(stale)
+    }
+
     /// Refuses a server that is older than one seen, and remembers a newer one durably.
     fn admit(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
         let mut books = self.books();
@@ -488,10 +506,25 @@ async fn blocking<T: Send + 'static>(
 impl Provider for LocalProvider {
     async fn list(&self) -> Result<Vec<Seen>, ProviderError> {
         // What cannot be mended now is tried again with the next look, and a start does not go on without it.
-        if let Err(Failure { step, detail, .. }) = self.inner.keep_policy() {
+        if let Ok(_at_work) = self.inner.turn.begin()
+            && let Err(Failure { step, detail, .. }) = self.inner.keep_policy()
+        {
             eprintln!("kiln: error: the packet filter of instances is not in force: {step}: {detail}");
         }
         Ok(self.inner.books().entries.iter().map(|(id, entry)| seen(id, entry)).collect())
+    }
+
+    async fn memory(&self) -> Result<Memory, ProviderError> {
+        let books = self.inner.books();
+        let fences = books.entries.values().map(|entry| entry.fence).chain(books.gone.values().copied());
+        let (incarnation, epoch) = books.server;
+        let server = Fence { incarnation, epoch, ..Fence::default() };
+        let ids = books.entries.keys().chain(books.gone.keys());
+        Ok(Memory {
+            newest: fences.fold(server, Fence::max),
+            last_instance: ids.map(InstanceId::sequence).max().unwrap_or(0),
+            specs: books.entries.iter().map(|(id, entry)| (id.clone(), entry.record.spec.clone())).collect(),
+        })
     }
 
     async fn ensure(
@@ -544,6 +577,20 @@ impl Inner {
             folder: self.host.root.folder(id).path,
         })
     }
+}
+
+/// The newest server that the instances of a state folder heard of, without opening it; none if there were none.
+pub fn newest_server(state: &Path) -> Option<(Incarnation, Epoch)> {
+    let root = Root::of(state);
+    let own = std::fs::read(root.0.join(FENCE)).ok();
+    let own: Option<(Incarnation, Epoch)> = own.and_then(|text| serde_json::from_slice(&text).ok());
+    let ids = root.ids().unwrap_or_default();
+    let fences = ids.iter().filter_map(|id| {
+        let folder = root.folder(id);
+        let gone = folder.read::<Gone>(GONE).map(|gone| gone.fence);
+        folder.read::<Fence>(FENCE).max(gone).map(|fence| fence.server())
+    });
+    fences.chain(own).max()
 }
 
 /// The folder of an instance of a state folder, for reading its black box.

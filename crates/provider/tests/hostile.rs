@@ -242,7 +242,7 @@ async fn helpers_killed_at_any_moment(host: &Host) {
         let mut config = LocalConfig::new(host.state());
         config.program = std::env::current_exe().unwrap();
         // All of it happens on the spot, where it can be met.
-        config.spare = local::Spare { networks: 2, slots: 0 };
+        config.spare = local::Spare { sites: 2, slots: 0, fitted: 0 };
         let provider = LocalProvider::open(config).unwrap();
         let spec = host.spec(1000 + n, &["probe", "sleep"]);
         let task = std::thread::spawn({
@@ -435,7 +435,7 @@ async fn zygote_killed(host: &Host) {
 async fn zygote_lost(host: &Host, sequence: u64, signal: i32) {
     let mut config = LocalConfig::new(host.state());
     config.program = std::env::current_exe().unwrap();
-    config.spare = local::Spare { networks: 1, slots: 0 };
+    config.spare = local::Spare { sites: 1, slots: 0, fitted: 0 };
     let provider = LocalProvider::open(config).unwrap();
     let first = Subject::spec(&host, sequence, Behaviour::Serve);
     provider.ensure(fence(), &first, &NO_SECRETS).await.unwrap();

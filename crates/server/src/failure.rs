@@ -36,7 +36,13 @@ impl IntoResponse for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        let code = if error.is_disk_full() { Code::DiskFull } else { Code::Store };
+        let code = match &error {
+            error if error.is_disk_full() => Code::DiskFull,
+            // Whoever leads next knows whether it happened.
+            StoreError::LeaseLost { .. } => Code::Unavailable,
+            error if error.is_unreachable() => Code::Unavailable,
+            _ => Code::Store,
+        };
         Self::new(code, chain(&error))
     }
 }
@@ -64,7 +70,10 @@ impl From<Refusal> for Failure {
             Refusal::TooManySecrets { .. } => Code::TooMany,
             Refusal::NoSecret { .. } => Code::NoSecret,
             Refusal::NotPaused { .. } => Code::NotPaused,
-            Refusal::Damaged { .. } => Code::OnHold,
+            Refusal::Damaged { .. } | Refusal::DamagedHold { .. } => Code::OnHold,
+            Refusal::Recovering { .. } => Code::Recovering,
+            Refusal::NotRecovering => Code::NotRecovering,
+            Refusal::Unseen => Code::Unavailable,
         };
         Self::hinted(code, refusal.to_string(), refusal.hint())
     }

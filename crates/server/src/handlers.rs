@@ -22,7 +22,7 @@ use kiln_api::lock::{LockRequest, LockView};
 use kiln_api::release::{ReleaseDetail, ReleaseList};
 use kiln_api::rollout::{AbortView, RolloutView};
 use kiln_api::scale::{ScaleRequest, ScaleView};
-use kiln_api::server::ServerView;
+use kiln_api::server::{LeaseView, ServerView};
 use kiln_api::status::StatusView;
 use kiln_api::update::Update;
 use kiln_api::why::WhyView;
@@ -107,25 +107,32 @@ pub(crate) async fn unknown(uri: axum::http::Uri) -> Failure {
     Failure::new(Code::Usage, format!("`{}` is not a path of this server", uri.path()))
 }
 
-fn server_view(snapshot: &Snapshot) -> ServerView {
-    ServerView {
+fn server_view(context: &Context, snapshot: &Snapshot) -> Result<ServerView, Failure> {
+    let lease = context.handle.store().lease()?;
+    Ok(ServerView {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
         revision: snapshot.revision.0,
-    }
+        lease: Some(LeaseView {
+            holder: lease.holder,
+            epoch: lease.epoch.0,
+            left_ms: lease.left.map(|left| left.0),
+        }),
+    })
 }
 
 pub(crate) async fn server(State(context): State<Context>) -> Answer<ServerView> {
-    Ok(Json(server_view(&*context.handle.snapshot()?)))
+    Ok(Json(server_view(&context, &*context.handle.snapshot()?)?))
 }
 
 pub(crate) async fn status(State(context): State<Context>, Query(scope): Query<Scope>) -> Answer<StatusView> {
     let look = Look::about(&context, &scope)?;
     Ok(Json(StatusView {
-        server: server_view(&look.snapshot),
+        server: server_view(&context, &look.snapshot)?,
         edge: look.observed.edge.as_ref().map(|edge| views::edge(edge, &look.snapshot)),
         environments: look.view().environments(&scope),
         paused: look.snapshot.paused.as_ref().map(|pause| crate::pause::view(None, pause)),
+        recovery: crate::recover::view(&look.snapshot, look.now),
         holds: crate::pause::holds(&look.snapshot, &look.observed, look.now)
             .into_iter()
             .filter(|hold| scope.covers(&hold.env))

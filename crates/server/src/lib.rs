@@ -6,6 +6,7 @@ mod actor;
 mod download;
 mod environments;
 mod failure;
+mod front;
 mod handlers;
 mod image_boot;
 mod image_diff;
@@ -23,11 +24,13 @@ mod once;
 mod pause;
 mod promote;
 mod rebuild;
+mod recover;
 mod secrets;
 mod stream;
 mod upload;
 mod views;
 
+pub use front::Front;
 pub use listen::{ListenError, bind};
 
 use axum::Router;
@@ -75,6 +78,8 @@ fn router(context: Context) -> Router {
         .route(path::DESTROY, post(handlers::destroy))
         .route(path::PAUSE, post(pause::pause))
         .route(path::RESUME, post(pause::resume))
+        .route(path::BACKUP, get(recover::backup))
+        .route(path::RECOVER, post(recover::recover))
         .route(path::ROLLOUT, get(handlers::rollout))
         .route(path::ROLLOUT_WATCH, get(handlers::watch_rollout))
         .route(path::RELEASES, get(handlers::releases))

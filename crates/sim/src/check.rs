@@ -16,9 +16,24 @@ const DRAIN_MIN: u64 = 380;
 /// An effect reached its receiver, and is about to change something.
 pub(crate) fn applied(world: &mut World, receiver: &'static str, fence: Fence) {
     world.applied += 1;
+    r1_hold(world, receiver, fence);
     s10_old_effect(world, receiver, fence);
     let newest = world.truth.servers.entry(receiver).or_default();
     *newest = fence.server().max(*newest);
+}
+
+/// R1: in a recovery hold nothing begins, so that nothing that serves is touched.
+fn r1_hold(world: &mut World, receiver: &'static str, fence: Fence) {
+    if world.truth.in_hold {
+        world.broken(|| format!("R1: the {receiver} took an effect with fence {fence} in a recovery hold"));
+    }
+}
+
+/// R2: the number of an instance that is there, or was, is not given again.
+fn r2_number(world: &mut World, id: &InstanceId) {
+    if world.host.instances.contains_key(id) || world.truth.destroyed.contains(id) {
+        world.broken(|| format!("R2: {id} is intended, and there is one or was"));
+    }
 }
 
 /// S10: an effect of an older server changes nothing, once its receiver heard of a newer one.
@@ -195,6 +210,7 @@ pub(crate) fn committed(
     events: &[Event],
 ) {
     world.truth.commits += 1;
+    world.truth.in_hold = after.recovery.is_some();
     world.dirty = true;
     let (revision, n) = (after.revision, mutations.len());
     world.tell(|| format!("commit {revision} of epoch {epoch}, {n} mutations"));
@@ -207,6 +223,9 @@ pub(crate) fn committed(
                     world.truth.validated.insert(instance.id.clone());
                 }
                 let was = before.instances.get(&instance.id).map(|i| i.state);
+                if was.is_none() && instance.state == InstanceState::Intent {
+                    r2_number(world, &instance.id);
+                }
                 s18_blind(world, &instance.id, was, instance.state, mutations);
                 s21_tainted(world, &instance.id, was, instance.state);
             }

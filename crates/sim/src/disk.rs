@@ -2,8 +2,8 @@
 //! process knows nothing until it starts anew, as with the real one.
 
 use crate::process::Process;
-use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Mutation, Revision, Snapshot};
-use kiln_store::{LedgerEntry, Store, StoreError};
+use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Millis, Mutation, Revision, Snapshot};
+use kiln_store::{Dump, Lease, LedgerEntry, Restored, Store, StoreError, Tombstone};
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -38,6 +38,26 @@ impl Store for Disk {
 
     fn take_lease(&self, holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
         self.whole()?.take_lease(holder)
+    }
+
+    fn try_lease(
+        &self,
+        holder: &str,
+        span: Millis,
+    ) -> Result<Result<(Incarnation, Epoch), Lease>, StoreError> {
+        self.whole()?.try_lease(holder, span)
+    }
+
+    fn renew_lease(&self, epoch: Epoch, span: Millis) -> Result<(), StoreError> {
+        self.whole()?.renew_lease(epoch, span)
+    }
+
+    fn release_lease(&self, epoch: Epoch) -> Result<(), StoreError> {
+        self.whole()?.release_lease(epoch)
+    }
+
+    fn lease(&self) -> Result<Lease, StoreError> {
+        self.whole()?.lease()
     }
 
     fn commit(
@@ -83,5 +103,21 @@ impl Store for Disk {
 
     fn departed(&self, limit: usize) -> Result<Vec<Instance>, StoreError> {
         self.whole()?.departed(limit)
+    }
+
+    fn tombstones(&self) -> Result<Vec<Tombstone>, StoreError> {
+        self.whole()?.tombstones()
+    }
+
+    fn epoch(&self) -> Result<Epoch, StoreError> {
+        self.whole()?.epoch()
+    }
+
+    fn raise(&self, floor: (Incarnation, Epoch)) -> Result<(), StoreError> {
+        self.whole()?.raise(floor)
+    }
+
+    fn fill(&self, dump: &Dump, restored: &Restored) -> Result<(), StoreError> {
+        self.whole()?.fill(dump, restored)
     }
 }

@@ -20,7 +20,7 @@ const REQUEST_MAX: usize = 1_500;
 /// A table as the edge keeps it on its disk.
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
-    fence: Fence,
+    pub(crate) fence: Fence,
     generation: Generation,
     digest: Digest,
     table: Arc<RouteTable>,
@@ -38,7 +38,7 @@ pub(crate) struct Flight {
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Edge {
-    kept: Option<Kept>,
+    pub(crate) kept: Option<Kept>,
     before: Option<Kept>,
     unproved: bool,
     /// What the data path uses.
@@ -178,6 +178,7 @@ impl Edge {
             process: edge.process.to_string(),
             generation: edge.used.0,
             digest: edge.used.1,
+            fence: edge.kept.as_ref().map(|kept| kept.fence),
             internal: Some("10.83.224.0/19".into()),
             names: table.internal.len() as u64,
             targets: edge.targets.iter().filter_map(target).collect(),

@@ -46,7 +46,7 @@ pub struct Faults {
     pub reboot: u32,
     /// The wall clock jumps.
     pub clock_jump: u32,
-    /// The store goes back to an older state. Off until there is a recovery hold: without one, what is newer is destroyed.
+    /// The store goes back to an older state: a backup is restored, or its files are.
     pub store_rollback: u32,
 }
 
@@ -76,7 +76,7 @@ impl Faults {
             edge_hang: rate(100),
             reboot: rate(40),
             clock_jump: rate(100),
-            store_rollback: 0,
+            store_rollback: rate(60),
         }
     }
 

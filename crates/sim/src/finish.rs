@@ -95,7 +95,9 @@ fn ask(run: &mut Run, command: impl Fn() -> Command) {
         match done {
             Some(Ok(_)) => return,
             // A rollout may be in the way for a moment, or the process died under it.
-            Some(Err(text)) if text.contains("recorded") => answer = None,
+            Some(Err(text)) if text.contains("recorded") || text.contains("older than what runs") => {
+                answer = None;
+            }
             Some(Err(text)) => {
                 broken(run, || format!("L7: the last command is refused: {text}"));
                 return;
@@ -119,7 +121,7 @@ fn is_quiet(run: &Run) -> bool {
 
 fn is_quiet_in(run: &Run, world: &World, snapshot: &Snapshot) -> bool {
     let moving = snapshot.rollouts.values().any(|r| !r.phase.is_end());
-    world.delayed.is_empty() && !run.somebody_asks() && !moving
+    world.delayed.is_empty() && !run.somebody_asks() && !moving && snapshot.recovery.is_none()
 }
 
 /// Whether nothing is under way.

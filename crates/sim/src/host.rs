@@ -7,8 +7,8 @@ use crate::world::World;
 use async_trait::async_trait;
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Millis, SecretValues,
-    Seen, SeenState,
+    Check, Epoch, Evidence, ExitReason, Fence, Incarnation, InstanceId, InstanceSpec, Memory, Millis,
+    SecretValues, Seen, SeenState,
 };
 use kiln_provider::{Provider, ProviderError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +51,7 @@ pub(crate) struct Host {
     /// Addresses of those that vanished: kept until somebody asks for their absence.
     kept: BTreeMap<InstanceId, IpAddr>,
     server: (Incarnation, Epoch),
+    pub(crate) newest: Fence,
     listeners: Vec<Arc<Notify>>,
 }
 
@@ -73,6 +74,13 @@ impl Host {
         }
     }
 
+    fn memory(&self) -> Memory {
+        let ids = self.instances.keys().chain(&self.gone).chain(self.kept.keys());
+        let specs = self.instances.iter().map(|(id, one)| (id.clone(), one.spec.clone())).collect();
+        let last_instance = ids.map(InstanceId::sequence).max().unwrap_or(0);
+        Memory { newest: self.newest, last_instance, specs }
+    }
+
     fn free_address(&self) -> IpAddr {
         let taken: BTreeSet<IpAddr> =
             self.instances.values().map(|one| one.address).chain(self.kept.values().copied()).collect();
@@ -81,6 +89,7 @@ impl Host {
     }
 
     fn admit(&mut self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
+        self.newest = fence.max(self.newest);
         if planted(Mutant::NoProviderFence) {
             return Ok(());
         }
@@ -174,7 +183,7 @@ impl Host {
             return Err(ProviderError::Tombstoned { id: id.clone() });
         }
         if let Some(one) = world.host.instances.get(id)
-            && one.spec != *spec
+            && !one.spec.is_same(spec)
         {
             let detail = "it came with other content before".into();
             return Err(ProviderError::Stale { id: id.clone(), detail });
@@ -265,6 +274,17 @@ impl Provider for SimProvider {
             detail: "no answer came".into(),
         };
         seen.ok_or_else(|| nobody("list"))
+    }
+
+    async fn memory(&self) -> Result<Memory, ProviderError> {
+        self.0.stand("provider.memory.asked").await;
+        let memory = self.0.act(|world| {
+            let blind = world.faults.blind;
+            (!world.rng.chance(blind)).then(|| world.host.memory())
+        });
+        self.0.stand("provider.memory.answered").await;
+        memory
+            .ok_or_else(|| no_answer(&InstanceId::new(&crate::project::service_name("none"), 1), "remember"))
     }
 
     async fn ensure(

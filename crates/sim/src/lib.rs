@@ -14,6 +14,7 @@ mod host;
 mod node;
 mod process;
 pub mod project;
+mod restore;
 pub mod rng;
 pub mod run;
 pub mod script;

@@ -9,6 +9,7 @@ use kiln_control::Handle;
 use kiln_control::clock::Clock;
 use kiln_control::execute::Engines;
 use kiln_control::reconcile::{Reconciler, Shared};
+use kiln_control::recover::lead;
 use kiln_store::Store;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -64,17 +65,21 @@ pub(crate) async fn serve(process: Process, node: usize, store: Arc<dyn Store>, 
         process.wait(LOOK_MS).await;
     }
     let disk = Arc::new(Disk::new(process.clone(), store));
-    let Ok(server) = disk.take_lease(&format!("node {node}")) else { return };
+    let (provider, router) = (SimProvider(process.clone()), SimRouter(process.clone()));
+    let led = lead(&*disk, &provider, &router, &process, &format!("node {node}"), None).await;
+    let Ok(server) = led else { return };
     process.act(|world| {
         world.truth.epoch = world.truth.epoch.max(server.1);
+        // Another one may have been free to wait for it meanwhile.
+        world.lease = Some((node, world.now));
         world.tell(|| format!("node {node} leads with epoch {}", server.1));
     });
     let shared = Arc::new(Shared::default());
     let clock: Arc<dyn Clock> = Arc::new(process.clone());
     let engines = Engines {
         vault: Arc::default(),
-        provider: Arc::new(SimProvider(process.clone())),
-        router: Arc::new(SimRouter(process.clone())),
+        provider: Arc::new(provider),
+        router: Arc::new(router),
         bakery: Arc::new(SimBakery(process.clone())),
     };
     let progress = tokio::sync::broadcast::Sender::new(1);

@@ -12,7 +12,7 @@ use crate::world::Sim;
 use kiln_control::Handle;
 use kiln_plan::{Command, Outcome};
 
-use kiln_store::{SqliteStore, Store};
+use kiln_store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -122,15 +122,11 @@ pub(crate) struct Run {
 /// Runs it to its end.
 pub fn run(config: &Config) -> Report {
     let sim = Sim::new(config.seed, config.faults, config.trace);
-    let vault = Arc::new(Vault::new(config.faults.store_rollback > 0));
-    let store: Arc<dyn Store> = if config.sqlite {
-        match SqliteStore::in_memory() {
-            Ok(store) => Arc::new(store),
-            Err(error) => return Report { violation: Some(error.to_string()), ..Report::default() },
-        }
-    } else {
-        vault.clone()
+    let vault = match Vault::new(config.sqlite, config.faults.store_rollback > 0) {
+        Ok(vault) => Arc::new(vault),
+        Err(error) => return Report { violation: Some(error.to_string()), ..Report::default() },
     };
+    let store: Arc<dyn Store> = vault.clone();
     let mut script = config.script.0.clone();
     script.reverse();
     let nodes = (0..config.nodes).map(Node::new).collect();
@@ -250,6 +246,18 @@ impl Run {
         }
     }
 
+    /// An operator notices a recovery hold, some time.
+    fn recover(&mut self) {
+        let in_hold = self.store.load().is_ok_and(|snapshot| snapshot.recovery.is_some());
+        if !in_hold || self.sim.world().rng.below(200) > 0 {
+            return;
+        }
+        let Some((_, handle)) = self.leader() else { return };
+        let world = Box::new(kiln_plan::recovery::World::of(&handle.observed()));
+        self.sim.world().tell(|| "operator: recover".into());
+        let _ = self.submit("operator", Command::Recover { world });
+    }
+
     /// What the world does by itself.
     fn misfortune(&mut self) {
         let mut world = self.sim.world();
@@ -283,7 +291,7 @@ impl Run {
         let pause = world.rng.chance(faults.pause);
         let span = if pause { 1_000 + world.rng.below(8_000) as u64 } else { 0 };
         let reboot = world.rng.chance(faults.reboot);
-        let restored = world.rng.chance(faults.store_rollback).then(|| 1 + world.rng.below(8));
+        let restored = world.rng.chance(faults.store_rollback);
         let now = world.now;
         let victim = if pause { world.rng.below(self.nodes.len()) } else { 0 };
         if pause {
@@ -293,10 +301,9 @@ impl Run {
         if pause {
             self.nodes[victim].paused_until = now + span;
         }
-        if let Some(n) = restored {
+        if restored {
             (0..self.nodes.len()).for_each(|node| self.crash(node));
-            self.vault.back(n);
-            self.sim.world().tell(|| format!("the store goes {n} commits back"));
+            crate::restore::go_back(&self.vault, &mut self.sim.world());
         }
         if reboot {
             // Everything on the host dies together; effects on their way die with it.
@@ -319,6 +326,7 @@ impl Run {
     pub(crate) fn step(&mut self) {
         self.start_processes();
         self.operate();
+        self.recover();
         self.misfortune();
         let mut world = self.sim.world();
         world.steps += 1;

@@ -39,6 +39,8 @@ pub(crate) struct Truth {
     pub(crate) edge_lost: bool,
     /// Until then requests may fail by what the world did.
     pub(crate) excused_until: u64,
+    /// The store is in a recovery hold.
+    pub(crate) in_hold: bool,
     /// Commits.
     pub(crate) commits: u64,
 }

@@ -8,8 +8,12 @@ const SEEDS: u64 = 1_000;
 
 /// Faults that alone break nothing, because something else stands behind what they take away; with it gone they are found.
 /// docs/simulator.md has the reasons.
-const SECOND_LINES: &[(Mutant, &[Mutant])] =
-    &[(Mutant::NoLint, &[Mutant::SwitchUnvalidated]), (Mutant::OldResults, &[Mutant::ForgetRunning])];
+const SECOND_LINES: &[(Mutant, &[Mutant])] = &[
+    (Mutant::NoLint, &[Mutant::SwitchUnvalidated]),
+    (Mutant::OldResults, &[Mutant::ForgetRunning]),
+    (Mutant::StaleSnapshot, &[Mutant::NoRecoveryHold]),
+    (Mutant::EndInUse, &[Mutant::NoRecoveryHold]),
+];
 
 #[test]
 fn planted_faults_are_found() {

@@ -16,25 +16,34 @@ pub(crate) fn bodies<T: DeserializeOwned>(
     let query = format!("SELECT CAST({name} AS TEXT), env, body FROM {table}");
     let mut statement = connection.prepare(&query)?;
     let mut rows = statement.query([])?;
-    let mut read = vec![];
+    let mut found = vec![];
     while let Some(row) = rows.next()? {
         // Not even that it is text is certain.
         let text = |index| row.get_ref(index).ok().and_then(|value| value.as_str().ok()).map(str::to_owned);
-        let error = match text(2).map(|body| serde_json::from_str(&body)) {
-            Some(Ok(value)) => {
-                read.push(value);
-                continue;
-            }
-            Some(Err(error)) => error.to_string(),
-            None => "it is not text".to_owned(),
-        };
-        let name = text(0).unwrap_or_default();
-        damaged.push(Damaged {
-            env: text(1).and_then(|env| EnvRef::try_from(env).ok()),
-            instance: (table == "instance").then(|| name.parse::<InstanceId>().ok()).flatten(),
-            what: format!("{table} {name}"),
-            error,
-        });
+        match read(table, text(0).unwrap_or_default(), text(1), text(2)) {
+            Ok(value) => found.push(value),
+            Err(row) => damaged.push(row),
+        }
     }
-    Ok(read)
+    Ok(found)
+}
+
+/// What a row's body says, or what is wrong with the row.
+pub(crate) fn read<T: DeserializeOwned>(
+    table: &str,
+    name: String,
+    env: Option<String>,
+    body: Option<String>,
+) -> Result<T, Damaged> {
+    let error = match body.map(|body| serde_json::from_str(&body)) {
+        Some(Ok(value)) => return Ok(value),
+        Some(Err(error)) => error.to_string(),
+        None => "it is not text".to_owned(),
+    };
+    Err(Damaged {
+        env: env.and_then(|env| EnvRef::try_from(env).ok()),
+        instance: (table == "instance").then(|| name.parse::<InstanceId>().ok()).flatten(),
+        what: format!("{table} {name}"),
+        error,
+    })
 }

@@ -1,22 +1,29 @@
 //! Durable truth. One [`Store`] has one writer; every commit is one transaction that carries mutations and ledger events
 //! together, refused if the lease was lost or the base revision is not the newest.
 //!
-//! [`SqliteStore`] is the one that runs; [`MemStore`] has the same rules ([`rules`]) for tests.
+//! [`SqliteStore`] is for one server, [`PostgresStore`] for several that share one database and take turns by a [`Lease`];
+//! [`MemStore`] has the same rules ([`rules`]) for tests.
 #![forbid(unsafe_code)]
 
 mod damaged;
+pub mod dump;
+pub mod lease;
 mod ledger;
 pub mod lock;
 mod memory;
+mod postgres;
 mod reserve;
 pub mod rules;
 mod sqlite;
 
+pub use dump::{Dump, DumpError, Restored, Tombstone};
+pub use lease::Lease;
 pub use lock::{LockedBy, StateLock};
 pub use memory::MemStore;
+pub use postgres::{AddressError, PostgresAddress, PostgresStore};
 pub use sqlite::SqliteStore;
 
-use kiln_model::{Epoch, Event, Incarnation, InstanceId, Mutation, Revision, Snapshot};
+use kiln_model::{Epoch, Event, Incarnation, InstanceId, Millis, Mutation, Revision, Snapshot};
 use std::sync::Arc;
 
 /// One entry of the ledger, chained to the one before it.
@@ -83,6 +90,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the store is on another machine or process that did not answer. Whether a commit happened is unknown, and asking
+    /// again later may help.
+    pub fn is_unreachable(&self) -> bool {
+        let StoreError::Io { source, .. } = self else { return false };
+        let io = source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        source.is::<tokio_postgres::Error>() || io == Some(std::io::ErrorKind::TimedOut)
+    }
+
     /// Whether a full disk is at fault.
     pub fn is_disk_full(&self) -> bool {
         let StoreError::Io { source, .. } = self else { return false };
@@ -97,8 +112,25 @@ pub trait Store: Send + Sync + 'static {
     /// The newest snapshot. Cheap: the store keeps it in memory.
     fn load(&self) -> Result<Arc<Snapshot>, StoreError>;
 
-    /// Takes the lease: a new epoch, higher than any before. Older ones can no longer commit.
+    /// Takes the lease from whoever has it, without end: a new epoch, higher than any before. Older ones can no longer commit.
+    /// For who knows otherwise that the last holder has ended, as the owner of the state folder's lock does.
     fn take_lease(&self, holder: &str) -> Result<(Incarnation, Epoch), StoreError>;
+
+    /// Takes the lease for a time if it is free for `holder`; else answers who has it.
+    fn try_lease(
+        &self,
+        holder: &str,
+        span: Millis,
+    ) -> Result<Result<(Incarnation, Epoch), Lease>, StoreError>;
+
+    /// Holds the lease for `span` from now on. [`StoreError::LeaseLost`] if somebody else took it.
+    fn renew_lease(&self, epoch: Epoch, span: Millis) -> Result<(), StoreError>;
+
+    /// Gives the lease back, so that nobody has to wait for its end. Nothing happens if somebody else has it by now.
+    fn release_lease(&self, epoch: Epoch) -> Result<(), StoreError>;
+
+    /// Who has the lease.
+    fn lease(&self) -> Result<Lease, StoreError>;
 
     /// Writes mutations and events in one durable transaction and answers the new revision.
     fn commit(
@@ -120,4 +152,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// The last records of instances that were destroyed, newest first, at most `limit`.
     fn departed(&self, limit: usize) -> Result<Vec<kiln_model::Instance>, StoreError>;
+
+    /// That of every instance that was ever destroyed, oldest first.
+    fn tombstones(&self) -> Result<Vec<Tombstone>, StoreError>;
+
+    /// The newest epoch that was given.
+    fn epoch(&self) -> Result<Epoch, StoreError>;
+
+    /// Makes the next lease higher than one that receivers have seen, also if this store has not. What is higher already
+    /// stays.
+    fn raise(&self, floor: (Incarnation, Epoch)) -> Result<(), StoreError>;
+
+    /// Fills an empty store from a backup, in one durable transaction.
+    fn fill(&self, dump: &Dump, restored: &Restored) -> Result<(), StoreError>;
 }

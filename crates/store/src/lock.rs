@@ -1,4 +1,4 @@
-//! One server per state folder: a `flock` that ends with the process.
+//! One server per state folder, or several that take turns by a lease: a `flock` that ends with the process.
 
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
@@ -36,11 +36,20 @@ pub enum LockedBy {
 impl StateLock {
     /// Takes `STATE/lock`, or says who has it.
     pub fn take(state: &Path) -> Result<Self, LockedBy> {
+        Self::lock(state, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes it together with others that do the same, or says who has it alone.
+    pub fn share(state: &Path) -> Result<Self, LockedBy> {
+        Self::lock(state, FlockOperation::NonBlockingLockShared)
+    }
+
+    fn lock(state: &Path, how: FlockOperation) -> Result<Self, LockedBy> {
         let path = state.join("lock");
         let io = |source| LockedBy::Io { path: path.display().to_string(), source };
         let mut file =
             File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if flock(&file, how).is_err() {
             let mut pid = String::new();
             file.read_to_string(&mut pid).map_err(io)?;
             return Err(LockedBy::Other { path: state.display().to_string(), pid: pid.trim().to_owned() });

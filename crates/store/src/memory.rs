@@ -1,18 +1,35 @@
 //! The store in memory: the same rules, no durability. For tests and the simulator.
 
-use crate::{LedgerEntry, Store, StoreError, ledger, rules};
+use crate::{Dump, Lease, LedgerEntry, Restored, Store, StoreError, Tombstone, dump, ledger, rules};
 use kiln_model::mutant::{Mutant, planted};
-use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Mutation, Revision, Snapshot};
-use std::collections::BTreeSet;
+use kiln_model::{Epoch, Event, Incarnation, Instance, InstanceId, Millis, Mutation, Revision, Snapshot};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 #[derive(Default, Clone)]
 struct State {
     snapshot: Arc<Snapshot>,
     epoch: Epoch,
-    tombstones: BTreeSet<InstanceId>,
+    holder: String,
+    /// None: without end.
+    expires: Option<Instant>,
+    tombstones: BTreeMap<InstanceId, Tombstone>,
     departed: Vec<Instance>,
     ledger: Vec<LedgerEntry>,
+}
+
+impl State {
+    fn lease(&self) -> Lease {
+        let left = |end: Instant| Millis(end.saturating_duration_since(Instant::now()).as_millis() as u64);
+        Lease { holder: self.holder.clone(), epoch: self.epoch, left: self.expires.map(left) }
+    }
+
+    fn take_lease(&mut self, holder: &str, expires: Option<Instant>) -> (Incarnation, Epoch) {
+        (self.epoch, self.expires) = (self.epoch.next(), expires);
+        holder.clone_into(&mut self.holder);
+        (self.snapshot.incarnation, self.epoch)
+    }
 }
 
 /// A store that forgets everything with the process.
@@ -38,10 +55,42 @@ impl Store for MemStore {
         Ok(self.state().snapshot.clone())
     }
 
-    fn take_lease(&self, _holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
+    fn take_lease(&self, holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
+        Ok(self.state().take_lease(holder, None))
+    }
+
+    fn try_lease(
+        &self,
+        holder: &str,
+        span: Millis,
+    ) -> Result<Result<(Incarnation, Epoch), Lease>, StoreError> {
         let mut state = self.state();
-        state.epoch = state.epoch.next();
-        Ok((state.snapshot.incarnation, state.epoch))
+        let lease = state.lease();
+        if !lease.is_free_for(holder) {
+            return Ok(Err(lease));
+        }
+        Ok(Ok(state.take_lease(holder, Some(Instant::now() + span.duration()))))
+    }
+
+    fn renew_lease(&self, epoch: Epoch, span: Millis) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if state.epoch != epoch {
+            return Err(StoreError::LeaseLost { mine: epoch, holder: state.epoch });
+        }
+        state.expires = Some(Instant::now() + span.duration());
+        Ok(())
+    }
+
+    fn release_lease(&self, epoch: Epoch) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if state.epoch == epoch {
+            state.expires = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    fn lease(&self) -> Result<Lease, StoreError> {
+        Ok(self.state().lease())
     }
 
     fn commit(
@@ -59,14 +108,16 @@ impl Store for MemStore {
         if base != newest && !planted(Mutant::NoConflict) {
             return Err(StoreError::Conflict { base, newest });
         }
-        let mut after = rules::check(&state.snapshot, mutations, |id| state.tombstones.contains(id))
+        let mut after = rules::check(&state.snapshot, mutations, |id| state.tombstones.contains_key(id))
             .map_err(|detail| StoreError::Illegal { detail })?;
         after.revision = newest.next();
         for mutation in mutations {
             if let Mutation::Gone { instance } = mutation {
                 let row = state.snapshot.instances.get(instance).cloned();
-                state.departed.extend(row.map(|row| Instance::clone(&row)));
-                state.tombstones.insert(instance.clone());
+                let last = row.map(|row| Box::new(Instance::clone(&row)));
+                state.departed.extend(last.as_deref().cloned());
+                let tombstone = Tombstone { id: instance.clone(), revision: after.revision, last };
+                state.tombstones.entry(instance.clone()).or_insert(tombstone);
             }
         }
         for event in events {
@@ -96,10 +147,48 @@ impl Store for MemStore {
     }
 
     fn is_tombstoned(&self, id: &InstanceId) -> Result<bool, StoreError> {
-        Ok(self.state().tombstones.contains(id))
+        Ok(self.state().tombstones.contains_key(id))
     }
 
     fn departed(&self, limit: usize) -> Result<Vec<Instance>, StoreError> {
         Ok(self.state().departed.iter().rev().take(limit).cloned().collect())
+    }
+
+    fn tombstones(&self) -> Result<Vec<Tombstone>, StoreError> {
+        let mut all: Vec<Tombstone> = self.state().tombstones.values().cloned().collect();
+        all.sort_by(|a, b| (a.revision, a.id.as_str()).cmp(&(b.revision, b.id.as_str())));
+        Ok(all)
+    }
+
+    fn epoch(&self) -> Result<Epoch, StoreError> {
+        Ok(self.state().epoch)
+    }
+
+    fn raise(&self, floor: (Incarnation, Epoch)) -> Result<(), StoreError> {
+        let mut state = self.state();
+        state.epoch = state.epoch.max(floor.1);
+        if floor.0 > state.snapshot.incarnation {
+            Arc::make_mut(&mut state.snapshot).incarnation = floor.0;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, dump: &Dump, restored: &Restored) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if state.snapshot.revision != Revision(0) {
+            return Err(StoreError::Illegal { detail: "a backup fills an empty store only".into() });
+        }
+        let after = dump::restored(dump, restored);
+        state.tombstones = dump.tombstones.iter().map(|row| (row.id.clone(), row.clone())).collect();
+        state.departed = dump.tombstones.iter().filter_map(|row| row.last.as_deref().cloned()).collect();
+        state.ledger.clone_from(&dump.ledger);
+        if let Some((_, event)) = &restored.hold {
+            let previous = state.ledger.last().map_or(ledger::GENESIS.to_owned(), |e| e.hash.clone());
+            let sequence = state.ledger.len() as u64 + 1;
+            state.ledger.push(ledger::entry(&previous, sequence, after.revision, event));
+        }
+        state.epoch = restored.epoch;
+        state.snapshot = Arc::new(after);
+        Ok(())
     }
 }

@@ -19,6 +19,9 @@ pub fn check(
             Mutation::PutSecret(secret) => secret_rule(&after, secret)?,
             Mutation::PutRollout(rollout) => rollout_rule(&after, rollout)?,
             Mutation::PutEnvironment(environment) => environment_rule(&after, environment)?,
+            // After a restore the edge is ahead: what follows goes on from its generation.
+            Mutation::PutRoute { generation, .. }
+                if after.recovery.is_some() && *generation > after.route.0 => {}
             Mutation::PutRoute { generation, .. } if *generation != after.route.0.next() => {
                 return Err(format!("generation {generation} does not follow {}", after.route.0));
             }
@@ -59,7 +62,9 @@ fn instance_rule(
             if !same || before.env != instance.env || before.service != instance.service {
                 return Err(format!("`{id}` is immutable"));
             }
-            if before.state != instance.state && !before.state.may_become(instance.state) {
+            // A row may be behind an instance that serves.
+            let caught_up = after.recovery.is_some() && instance.state.is_validated();
+            if before.state != instance.state && !before.state.may_become(instance.state) && !caught_up {
                 return Err(format!(
                     "`{id}` cannot go from {} to {}",
                     before.state.word(),
@@ -68,6 +73,8 @@ fn instance_rule(
             }
         }
         None if id.sequence() < after.next_instance => return Err(format!("`{id}` was used before")),
+        // What serves was validated by the history that this one lost.
+        None if after.recovery.is_some() && instance.state.is_validated() => {}
         None if instance.state != kiln_model::InstanceState::Intent => {
             return Err(format!("`{id}` must start as an intent"));
         }
@@ -93,6 +100,10 @@ fn release_rule(after: &Snapshot, release: &Release) -> Result<(), String> {
 fn secret_rule(after: &Snapshot, secret: &Secret) -> Result<(), String> {
     let Secret { env, name, version, .. } = secret;
     let newest = after.secrets_of(env, Some(name)).next_back().map(|newest| newest.version);
+    // A release that is adopted may have one that was set after the backup was taken: its number is used up.
+    if after.recovery.is_some() && secret.content == SecretContent::Removed && Some(*version) > newest {
+        return Ok(());
+    }
     if *version == newest.unwrap_or(SecretVersion(0)).next() {
         return match secret.content {
             SecretContent::Removed => Err(format!("version {version} of `{name}` of `{env}` has no value")),

@@ -1,11 +1,13 @@
 //! The store on SQLite: one writer connection, WAL, every commit flushed to disk before it counts.
 
+mod fill;
+
 use crate::reserve::Reserve;
-use crate::{LedgerEntry, Store, StoreError, damaged, ledger, rules};
+use crate::{Dump, Lease, LedgerEntry, Restored, Store, StoreError, Tombstone, damaged, ledger, rules};
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::{
-    Answered, Damaged, Environment, Epoch, Event, Generation, Incarnation, Instance, InstanceId, Mutation,
-    Op, OpId, Release, Revision, Rollout, RolloutId, RouteTable, Secret, Snapshot,
+    Answered, Damaged, Environment, Epoch, Event, Generation, Incarnation, Instance, InstanceId, Millis,
+    Mutation, Op, OpId, Release, Revision, Rollout, RolloutId, RouteTable, Secret, Snapshot,
 };
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::Serialize;
@@ -101,6 +103,24 @@ impl SqliteStore {
         move |source| io(step, &self.path, source)
     }
 
+    /// Sets the end of the lease if its epoch is that; else answers with the epoch that it has.
+    fn change_lease(
+        &self,
+        epoch: Epoch,
+        span: Millis,
+        step: &'static str,
+    ) -> Result<Result<(), Epoch>, StoreError> {
+        let mut state = self.state()?;
+        let changed = in_tx(&mut state.connection, |tx| {
+            let holder = Epoch(meta(tx, "epoch")?);
+            if holder != epoch {
+                return Ok(Err(holder));
+            }
+            set_meta(tx, "lease_expires", now_ms(tx)?.saturating_add(span.0)).map(Ok)
+        });
+        changed.map_err(self.fail(step))
+    }
+
     fn try_commit(
         &self,
         state: &mut State,
@@ -182,6 +202,45 @@ fn set_meta(tx: &Transaction<'_>, key: &str, value: impl ToString) -> rusqlite::
     Ok(())
 }
 
+/// One durable transaction.
+fn in_tx<T>(
+    connection: &mut Connection,
+    work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let done = work(&tx)?;
+    tx.commit()?;
+    Ok(done)
+}
+
+/// The clock that leases go by, in milliseconds since 1970.
+fn now_ms(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.query_row("SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER)", [], |row| row.get(0))
+}
+
+fn read_lease(connection: &Connection) -> rusqlite::Result<Lease> {
+    let expires: String = meta(connection, "lease_expires")?;
+    let left = match expires.as_str() {
+        "" => None,
+        // An end that cannot be read has passed: the epoch is what keeps others out.
+        text => Some(Millis(text.parse().unwrap_or(0_u64).saturating_sub(now_ms(connection)?))),
+    };
+    Ok(Lease { holder: meta(connection, "holder")?, epoch: Epoch(meta(connection, "epoch")?), left })
+}
+
+/// Takes the lease, until `span` has passed or without end.
+fn set_lease(tx: &Transaction<'_>, holder: &str, span: Option<Millis>) -> rusqlite::Result<Epoch> {
+    let epoch = Epoch(meta::<u64>(tx, "epoch")? + 1);
+    let expires = match span {
+        Some(span) => now_ms(tx)?.saturating_add(span.0).to_string(),
+        None => String::new(),
+    };
+    set_meta(tx, "epoch", epoch)?;
+    set_meta(tx, "holder", holder)?;
+    set_meta(tx, "lease_expires", expires)?;
+    Ok(epoch)
+}
+
 fn bodies<T: DeserializeOwned>(connection: &Connection, table: &str) -> rusqlite::Result<Vec<Option<T>>> {
     let mut statement = connection.prepare(&format!("SELECT body FROM {table}"))?;
     let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
@@ -242,6 +301,8 @@ fn read(connection: &Connection) -> rusqlite::Result<Snapshot> {
     snapshot.damaged = lost;
     let paused: String = meta(connection, "paused")?;
     snapshot.paused = if paused.is_empty() { None } else { parse(&paused)? };
+    let recovery: String = meta(connection, "recovery")?;
+    snapshot.recovery = if recovery.is_empty() { None } else { parse(&recovery)? };
     snapshot.revision = Revision(meta(connection, "revision")?);
     snapshot.incarnation = Incarnation(meta(connection, "incarnation")?);
     snapshot.boot_id = meta(connection, "boot_id")?;
@@ -328,6 +389,9 @@ fn write(
                     )?;
                 }
             }
+            Mutation::Hold { .. } | Mutation::Recovered { .. } => {
+                set_meta(tx, "recovery", after.recovery.as_ref().map(json).unwrap_or_default())?;
+            }
             Mutation::Rebase { .. } => rewrite_times(tx, after)?,
         }
     }
@@ -353,6 +417,7 @@ fn write(
 /// After a reboot every row that holds a time of the old boot is written anew.
 fn rewrite_times(tx: &Transaction<'_>, after: &Snapshot) -> rusqlite::Result<()> {
     set_meta(tx, "paused", after.paused.as_ref().map(json).unwrap_or_default())?;
+    set_meta(tx, "recovery", after.recovery.as_ref().map(json).unwrap_or_default())?;
     for row in after.environments.values() {
         tx.execute(
             "UPDATE environment SET body = ?2 WHERE env = ?1",
@@ -413,13 +478,36 @@ impl Store for SqliteStore {
 
     fn take_lease(&self, holder: &str) -> Result<(Incarnation, Epoch), StoreError> {
         let mut state = self.state()?;
-        let fail = self.fail("taking the lease");
-        let tx = state.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
-        let epoch = Epoch(meta::<u64>(&tx, "epoch").map_err(&fail)? + 1);
-        set_meta(&tx, "epoch", epoch).map_err(&fail)?;
-        set_meta(&tx, "holder", holder).map_err(&fail)?;
-        tx.commit().map_err(&fail)?;
+        let taken = in_tx(&mut state.connection, |tx| set_lease(tx, holder, None));
+        let epoch = taken.map_err(self.fail("taking the lease"))?;
         Ok((state.snapshot.incarnation, epoch))
+    }
+
+    fn try_lease(
+        &self,
+        holder: &str,
+        span: Millis,
+    ) -> Result<Result<(Incarnation, Epoch), Lease>, StoreError> {
+        let mut state = self.state()?;
+        let taken = in_tx(&mut state.connection, |tx| {
+            let lease = read_lease(tx)?;
+            if lease.is_free_for(holder) { set_lease(tx, holder, Some(span)).map(Ok) } else { Ok(Err(lease)) }
+        });
+        let taken = taken.map_err(self.fail("taking the lease"))?;
+        Ok(taken.map(|epoch| (state.snapshot.incarnation, epoch)))
+    }
+
+    fn renew_lease(&self, epoch: Epoch, span: Millis) -> Result<(), StoreError> {
+        self.change_lease(epoch, span, "renewing the lease")?
+            .map_err(|holder| StoreError::LeaseLost { mine: epoch, holder })
+    }
+
+    fn release_lease(&self, epoch: Epoch) -> Result<(), StoreError> {
+        self.change_lease(epoch, Millis(0), "releasing the lease").map(drop)
+    }
+
+    fn lease(&self) -> Result<Lease, StoreError> {
+        read_lease(&self.state()?.connection).map_err(self.fail("reading the lease"))
     }
 
     fn commit(
@@ -489,6 +577,30 @@ impl Store for SqliteStore {
         let mut statement = state.connection.prepare_cached(query).map_err(&fail)?;
         let rows = statement.query_map([limit as u64], |row| row.get::<_, String>(0)).map_err(&fail)?;
         rows.map(|text| parse(&text?)).collect::<Result<_, _>>().map_err(&fail)
+    }
+
+    fn tombstones(&self) -> Result<Vec<Tombstone>, StoreError> {
+        fill::tombstones(&self.state()?.connection).map_err(self.fail("reading tombstones"))
+    }
+
+    fn epoch(&self) -> Result<Epoch, StoreError> {
+        Ok(Epoch(meta(&self.state()?.connection, "epoch").map_err(self.fail("reading the lease"))?))
+    }
+
+    fn raise(&self, floor: (Incarnation, Epoch)) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        let raised = fill::raise(&mut state.connection, floor).map_err(self.fail("raising the lease"))?;
+        if raised != state.snapshot.incarnation {
+            Arc::make_mut(&mut state.snapshot).incarnation = raised;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, dump: &Dump, restored: &Restored) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        let filled = fill::fill(&mut state.connection, dump, restored)?;
+        state.snapshot = Arc::new(filled.map_err(self.fail("restoring"))?);
+        Ok(())
     }
 }
 

@@ -7,6 +7,8 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 /// `CAP_KILL`, the one capability that an instance's pid 1 keeps: without it, it could not signal the program, which
 /// runs as another user.
 pub const CAP_KILL: u32 = 5;
+/// `CAP_SYS_ADMIN`: to mount and to set the host name, in the namespaces of its own user namespace.
+pub const CAP_SYS_ADMIN: u32 = 21;
 
 /// The version of the capability calls (`_LINUX_CAPABILITY_VERSION_3`).
 const VERSION_3: u32 = 0x2008_0522;

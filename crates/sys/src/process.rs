@@ -55,12 +55,13 @@ pub struct Clone<'a> {
     namespaces: Namespaces,
     cgroup: Option<BorrowedFd<'a>>,
     owner: Option<u32>,
+    is_sibling: bool,
 }
 
 impl<'a> Clone<'a> {
     /// A child in new namespaces of these kinds.
     pub fn new(namespaces: Namespaces) -> Self {
-        Self { namespaces, cgroup: None, owner: None }
+        Self { namespaces, cgroup: None, owner: None, is_sibling: false }
     }
 
     /// The child is born in this v2 cgroup, given by an open directory.
@@ -76,6 +77,13 @@ impl<'a> Clone<'a> {
     #[must_use]
     pub fn owned_by(mut self, uid: u32) -> Self {
         self.owner = Some(uid);
+        self
+    }
+
+    /// The child is one of this process's parent, which reaps it.
+    #[must_use]
+    pub fn sibling(mut self) -> Self {
+        self.is_sibling = true;
         self
     }
 
@@ -96,7 +104,12 @@ impl<'a> Clone<'a> {
         let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
         args.flags = flags;
         args.pidfd = &raw mut pidfd as u64;
-        args.exit_signal = libc::SIGCHLD as u64;
+        if self.is_sibling {
+            // With the signal that this process itself ends with.
+            args.flags |= libc::CLONE_PARENT as u64;
+        } else {
+            args.exit_signal = libc::SIGCHLD as u64;
+        }
         args.cgroup = cgroup;
         let clone = || {
             // SAFETY: like fork, as no flag shares memory; there is one thread (checked), so no lock is held by another.
@@ -256,7 +269,11 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bo
 /// same number.
 pub fn start_time(pid: i32) -> Result<u64, CallError> {
     let path = format!("/proc/{pid}/stat");
-    let text = std::fs::read_to_string(&path).context("read", &path)?;
+    // Longer than any: 52 numbers and a command of 64 bytes at most.
+    let mut text = [0; 2048];
+    let file = std::fs::File::open(&path);
+    let length = file.and_then(|mut file| io::Read::read(&mut file, &mut text)).context("read", &path)?;
+    let text = String::from_utf8_lossy(&text[..length]);
     // The command in parentheses may itself hold parentheses and blanks; start time is field 22.
     let field = text.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19));
     field

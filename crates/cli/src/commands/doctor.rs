@@ -11,6 +11,7 @@
 //! | `limits` | what the kernel and the shell allow for 500 instances |
 //! | `network` | bridges, the packet filter, forwarding, virtual machines |
 //! | `place` | the state folder, the clock, git |
+//! | `servers` | who leads, if a server answers |
 
 mod groups;
 mod kernel;
@@ -19,6 +20,7 @@ mod limits;
 mod network;
 mod place;
 mod rights;
+mod servers;
 
 use super::serve::STATE_DEFAULT;
 use crate::output::table;
@@ -84,7 +86,8 @@ struct DoctorView {
 }
 
 pub(crate) fn run(context: &Context<'_>, arguments: DoctorArgs) -> Result<(), Failure> {
-    let findings = examine(&arguments.state);
+    let mut findings = examine(&arguments.state);
+    findings.extend(servers::findings(context));
     let missing: Vec<&str> = findings.iter().filter(|f| f.level == Level::Missing).map(|f| f.name).collect();
     let able = missing.is_empty();
     let message = format!("this host is not able to run `kiln serve`: {}", missing.join(", "));

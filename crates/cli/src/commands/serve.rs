@@ -16,7 +16,8 @@ pub(crate) const STATE_DEFAULT: &str = "/var/lib/kiln";
 
 Examples:
   sudo kiln serve --edge 0.0.0.0:80
-  sudo kiln serve --state /tmp/kiln --listen unix:/tmp/kiln.sock --edge 127.0.0.1:8080"
+  sudo kiln serve --state /tmp/kiln --listen unix:/tmp/kiln.sock --edge 127.0.0.1:8080
+  sudo kiln serve --store file:/etc/kiln/database --listen unix:/run/kiln/b.sock --edge 0.0.0.0:80"
 )]
 pub struct ServeArgs {
     /// The folder that holds all state
@@ -25,6 +26,9 @@ pub struct ServeArgs {
     /// The socket that the command line talks to
     #[arg(long, value_name = "ADDR", env = "KILN_ADDR", default_value = address::DEFAULT, hide_env_values = true)]
     pub listen: Address,
+    /// A PostgreSQL database that several servers share, instead of a file in the state folder: `postgres://USER@HOST/DATABASE`, or `file:PATH` of a file that holds that, with a password if need be
+    #[arg(long, value_name = "STORE", env = "KILN_STORE", hide_env_values = true)]
+    pub store: Option<String>,
     /// An address that takes traffic; may be given several times. Without it a load balancer must run already
     #[arg(long, value_name = "ADDR", value_parser = traffic_address)]
     pub edge: Vec<SocketAddr>,

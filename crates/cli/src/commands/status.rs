@@ -5,8 +5,9 @@ use crate::output::{ago, now, table};
 use crate::{Context, Failure, watch};
 use clap::Args;
 use kiln_api::pause::PauseView;
+use kiln_api::server::LeaseView;
 use kiln_api::status::{EdgeView, EnvironmentView, StatusView};
-use kiln_model::{EnvName, RouteRule, Wall};
+use kiln_model::{EnvName, Millis, RouteRule, Wall};
 
 /// Options of `kiln status`.
 #[derive(Debug, Args)]
@@ -28,6 +29,12 @@ pub(crate) async fn run(context: &Context<'_>, arguments: StatusArgs) -> Result<
 
 fn text(view: &StatusView, now: Wall) -> String {
     let mut text = String::new();
+    if let Some(hold) = &view.recovery {
+        text.push_str(&format!(
+            "recovery hold for {}: the state is older than what runs: {}\nnothing begins before it is over: `{}`\n\n",
+            hold.since_ms, hold.reason, hold.command
+        ));
+    }
     if let Some(pause) = &view.paused {
         text.push_str(&format!("{}\n\n", paused("the whole server", pause, now)));
     }
@@ -42,6 +49,9 @@ fn text(view: &StatusView, now: Wall) -> String {
         text.push_str("nothing is deployed; `kiln deploy` deploys the commit that you stand on\n\n");
     }
     text.push_str(&edge(view.edge.as_ref()));
+    if let Some(LeaseView { holder, epoch, left_ms: Some(left) }) = &view.server.lease {
+        text.push_str(&format!("servers: `{holder}` leads (epoch {epoch}, for {} more)\n", Millis(*left)));
+    }
     text
 }
 
@@ -204,10 +214,11 @@ mod tests {
             paused: None,
         };
         StatusView {
-            server: ServerView { version: "1".into(), pid: 1, revision: 1 },
+            server: ServerView { version: "1".into(), pid: 1, revision: 1, lease: None },
             edge: Some(EdgeView { generation: 4, wanted: 5, listening: vec!["0.0.0.0:80".into()] }),
             environments: vec![environment],
             paused: None,
+            recovery: None,
             holds: vec![],
         }
     }

@@ -129,6 +129,24 @@ pub enum Refusal {
         /// Which row.
         what: String,
     },
+    /// The state is older than what runs.
+    #[error("the state is older than what runs: {reason}")]
+    Recovering {
+        /// What showed it.
+        reason: String,
+    },
+    /// There is no hold to end.
+    #[error("there is no recovery hold")]
+    NotRecovering,
+    /// Neither the provider nor the edge may be unknown when a hold ends.
+    #[error("what runs is not known: the edge or the provider has not answered yet")]
+    Unseen,
+    /// A hold on state that cannot be read does not end.
+    #[error("{what} cannot be read")]
+    DamagedHold {
+        /// Which row.
+        what: String,
+    },
     /// A service needs a secret that is not set.
     #[error("service `{service}` needs the secret `{secret}`, which is not set in `{env}`")]
     SecretNotSet {
@@ -181,6 +199,14 @@ impl Refusal {
             Refusal::NothingBefore { .. } => Some("name a release with `--to N`".into()),
             Refusal::NoService { .. } => Some("`kiln status` shows the services".into()),
             Refusal::TooMany { .. } | Refusal::NoRollout { .. } => None,
+            Refusal::Recovering { .. } => Some(
+                "`kiln recover --plan` shows what it would adopt and remove, `kiln recover` does it".into(),
+            ),
+            Refusal::NotRecovering => Some("`kiln status` shows what there is".into()),
+            Refusal::Unseen => Some("try again in a moment; `kiln why` says what does not answer".into()),
+            Refusal::DamagedHold { .. } => {
+                Some("restore another backup: `kiln restore FILE --replace`".into())
+            }
             Refusal::RouteTaken { .. } => {
                 Some("give one of them another `host` or `path`, or `kiln destroy` the other".into())
             }

@@ -2,8 +2,9 @@
 
 use super::Reason;
 use crate::observed::Observed;
+use crate::recovery::{World, survey};
 use crate::storm::{self, STORM_MAX};
-use kiln_model::{EnvRef, Environment, Millis, Pause, Snapshot};
+use kiln_model::{EnvRef, Environment, Millis, Pause, Recovery, Snapshot};
 
 /// The pauses that hold for an environment.
 pub(super) fn paused(snapshot: &Snapshot, observed: &Observed, env: &EnvRef) -> Vec<Reason> {
@@ -22,6 +23,38 @@ pub(super) fn paused(snapshot: &Snapshot, observed: &Observed, env: &EnvRef) -> 
     let all =
         snapshot.paused.as_ref().map(|pause| reason(pause, "the whole server".into(), "kiln resume".into()));
     own.into_iter().chain(all).collect()
+}
+
+/// State that is older than the world. Told of whichever environment is asked for: it holds for all.
+pub(super) fn recovering(
+    snapshot: &Snapshot,
+    observed: &Observed,
+    env: Option<&EnvRef>,
+    recovery: &Recovery,
+) -> Option<Reason> {
+    let known = snapshot.environments.keys().next();
+    let seen = || observed.edge.as_ref()?.targets.first().map(|target| &target.env);
+    let lying = || observed.memory.as_ref()?.specs.values().next().map(|spec| &spec.env);
+    let env = env.or(known).or_else(seen).or_else(lying)?.clone();
+    let evidence = match survey(snapshot, &World::of(observed)) {
+        Some(survey) => vec![format!(
+            "{} instances serve that the state does not know, {} others run or lie there",
+            survey.adopted.len() + survey.unroutable.len(),
+            survey.pruned.len()
+        )],
+        None => vec!["the edge or the provider does not answer: what runs is not known".into()],
+    };
+    Some(Reason {
+        env,
+        what: format!("the state is older than what runs: {}", recovery.reason),
+        since: observed.now.since(recovery.since),
+        next: "nothing begins: nothing is destroyed, started, switched or replaced, and commands that would are refused; \
+               the edge serves its last table"
+            .into(),
+        deadline: None,
+        command: Some("kiln recover --plan".into()),
+        evidence,
+    })
 }
 
 /// What kiln leaves alone because it cannot read or plan it.

@@ -54,7 +54,7 @@ impl Kiln {
         let mut config = LocalConfig::new(host.state());
         config.program = std::env::current_exe().unwrap();
         config.subnet = if slots == 0 { "10.84.0.0/16" } else { "10.85.0.0/16" }.parse().unwrap();
-        config.spare.slots = slots;
+        (config.spare.slots, config.spare.fitted) = (slots, slots);
         let provider = LocalProvider::open(config).unwrap();
         Self { host, provider, sequence: Cell::new(1) }
     }
@@ -125,7 +125,10 @@ impl Kiln {
         let begun = Instant::now();
         let mut client = Command::new(std::env::current_exe().unwrap());
         let mut client = client.arg("client").arg(&path).stdin(Stdio::null()).spawn().unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // Not left unread: closing would reset the connection.
+        let mut asked = [0; 5];
+        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut asked).await.unwrap();
         self.start(&spec).await;
         stream.writable().await.unwrap();
         stream.try_write(b"r").unwrap();

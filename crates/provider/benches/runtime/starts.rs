@@ -53,9 +53,14 @@ pub async fn alternating(cold: &Kiln, warm: &Kiln, peers: &Peers) {
     // The first of each is not counted: it fills caches.
     cold.life().await;
     warm.life().await;
+    // Whatever one of them did, the others are not to pay for what it does afterwards.
+    let settle = || [cold, warm].map(|kiln| kiln.provider.wait_until_ready());
     for round in 0..setting("KILN_BENCH_ROUNDS", 100) {
+        settle();
         own_cold.round(cold).await;
+        settle();
         own_warm.round(warm).await;
+        settle();
         if peers.has_crun {
             crun.extend(&[peers.one(peers.crun("run"))]);
             tokio::time::sleep(PAUSE).await;

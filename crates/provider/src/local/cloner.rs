@@ -12,14 +12,6 @@ use std::time::Duration;
 /// How long an answer may take. It takes a fraction of a millisecond; a zygote that is slower is stopped or lost.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// A process that was cloned.
-#[derive(Debug)]
-pub(super) struct Cloned {
-    pub pid: i32,
-    pub pidfd: OwnedFd,
-    pub users: OwnedFd,
-}
-
 #[derive(Debug)]
 struct Connection {
     socket: OwnedFd,
@@ -48,9 +40,9 @@ impl Cloner {
         Self { program, folder, connection: Mutex::default() }
     }
 
-    /// Has a shim cloned. A zygote that is dead is replaced first; one that dies over this request is an error that may
-    /// pass, as it may have cloned a shim that nobody knows: whoever asks again does so with other descriptors.
-    pub(super) fn clone_shim(&self, request: Request, with: &[BorrowedFd<'_>]) -> Result<Cloned, Failure> {
+    /// Has a seed cloned, and answers its pidfd. A zygote that is dead is replaced first; one that dies over this request is an error that may
+    /// pass, as it may have cloned a seed that nobody knows: whoever asks again does so with other descriptors.
+    pub(super) fn clone_seed(&self, request: Request, with: &[BorrowedFd<'_>]) -> Result<OwnedFd, Failure> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         if connection.as_mut().is_some_and(|living| !matches!(living.child.try_wait(), Ok(None))) {
             *connection = None;
@@ -69,7 +61,7 @@ impl Cloner {
         }
     }
 
-    /// Ends the zygote; shims go on.
+    /// Ends the zygote; seeds and shims go on.
     pub(super) fn end(&self) {
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -93,7 +85,7 @@ impl Cloner {
 
 impl Connection {
     /// The outer failure: it does not answer.
-    fn ask(&self, request: Request, with: &[BorrowedFd<'_>]) -> Result<Result<Cloned, Failure>, Failure> {
+    fn ask(&self, request: Request, with: &[BorrowedFd<'_>]) -> Result<Result<OwnedFd, Failure>, Failure> {
         let lost = |detail: String| Failure::retry("ask the zygote", detail);
         // One that could not get ready has said why before it ended.
         let sent = message::send(&self.socket, &[&request.encode()], with);
@@ -107,10 +99,8 @@ impl Connection {
         if bytes.is_empty() {
             return Err(lost(sent.err().map_or_else(|| "it was killed".into(), |error| error.to_string())));
         }
-        if let (Ok(pid), Some(pidfd), Some(users)) =
-            (bytes.try_into().map(i32::from_ne_bytes), descriptors.next(), descriptors.next())
-        {
-            return Ok(Ok(Cloned { pid, pidfd, users }));
+        if let Some(pidfd) = descriptors.next() {
+            return Ok(Ok(pidfd));
         }
         match serde_json::from_slice::<Failure>(bytes) {
             Ok(failure) => Ok(Err(failure)),

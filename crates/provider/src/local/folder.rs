@@ -124,6 +124,11 @@ pub(crate) fn write_new(directory: impl AsFd, name: &str, value: &impl Serialize
     Ok(file)
 }
 
+/// Writes into a file that is empty, and that nobody looks at yet.
+pub(crate) fn fill(mut file: &File, value: &impl Serialize) -> io::Result<()> {
+    file.write_all(&serde_json::to_vec(value).map_err(io::Error::other)?)
+}
+
 /// The folder of all instances.
 #[derive(Debug, Clone)]
 pub(crate) struct Root(pub(crate) PathBuf);
@@ -188,12 +193,12 @@ impl Folder {
         }
     }
 
-    /// Takes over what was made ready in `spare`, which has everything but the record. It appears at once, with the
-    /// record and the process, or, if the folder is there from an earlier try, file by file, the process last.
+    /// Takes over what was made ready in `spare`, which has everything but the record in its file `spec`. It appears at once,
+    /// with the record and the process, or, if the folder is there from an earlier try, file by file, the process last.
     ///
     /// Nothing here is made durable: no instance outlives its host, and after the death of a process all of it is there.
-    pub(crate) fn move_in(&self, spare: &Path, record: &Record) -> io::Result<()> {
-        write_new(File::open(spare)?, SPEC, record)?;
+    pub(crate) fn move_in(&self, spare: &Path, spec: &File, record: &Record) -> io::Result<()> {
+        fill(spec, record)?;
         match std::fs::rename(spare, &self.path) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
             other => return other,

@@ -3,7 +3,7 @@
 //! [`Templates`] that lie in every instance's scratch namespace.
 
 use super::order::Failure;
-use super::wire::Start;
+use super::wire::{Shape, Start};
 use kiln_model::secret::SECRETS_DIR;
 use kiln_sys::mount::{self, Attributes};
 use kiln_sys::sandbox::{self, Covers, PLACE};
@@ -60,20 +60,53 @@ impl Templates {
     }
 }
 
+/// What is filled in when it is known which instance it is.
+pub(super) struct Blanks {
+    /// The files of [`ETC_FILES`], open for writing, as far as the image has them. What is mounted cannot be written to.
+    etc: [Option<OwnedFd>; ETC_FILES.len()],
+    /// Where the secrets go.
+    secrets: Option<OwnedFd>,
+}
+
+impl Blanks {
+    /// The descriptors, for keeping them open.
+    pub(super) fn descriptors(&self) -> [Option<&OwnedFd>; ETC_FILES.len() + 1] {
+        let [a, b, c] = self.etc.each_ref().map(Option::as_ref);
+        [a, b, c, self.secrets.as_ref()]
+    }
+
+    /// Makes it that instance's.
+    pub(super) fn fill(self, secrets: Option<OwnedFd>, start: &Start<'_>) -> Result<(), Failure> {
+        let texts = [[start.hosts, ""], [start.host_name, "\n"], [start.resolver, ""]];
+        for (file, texts) in self.etc.iter().zip(texts) {
+            let Some(file) = file else { continue };
+            write(file, texts).map_err(|error| Failure::io("make /etc", &error.into()))?;
+        }
+        if let Some(secrets) = secrets {
+            let missing = || Failure::permanent("mount the secrets", "none were expected");
+            mount::attach(secrets, self.secrets.as_ref().ok_or_else(missing)?)?;
+        }
+        rustix::system::sethostname(start.host_name.as_bytes())
+            .map_err(|error| Failure::io("set the host name", &error.into()))
+    }
+}
+
 /// Puts the root together and changes into it.
-pub(super) fn assemble(root: OwnedFd, secrets: Option<OwnedFd>, start: &Start<'_>) -> Result<(), Failure> {
+pub(super) fn assemble(root: OwnedFd, shape: &Shape<'_>) -> Result<Blanks, Failure> {
     mount::attach_at(root, PLACE)?;
     let root = mount::directory(PLACE.as_ref())?;
     let root = root.as_fd();
     mount::move_to(PROC, mount_point(root, "/proc")?)?;
     mount::move_to(DEV, mount_point(root, "/dev")?)?;
-    for place in start.writable.iter().filter_map(|place| place.to_str().ok()) {
-        mount_writable(root, place, start)?;
+    for place in shape.writable.iter().filter_map(|place| place.to_str().ok()) {
+        mount_writable(root, place, shape)?;
     }
-    if let Some(secrets) = secrets {
+    let secrets = if shape.has_secrets {
         make_directory(root, SECRETS_DIR);
-        mount::attach(secrets, mount_point(root, SECRETS_DIR)?)?;
-    }
+        Some(mount_point(root, SECRETS_DIR)?)
+    } else {
+        None
+    };
     // With links of the image in the way, one of them may lie on the other.
     if !path::kind_in_root(root, "/dev/null").is_ok_and(|kind| kind == FileType::CharacterDevice) {
         let detail = "something else is mounted there; hint: `/dev` must not be a link in the image";
@@ -83,10 +116,9 @@ pub(super) fn assemble(root: OwnedFd, secrets: Option<OwnedFd>, start: &Start<'_
         let detail = "something else is there; hint: `/proc` must not be a link in the image";
         return Err(Failure::permanent("mount `/proc`", detail));
     }
-    mount_etc(root, start)?;
-    rustix::system::sethostname(start.host_name.as_bytes())
-        .map_err(|error| Failure::io("set the host name", &error.into()))?;
-    Ok(mount::cover_root(PLACE)?)
+    let etc = mount_etc(root)?;
+    mount::cover_root(PLACE)?;
+    Ok(Blanks { etc, secrets })
 }
 
 /// A directory to mount on. The image must have it: its root is read-only.
@@ -121,7 +153,7 @@ fn mode_of(place: &str) -> (&'static str, bool) {
     }
 }
 
-fn mount_writable(root: BorrowedFd<'_>, place: &str, start: &Start<'_>) -> Result<(), Failure> {
+fn mount_writable(root: BorrowedFd<'_>, place: &str, shape: &Shape<'_>) -> Result<(), Failure> {
     // Below a tmpfs of ours it can be made.
     let here = match path::directory_in_root(root, place) {
         Ok(here) => here,
@@ -136,11 +168,11 @@ fn mount_writable(root: BorrowedFd<'_>, place: &str, start: &Start<'_>) -> Resul
     }
     let ready = WRITABLE.iter().zip(MEMORY).find(|(name, _)| **name == place);
     if let Some((_, ready)) = ready {
-        return Ok(mount::adjust_tmpfs(ready, start.memory_bytes, start.user, attributes_of(place))
+        return Ok(mount::adjust_tmpfs(ready, shape.memory_bytes, shape.user, attributes_of(place))
             .and_then(|()| mount::move_to(ready, here))?);
     }
     let (mode, _) = mode_of(place);
-    let memory = mount::tmpfs(mode, start.memory_bytes, start.user, attributes_of(place))?;
+    let memory = mount::tmpfs(mode, shape.memory_bytes, shape.user, attributes_of(place))?;
     Ok(mount::attach(memory, here)?)
 }
 
@@ -167,36 +199,34 @@ fn make_directory(root: BorrowedFd<'_>, place: &str) -> bool {
     directory.is_ok_and(|d| rustix::fs::mkdirat(d, name, Mode::from_raw_mode(0o755)).is_ok())
 }
 
-/// Lays kiln's own files over those that the image has.
-fn mount_etc(root: BorrowedFd<'_>, start: &Start<'_>) -> Result<(), Failure> {
+/// kiln's own files in /etc: their names where they are made, and where they go.
+const ETC_FILES: [(&str, &str); 3] =
+    [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
+
+/// Lays kiln's own files over those that the image has, empty and read-only, and gives what fills them.
+fn mount_etc(root: BorrowedFd<'_>) -> Result<[Option<OwnedFd>; ETC_FILES.len()], Failure> {
     let directory = mount::directory(ETC.as_ref())?;
-    let files = [
-        ("hosts", "/etc/hosts", [start.hosts, ""]),
-        ("hostname", "/etc/hostname", [start.host_name, "\n"]),
-        ("resolv.conf", "/etc/resolv.conf", [start.resolver, ""]),
-    ];
-    let covered = files.each_ref().map(|(_, place, _)| path::file_in_root(root, place));
-    for ((name, _, texts), _) in files.iter().zip(&covered).filter(|(_, covered)| covered.is_some()) {
-        write(&directory, name, texts).map_err(|error| Failure::io("make /etc", &error.into()))?;
+    let mut files = [const { None }; ETC_FILES.len()];
+    let covered = ETC_FILES.map(|(_, place)| path::file_in_root(root, place));
+    for (((name, _), covered), file) in ETC_FILES.iter().zip(covered).zip(&mut files) {
+        let Some(covered) = covered else { continue };
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        // The zygote has no mask of modes.
+        let made = rustix::fs::openat(&directory, *name, flags, Mode::from_raw_mode(0o644));
+        *file = Some(made.map_err(|error| Failure::io("make /etc", &error.into()))?);
+        // Of the attached one: older kernels copy no mount that is nowhere.
+        let copy = mount::copy_at(&directory, name)?;
+        mount::make_read_only(&copy)?;
+        mount::attach(copy, covered)?;
     }
-    mount::make_read_only(&directory)?;
-    for ((name, ..), covered) in files.iter().zip(&covered) {
-        if let Some(covered) = covered {
-            // From the attached one: older kernels copy no mount that is nowhere.
-            mount::attach(mount::copy_at(&directory, name)?, covered)?;
-        }
-    }
-    Ok(())
+    Ok(files)
 }
 
-fn write(directory: &OwnedFd, name: &str, texts: &[&str]) -> rustix::io::Result<()> {
-    let mode = Mode::from_raw_mode(0o644);
-    // The zygote has no mask of modes.
-    let file = rustix::fs::openat(directory, name, OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, mode)?;
+fn write(file: &OwnedFd, texts: [&str; 2]) -> rustix::io::Result<()> {
     for text in texts {
         let mut rest = text.as_bytes();
         while !rest.is_empty() {
-            let n = rustix::io::write(&file, rest)?;
+            let n = rustix::io::write(file, rest)?;
             rest = &rest[n..];
         }
     }

@@ -4,9 +4,10 @@
 //! rest.
 //!
 //! ```text
-//! cloned ─▶ joins its cgroups, makes /proc and /dev, clones the program's process ─ "ready" ─▶ waits for what to run, or
-//!        dies with the server ─▶ root, tmpfs, /etc ─▶ the program ─ "started" ─▶ pumps ─▶ exit.json ─ "ended" ─▶ makes all
-//!        durable
+//! cloned by its seed ─▶ makes /proc and /dev, clones the program's process ─ "ready" ─▶ waits for a shape, or dies
+//!        with the server ─▶ root, tmpfs, gives up its rights, confines the program's process ─ "fitted" ─▶ waits for what
+//!        to run, or dies with the server ─▶ /etc, secrets ─▶ the program ─ "started" ─▶ pumps ─▶ exit.json ─ "ended" ─▶
+//!        makes all durable
 //! ```
 
 use super::blackbox::{self, BlackBox, CHUNK_BYTES, Lines};
@@ -14,10 +15,10 @@ use super::folder::Exit;
 use super::order::Failure;
 use super::program;
 use super::pump::{Outcome, Pump};
-use super::rootfs::{self, Templates};
+use super::rootfs::{self, Blanks, Templates};
+use super::seed::Go;
 use super::subnet::SUPERVISOR;
-use super::wire::{ENDED, Files, NOT_EXECUTED, READY, START_BYTES_MAX, STARTED, Start};
-use super::zygote::Go;
+use super::wire::{ENDED, FITTED, Files, NOT_EXECUTED, READY, START_BYTES_MAX, STARTED, Shape, Start};
 use kiln_model::{ExitReason, Wall};
 use kiln_sys::exec::{self, Room};
 use kiln_sys::message::{self, Descriptors};
@@ -34,8 +35,6 @@ pub(crate) const KILL: i32 = libc::SIGQUIT;
 /// What a shim is called in lists of processes.
 pub(super) const SHIM: &str = "kiln-shim";
 const SHIM_NAME: &std::ffi::CStr = c"kiln-shim";
-/// v1 cgroups of one instance: memory, cpu, pids.
-const DOORS_MAX: usize = 3;
 
 /// All the memory that a shim needs, which the zygote has before it leaves the heap alone. Pages that are never written
 /// to are shared by all.
@@ -64,37 +63,42 @@ impl Default for Kit {
 }
 
 /// The life of pid 1. The status is seen by nobody; `exit.json` is.
-pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go, doors: Descriptors) -> i32 {
+pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go) -> i32 {
     process::set_name(SHIM_NAME);
-    let held = match prepare(kit, templates, &socket, go, doors) {
+    let held = match prepare(kit, templates, &socket, go) {
         Ok(Some(held)) => held,
         Ok(None) => return 1,
         Err(error) => return fail(&socket, &error.into()),
     };
     let Kit { message, chunk, lines, batch, .. } = kit;
-    let Ok((length, descriptors)) = message::receive(&socket, message) else { return 1 };
-    if length == 0 {
-        // The server is gone, and nobody has heard of this process.
-        return 1;
-    }
+    let Some((length, descriptors)) = hear(&socket, message) else { return 1 };
+    let fitted = match fit(&message[..length], descriptors, held, &socket).map_err(Failure::cut) {
+        Ok(fitted) => {
+            let _ = message::send(&socket, &[&[FITTED]], &[]);
+            Ok(fitted)
+        }
+        Err(failure) => {
+            let code = fail(&socket, &failure);
+            if !failure.permanent {
+                return code;
+            }
+            Err(failure)
+        }
+    };
+    let Some((length, descriptors)) = hear(&socket, message) else { return 1 };
     let start = Start::decode(&message[..length]);
     let files = start.and_then(|start| Files::take(descriptors, start.has_secrets));
     let (Some(start), Some(files)) = (start, files) else {
         return fail(&socket, &Failure::permanent("begin", "the order is not complete"));
     };
-    let Files { root, out, exit, lock, door, secrets, oom } = files;
-    let (exit, oom) = (File::from(exit), oom.map(File::from));
+    let Files { out, exit, lock, door, secrets, oom } = files;
     let mut spool = BlackBox::new(out.map(File::from), std::mem::take(batch));
     spool.note(start.greeting);
-    if let Err(failure) = rootfs::assemble(root, secrets, &start).map_err(Failure::cut) {
-        let error = format!("{}: {}", failure.step, failure.detail);
-        if failure.permanent {
-            end(&mut spool, &exit, &ExitReason::NotStarted { error });
-        }
-        return fail(&socket, &failure);
-    }
-    let kept = Kept { socket, exit, lock, door, oom };
-    match launch(&start, &message[..length], held, &kept, &spool) {
+    let kept = Kept { socket, exit: File::from(exit), lock, door, oom: oom.map(File::from) };
+    let launched = fitted
+        .map_err(Problem::Before)
+        .and_then(|fitted| launch(&start, &message[..length], secrets, fitted, &kept));
+    match launched {
         Ok(launched) => {
             let _ = message::send(&kept.socket, &[&[STARTED]], &[]);
             let pump = Pump::new(launched, &kept.door, chunk, lines, &mut spool);
@@ -113,6 +117,11 @@ pub(super) fn main(kit: &mut Kit, templates: &Templates, socket: OwnedFd, go: Go
             finish(&mut spool, &kept, None, &ExitReason::NotStarted { error }, NOT_EXECUTED)
         }
     }
+}
+
+/// What the server says next. None: it is gone, and nobody has heard of this process.
+fn hear(socket: &OwnedFd, message: &mut [u8]) -> Option<(usize, Descriptors)> {
+    message::receive(socket, message).ok().filter(|(length, _)| *length > 0)
 }
 
 fn fail(socket: &OwnedFd, failure: &Failure) -> i32 {
@@ -137,20 +146,14 @@ fn prepare(
     templates: &Templates,
     socket: &OwnedFd,
     go: Go,
-    mut doors: Descriptors,
 ) -> Result<Option<Held>, CallError> {
-    let doors: [Option<File>; DOORS_MAX] = std::array::from_fn(|_| doors.next().map(File::from));
-    let [a, b, c] = doors.each_ref().map(|door| door.as_ref().map_or(socket.as_fd(), |door| door.as_fd()));
-    process::close_all_but(&[socket.as_fd(), go.file().as_fd(), a, b, c])?;
+    process::close_all_but(&[socket.as_fd(), go.file().as_fd()])?;
     if !go.wait() {
         return Ok(None);
     }
     process::remember_children();
     privilege::become_user(0, 0)?;
-    for mut door in doors.into_iter().flatten() {
-        door.write_all(b"0").context("join", "a cgroup")?;
-    }
-    // Only now, after it joined its groups: the namespace's root is where it is made.
+    // The groups of its seed, which it was born in, are the namespace's root.
     namespace::unshare(Namespaces::CGROUP)?;
     templates.prepare()?;
     process::new_session()?;
@@ -183,7 +186,7 @@ fn prepare(
 struct Kept {
     socket: OwnedFd,
     exit: File,
-    /// Held as long as anything of the instance lives.
+    #[expect(dead_code, reason = "held, not read, as long as anything of the instance lives")]
     lock: OwnedFd,
     door: OwnedFd,
     oom: Option<File>,
@@ -205,9 +208,16 @@ impl From<CallError> for Problem {
 
 impl From<io::Error> for Problem {
     fn from(error: io::Error) -> Self {
-        seal::lift();
-        Problem::Before(Failure::io("start the program", &error))
+        Problem::Before(broken(&error))
     }
+}
+
+/// All of an instance but which one it is.
+struct Fitted {
+    held: Held,
+    blanks: Blanks,
+    user: u32,
+    listener: Option<Listener>,
 }
 
 /// A program that runs.
@@ -223,66 +233,80 @@ const CONFINED: u8 = b'c';
 const UNCONFINED: u8 = b'u';
 const ERRNO: u8 = b'e';
 
-/// Starts the program and waits until it is executed. `order` is what `start` was read from.
-fn launch(
-    start: &Start<'_>,
-    order: &[u8],
-    held: Held,
-    kept: &Kept,
-    spool: &BlackBox,
-) -> Result<Launched, Problem> {
-    let Held { pid, signals, pipes, talk } = held;
+/// Makes the root of a shape, and gives up every right but those that are needed until the program begins.
+fn fit(order: &[u8], mut descriptors: Descriptors, held: Held, socket: &OwnedFd) -> Result<Fitted, Failure> {
+    let (Some(shape), Some(root)) = (Shape::decode(order), descriptors.next()) else {
+        return Err(Failure::permanent("begin", "the order is not complete"));
+    };
+    let blanks = rootfs::assemble(root, &shape)?;
+    let Held { signals, pipes, talk, .. } = &held;
     // Whoever owns them may open them by name: `/dev/stdout`. Both ends are one.
-    let (uid, gid) = (Uid::from_raw(start.user.0), Gid::from_raw(start.user.1));
-    for pipe in &pipes {
-        rustix::fs::fchown(pipe, Some(uid), Some(gid)).map_err(io::Error::from)?;
+    let (uid, gid) = (Uid::from_raw(shape.user.0), Gid::from_raw(shape.user.1));
+    for pipe in pipes {
+        rustix::fs::fchown(pipe, Some(uid), Some(gid)).map_err(|error| broken(&error.into()))?;
     }
-    message::send(&talk, &[order], &[])?;
-    let [a, b] = spool.files();
-    let [out, err] = &pipes;
-    let oom = kept.oom.as_ref().map_or(talk.as_fd(), |file| file.as_fd());
-    let keep = [
+    message::send(talk, &[order], &[]).map_err(|error| broken(&error))?;
+    let [out, err] = pipes;
+    let [a, b, c, d] = blanks.descriptors().map(|blank| blank.map_or(talk.as_fd(), AsFd::as_fd));
+    process::close_all_but(&[
         signals.as_fd(),
         out.as_fd(),
         err.as_fd(),
         talk.as_fd(),
-        a.as_fd(),
-        b.as_fd(),
-        kept.socket.as_fd(),
-        kept.exit.as_fd(),
-        kept.lock.as_fd(),
-        kept.door.as_fd(),
-        oom,
-    ];
-    process::close_all_but(&keep)?;
+        socket.as_fd(),
+        a,
+        b,
+        c,
+        d,
+    ])?;
     privilege::drop_from_bounding_set(program::declarable() | 1 << privilege::CAP_KILL)?;
     // A user of its own: who has the same as another process may change its limits and its priority.
     privilege::become_user_with_capabilities(SUPERVISOR, SUPERVISOR)?;
-    privilege::keep_capabilities(1 << privilege::CAP_KILL)?;
+    privilege::keep_capabilities(1 << privilege::CAP_KILL | 1 << privilege::CAP_SYS_ADMIN)?;
     privilege::no_new_privileges()?;
     privilege::not_dumpable()?;
-    message::listen(&kept.door)?;
-    let listener = release(start, &talk)?;
-    Ok(Launched { pid, signals, pipes, listener })
+    let listener = hear_of_confinement(talk)?;
+    Ok(Fitted { blanks, user: shape.user.0, listener, held })
 }
 
-/// Lets the program begin, which was held until pid 1 had given up what it has.
-fn release(start: &Start<'_>, talk: &OwnedFd) -> Result<Option<Listener>, Problem> {
+/// The word of the program's process that it has given up what it has.
+fn hear_of_confinement(talk: &OwnedFd) -> Result<Option<Listener>, Failure> {
     let mut buffer = [0; 1024];
-    let (length, mut descriptors) = message::receive(talk, &mut buffer)?;
+    let heard = message::receive(talk, &mut buffer);
+    let (length, mut descriptors) = heard.map_err(|error| broken(&error))?;
     match buffer[..length].split_first() {
-        Some((&CONFINED, _)) => {}
+        Some((&CONFINED, _)) => Ok(descriptors.next().map(Listener)),
         Some((&UNCONFINED, words)) => {
             seal::lift();
-            return Err(Problem::Executing(String::from_utf8_lossy(words).into_owned()));
+            Err(Failure::permanent("confine the program", String::from_utf8_lossy(words).into_owned()))
         }
-        _ => return Err(Problem::Before(Failure::retry("start the program", "it was killed"))),
+        _ => Err(broken(&io::ErrorKind::BrokenPipe.into())),
     }
-    message::send(talk, &[b"g"], &[])?;
-    let listener = descriptors.next().map(Listener);
-    let (length, _) = message::receive(talk, &mut buffer)?;
+}
+
+fn broken(error: &io::Error) -> Failure {
+    seal::lift();
+    Failure::io("start the program", error)
+}
+
+/// Starts the program and waits until it is executed. `order` is what `start` was read from.
+fn launch(
+    start: &Start<'_>,
+    order: &[u8],
+    secrets: Option<OwnedFd>,
+    fitted: Fitted,
+    kept: &Kept,
+) -> Result<Launched, Problem> {
+    let Fitted { held: Held { pid, signals, pipes, talk }, blanks, user, listener } = fitted;
+    blanks.fill(secrets, start).map_err(Problem::Before)?;
+    privilege::keep_capabilities(1 << privilege::CAP_KILL)?;
+    message::listen(&kept.door)?;
+    // Only now is it let go, when pid 1 has given up what it has.
+    message::send(&talk, &[order], &[])?;
+    let mut buffer = [0; 8];
+    let (length, _) = message::receive(&talk, &mut buffer)?;
     let errno = match buffer[..length].split_first() {
-        None => return Ok(listener),
+        None => return Ok(Launched { pid, signals, pipes, listener }),
         Some((&ERRNO, errno)) => errno.try_into().map_or(libc::EIO, i32::from_ne_bytes),
         Some(_) => libc::EIO,
     };
@@ -291,7 +315,7 @@ fn release(start: &Start<'_>, talk: &OwnedFd) -> Result<Option<Listener>, Proble
     if [libc::ENOMEM, libc::EAGAIN, libc::ENFILE, libc::EMFILE].contains(&errno) {
         return Err(Problem::Before(Failure::io("execute the program", &error)));
     }
-    Err(Problem::Executing(program::explain(&error, start.argv.first(), start.search, start.user.0)))
+    Err(Problem::Executing(program::explain(&error, start.argv.first(), start.search, user)))
 }
 
 /// In the program's process. Returns only on failure, which it has told.
@@ -302,13 +326,13 @@ fn become_program(kit: &mut Kit, [out, err]: [&PipeWriter; 2], talk: &OwnedFd) {
         .and_then(|()| process::close_all_but(&[talk.as_fd()]))
         .and_then(|()| process::new_session());
     process::unblock_signals();
-    let Ok((length, _)) = message::receive(talk, message) else { return };
-    let Some(start) = Start::decode(&message[..length]) else { return };
+    let Some((length, _)) = hear(talk, message) else { return };
+    let Some(shape) = Shape::decode(&message[..length]) else { return };
     let confined = alone
         // Pid 1 has put the root together by now, and has laid it over this process's own.
         .and_then(|()| mount::enter_covered_root())
-        .and_then(|()| program::confine(start.user, start.capabilities))
-        .and_then(|()| match start.asks {
+        .and_then(|()| program::confine(shape.user, shape.capabilities))
+        .and_then(|()| match shape.asks {
             true => seccomp::install_asking(asking).map(Some),
             false => seccomp::install(filter).map(|()| None),
         });
@@ -317,10 +341,11 @@ fn become_program(kit: &mut Kit, [out, err]: [&PipeWriter; 2], talk: &OwnedFd) {
         Ok(None) => message::send(talk, &[&[CONFINED]], &[]),
         Err(error) => message::send(talk, &[&[UNCONFINED], error.line().as_bytes()], &[]),
     };
-    let mut go = [0];
-    if confined.is_err() || told.is_err() || !message::receive(talk, &mut go).is_ok_and(|(n, _)| n == 1) {
+    if confined.is_err() || told.is_err() {
         return;
     }
+    let Some((length, _)) = hear(talk, message) else { return };
+    let Some(start) = Start::decode(&message[..length]) else { return };
     let error = exec::exec(start.argv, start.environment, start.search, room);
     let errno = error.raw_os_error().unwrap_or(libc::EIO);
     let _ = message::send(talk, &[&[ERRNO], &errno.to_ne_bytes()], &[]);

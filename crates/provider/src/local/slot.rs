@@ -1,34 +1,29 @@
-//! Slots: everything of an instance that does not depend on what it runs, made ready before it is needed. A slot has its
-//! number and address, its network, its cgroups, its folder, and a shim that waits for what to run. Nothing of it outlives
-//! the server unless it becomes an instance.
+//! Slots: everything of an instance that does not depend on what it runs, made ready before it is needed. A slot has what a
+//! site has, a folder, and a shim that waits for what to run. Nothing of it outlives the server unless it becomes an
+//! instance.
 
-use super::cloner::{Cloned, Cloner};
-use super::folder::{self, DOOR, EXIT, Folder, LOCK, OUT, PROCESS, Process, Record, Root};
+use super::cloner::Cloner;
+use super::fit::Fit;
+use super::folder::{self, Folder, Process, Record, Root};
 use super::mark::{Mark, Tag};
 use super::network::Network;
 use super::order::Failure;
+use super::root::Roots;
+use super::site::{self, Cloned, Files, Site};
 use super::subnet::Subnet;
-use super::wire::{NOT_EXECUTED, READY, START_BYTES_MAX, STARTED, Start};
-use super::zygote::Request;
-use kiln_sys::cgroup::{Group, Limits, Trees};
+use super::wire::{FITTED, NOT_EXECUTED, READY, START_BYTES_MAX, STARTED, Start};
+use kiln_sys::cgroup::{Group, Trees};
 use kiln_sys::netlink::Netlink;
 use kiln_sys::{message, process};
-use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a shim may take for what takes it a fraction of a millisecond.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// How long the kernel may take to remove the interface of a namespace that ended.
 const DEPARTURE_MAX: Duration = Duration::from_secs(1);
-/// How long a killed shim may take to be gone.
-const KILL_MAX: Duration = Duration::from_secs(5);
 
 /// What slots are made of.
 #[derive(Debug)]
@@ -97,6 +92,12 @@ impl Host {
         Some(*previous)
     }
 
+    /// Whether every number is taken.
+    pub(super) fn is_full(&self) -> bool {
+        let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        self.subnet.next(numbers.previous, |number| numbers.in_use.contains(&number)).is_none()
+    }
+
     pub(super) fn give_back(&self, number: u32) {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner).in_use.remove(&number);
     }
@@ -140,26 +141,16 @@ impl Host {
         !departing.is_empty()
     }
 
-    /// A network with a number of its own.
-    pub(super) fn network(&self) -> Result<Network, Failure> {
+    /// A site with a number of its own.
+    pub(super) fn site(&self) -> Result<Site, Failure> {
         let number = self.take_number()?;
-        self.network_of(number).inspect_err(|_| self.give_back(number))
+        self.site_of(number).inspect_err(|_| self.give_back(number))
     }
 
-    /// A network for a number that is taken.
-    pub(super) fn network_of(&self, number: u32) -> Result<Network, Failure> {
-        Network::make(&self.mark, self.subnet, number, self.tag())
+    /// A site for a number that is taken.
+    pub(super) fn site_of(&self, number: u32) -> Result<Site, Failure> {
+        Site::make(self, Network::make(&self.mark, self.subnet, number, self.tag())?)
     }
-}
-
-/// Files that a shim writes, opened before it exists.
-#[derive(Debug)]
-struct Files {
-    lock: File,
-    out: [File; 2],
-    exit: File,
-    door: OwnedFd,
-    oom: Option<File>,
 }
 
 /// One that is ready.
@@ -174,6 +165,10 @@ pub(super) struct Slot {
     folder: PathBuf,
     files: Files,
     socket: OwnedFd,
+    /// Its shim has said so.
+    is_ready: bool,
+    /// What it was made to fit.
+    fit: Option<Fit>,
 }
 
 /// What becomes of a program that was to be started.
@@ -185,104 +180,116 @@ pub(super) enum Begun {
 }
 
 impl Slot {
-    /// Makes one on a network. If that fails nothing is left of it, and the number is still taken.
-    pub(super) fn make(host: &Host, network: Network) -> Result<Self, Failure> {
-        let tag = network.tag.clone();
-        let group = host.trees.create(&host.mark.cgroup(), tag.as_str())?;
-        // Only to have limits: the first one of a kind on a host takes the kernel a while, a change does not.
-        group.limit(&host.trees, Limits { cpu_milli: 1_000_000, memory_bytes: 1 << 40, pids: 1000 })?;
-        let folder = host.root.spare_of(&tag);
-        let made = Self::fill(host, network, group.clone(), folder.clone());
-        if made.is_err() {
-            sweep_up(&group, &folder);
-        }
-        made
-    }
-
-    fn fill(host: &Host, network: Network, group: Group, folder: PathBuf) -> Result<Self, Failure> {
-        let once = || Self::clone_shim(host, &network, &group);
-        // The zygote may have been killed since the last one; what it may have cloned for that waits on another socket.
-        let cloned = once().or_else(|failure| if failure.permanent { Err(failure) } else { once() })?;
-        let (socket, Cloned { pid, pidfd, users }) = cloned;
-        // The one reason for not finding it is that it is dead.
-        let started = process::start_time(pid)
-            .map_err(|error| Failure::retry("find pid 1", error.source.to_string()))?;
-        let process = Process { pid, started, boot: host.boot.clone() };
-        let files = make_files(&folder, &process, &group);
-        let files = files.map_err(|error| Failure::io("make the instance's folder", &error))?;
-        let slot = Self { network, process, pidfd, users, group, folder, files, socket };
-        match slot.hear()?.as_slice() {
-            [READY] => Ok(slot),
-            other => Err(failure_of(other)),
+    /// Makes one on a site. If that fails nothing is left of it, and the number is still taken.
+    pub(super) fn make(host: &Host, site: Site) -> Result<Self, Failure> {
+        match site.clone_shim().and_then(|cloned| Ok((record(host, &site, cloned.pid)?, cloned))) {
+            Ok((process, cloned)) => {
+                let Cloned { pidfd, users, socket, .. } = cloned;
+                let Site { network, group, folder, files, .. } = site;
+                let (is_ready, fit) = Default::default();
+                Ok(Self { network, process, pidfd, users, group, folder, files, socket, is_ready, fit })
+            }
+            Err(failure) => {
+                site.discard();
+                Err(failure)
+            }
         }
     }
 
-    /// A shim, and the socket on which nobody but it listens.
-    fn clone_shim(host: &Host, network: &Network, group: &Group) -> Result<(OwnedFd, Cloned), Failure> {
-        let (doors, birthplace) = (group.doors(false)?, group.birthplace()?);
-        let (socket, theirs) = message::pair().map_err(|error| Failure::io("make a socket", &error))?;
-        let mut with: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), network.namespace.as_fd()];
-        with.extend(birthplace.as_ref().map(AsFd::as_fd));
-        with.extend(doors.iter().map(AsFd::as_fd));
-        let request = Request { number: network.number, has_birthplace: birthplace.is_some() };
-        Ok((socket, host.cloner.clone_shim(request, &with)?))
+    /// Waits for its shim.
+    pub(super) fn get_ready(&mut self) -> Result<(), Failure> {
+        if !self.is_ready {
+            self.expect(READY)?;
+        }
+        self.is_ready = true;
+        Ok(())
+    }
+
+    fn expect(&self, word: u8) -> Result<(), Failure> {
+        match self.hear()?.as_slice() {
+            [said] if *said == word => Ok(()),
+            other => Err(site::failure_of(other)),
+        }
     }
 
     /// The next thing that the shim says.
     fn hear(&self) -> Result<Vec<u8>, Failure> {
-        if !process::wait_readable(self.socket.as_fd(), Some(ANSWER_MAX))? {
-            return Err(Failure::retry("start the instance", "pid 1 does not answer"));
-        }
-        let mut buffer = vec![0; 16 * 1024];
-        let received = message::receive(&self.socket, &mut buffer);
-        let (length, _) = received.map_err(|error| Failure::io("hear from pid 1", &error))?;
-        buffer.truncate(length);
-        Ok(buffer)
+        site::hear(&self.socket).map(|(bytes, _)| bytes)
     }
 
     /// Whether its shim still waits.
     pub(super) fn is_alive(&self) -> bool {
-        process::wait_readable(self.pidfd.as_fd(), Some(Duration::ZERO)).is_ok_and(|has_ended| !has_ended)
+        site::is_alive(&self.pidfd)
     }
 
-    /// Makes it the instance of a record: the folder gets its name, and the groups get their limits.
-    pub(super) fn move_in(&self, host: &Host, folder: &Folder, record: &Record) -> Result<(), Failure> {
-        let resources = record.spec.resources;
-        let limits = Limits {
-            cpu_milli: resources.cpu_milli,
-            memory_bytes: resources.memory_bytes,
-            pids: resources.pids,
-        };
-        self.group.limit(&host.trees, limits)?;
-        folder.move_in(&self.folder, record).map_err(|error| Failure::io("write `spec.json`", &error))
+    /// Whether it was made to fit this.
+    pub(super) fn fits(&self, fit: &Fit) -> bool {
+        self.fit.as_ref() == Some(fit)
     }
 
-    /// Has the program started.
-    pub(super) fn begin(
-        &self,
-        start: &Start<'_>,
-        root: OwnedFd,
-        secrets: Option<OwnedFd>,
-    ) -> Result<Begun, Failure> {
-        let bytes = start.encode();
-        if bytes.len() > START_BYTES_MAX {
+    /// Makes it one that fits, while there is time.
+    pub(super) fn prepare(&mut self, host: &Host, roots: &Roots, fit: &Fit) -> Result<(), Failure> {
+        self.offer(host, roots, fit)?;
+        self.get_ready()?;
+        self.expect(FITTED)?;
+        self.fit = Some(fit.clone());
+        Ok(())
+    }
+
+    /// Gives it its limits and its root.
+    fn offer(&self, host: &Host, roots: &Roots, fit: &Fit) -> Result<(), Failure> {
+        self.group.limit(&host.trees, fit.limits)?;
+        let root = roots.join(&fit.layers, self.users.as_fd())?;
+        self.send(&fit.shape, &[root.as_fd()])
+    }
+
+    fn send(&self, order: &[u8], with: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        if order.len() > START_BYTES_MAX {
             let detail = format!(
                 "its command and environment have {} bytes, at most {START_BYTES_MAX} are possible",
-                bytes.len()
+                order.len()
             );
             return Err(Failure::permanent("start the program", detail));
         }
-        let Files { lock, out: [a, b], exit, door, oom } = &self.files;
-        let mut with = vec![root.as_fd(), a.as_fd(), b.as_fd(), exit.as_fd(), lock.as_fd(), door.as_fd()];
+        message::send(&self.socket, &[order], with).map_err(|error| Failure::io("start the program", &error))
+    }
+
+    /// Makes it the instance of a record: the folder gets its name.
+    pub(super) fn move_in(&self, folder: &Folder, record: &Record) -> Result<(), Failure> {
+        let moved = folder.move_in(&self.folder, &self.files.spec, record);
+        moved.map_err(|error| Failure::io("write `spec.json`", &error))
+    }
+
+    /// Has the program started. One that was not made to fit before becomes so at once.
+    pub(super) fn begin(
+        &mut self,
+        host: &Host,
+        roots: &Roots,
+        fit: &Fit,
+        start: &Start<'_>,
+        secrets: Option<OwnedFd>,
+    ) -> Result<Begun, Failure> {
+        let is_fitted = self.fits(fit);
+        if !is_fitted {
+            self.offer(host, roots, fit)?;
+        }
+        let Files { lock, out: [a, b], exit, door, oom, .. } = &self.files;
+        let mut with = vec![a.as_fd(), b.as_fd(), exit.as_fd(), lock.as_fd(), door.as_fd()];
         with.extend(secrets.as_ref().map(AsFd::as_fd));
         with.extend(oom.as_ref().map(AsFd::as_fd));
-        message::send(&self.socket, &[&bytes], &with)
-            .map_err(|error| Failure::io("start the program", &error))?;
-        drop((root, secrets));
+        // Both orders at once: what went wrong with the first one is told in the answer to the second as well.
+        self.send(&start.encode(), &with)?;
+        self.get_ready()?;
+        if !is_fitted
+            && let Err(failure) = self.expect(FITTED)
+            && !failure.permanent
+        {
+            return Err(failure);
+        }
         match self.hear()?.as_slice() {
             [STARTED] => Ok(Begun::Runs),
             [NOT_EXECUTED] => Ok(Begun::Ended),
-            other => Err(failure_of(other)),
+            other => Err(site::failure_of(other)),
         }
     }
 
@@ -294,39 +301,18 @@ impl Slot {
 
     /// Ends one that no instance has become. Its number can be given back afterwards.
     pub(super) fn discard(self) {
-        let Self { pidfd, group, folder, .. } = self;
-        // Gone already is as good.
-        let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
-        let _ = process::wait_readable(pidfd.as_fd(), Some(KILL_MAX));
-        sweep_up(&group, &folder);
+        site::end(&self.pidfd);
+        site::clear(&self.group, &self.folder);
     }
 }
 
-/// Best effort: what stays carries the mark and has no owner, and goes when the next server opens.
-fn sweep_up(group: &Group, folder: &Path) {
-    if group.kill(KILL_MAX).is_ok_and(|is_empty| is_empty) {
-        let _ = group.remove();
-    }
-    let _ = std::fs::remove_dir_all(folder);
-}
-
-fn failure_of(bytes: &[u8]) -> Failure {
-    serde_json::from_slice(bytes).unwrap_or_else(|_| Failure::retry("start the program", "pid 1 was killed"))
-}
-
-fn make_files(folder: &Path, process: &Process, group: &Group) -> io::Result<Files> {
-    std::fs::create_dir(folder)?;
-    let open = |name: &str| {
-        let mut options = File::options();
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o640);
-        options.write(true).create_new(true).open(folder.join(name))
-    };
-    let lock = open(LOCK)?;
-    // Kept by the shim, so that it is held as long as anything of the instance lives.
-    flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-    let home = File::open(folder)?;
-    folder::write_new(&home, PROCESS, process)?;
-    let door = message::bind_in(&home, DOOR)?;
-    let oom = group.oom_file().map_err(|error| error.source)?;
-    Ok(Files { lock, out: [open(OUT[0])?, open(OUT[1])?], exit: open(EXIT)?, door, oom })
+/// Writes down which process is pid 1.
+fn record(host: &Host, site: &Site, pid: i32) -> Result<Process, Failure> {
+    // The one reason for not finding it is that it is dead.
+    let started =
+        process::start_time(pid).map_err(|error| Failure::retry("find pid 1", error.source.to_string()))?;
+    let process = Process { pid, started, boot: host.boot.clone() };
+    folder::fill(&site.files.process, &process)
+        .map_err(|error| Failure::io("write `process.json`", &error))?;
+    Ok(process)
 }

@@ -2,20 +2,18 @@
 //! the image runs.
 
 use super::etc::{self, Neighbours};
+use super::fit::Fit;
 use super::folder::{EXIT, Exit, Record, SPEC};
 use super::order::Failure;
-use super::pool::Pool;
-use super::root::Layer;
-use super::rootfs::WRITABLE;
+use super::pool::{FITS_MAX, Pool};
 use super::slot::{Begun, Slot};
 use super::wire::{self, Start};
 use super::{Entry, Inner, program, secrets};
 use crate::ProviderError;
 use kiln_model::{
-    ExitReason, Fence, InstanceId, InstanceSpec, Isolation, Seccomp, SecretValues, Seen, SeenState, Wall,
+    ExitReason, Fence, InstanceId, InstanceSpec, Isolation, SecretValues, Seen, SeenState, Wall,
 };
 use kiln_sys::exec::Words;
-use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
 
 impl Inner {
@@ -27,6 +25,7 @@ impl Inner {
         secrets: &SecretValues,
     ) -> Result<Seen, ProviderError> {
         let id = spec.id.clone();
+        let _at_work = self.begin_work(&id)?;
         let work = self.work(&id);
         let _work = work.lock().unwrap_or_else(PoisonError::into_inner);
         if self.books().gone.contains_key(&id) {
@@ -35,7 +34,7 @@ impl Inner {
         self.admit(fence, &id)?;
         let known = self.books().entries.get(&id).map(|entry| entry.record.clone());
         match known {
-            Some(record) if record.spec != spec => {
+            Some(record) if !record.spec.is_same(&spec) => {
                 let detail = "it came with other content before".to_owned();
                 return Err(ProviderError::Stale { id, detail });
             }
@@ -65,8 +64,8 @@ impl Inner {
             self.write_down(fence, spec).map_err(|failure| failure.of(&id))?;
             return self.boot(&id, secrets);
         }
-        let layers = self.layers.of(&spec.manifest);
-        let (slot, layers) = match layers.and_then(|layers| Ok((pool.take()?, layers))) {
+        let fit = self.layers.of(&spec.manifest).and_then(|layers| Fit::of(&spec, layers));
+        let (slot, fit) = match fit.and_then(|fit| Ok((pool.take(&fit)?, fit))) {
             Ok(ready) => ready,
             Err(failure) => {
                 self.write_down(fence, spec).map_err(|failure| failure.of(&id))?;
@@ -76,14 +75,16 @@ impl Inner {
         let number = slot.network.number;
         let address = self.host.subnet.address(number);
         let record = Arc::new(Record { spec, address, number, fence, tag: Some(slot.network.tag.clone()) });
-        if let Err(failure) = slot.move_in(&self.host, &self.host.root.folder(&id), &record) {
+        if let Err(failure) = slot.move_in(&self.host.root.folder(&id), &record) {
             slot.discard();
             self.host.give_back(number);
             return Err(failure.of(&id));
         }
         let entry = Entry::starting(record.clone());
         self.books().entries.insert(id.clone(), entry);
-        self.begin(&id, &record, slot, layers, secrets)
+        self.begin(&id, &record, slot, &fit, secrets)?;
+        pool.expect(fit);
+        Ok(())
     }
 
     /// Gives an instance that cannot be started now its number, and writes it down.
@@ -101,6 +102,35 @@ impl Inner {
         Ok(())
     }
 
+    /// After a restart: what runs may have to be started again. In the background, as the first look at a layer reads it whole.
+    pub(super) fn expect_again(self: &Arc<Self>, pool: &Arc<Pool>) {
+        let mut specs: Vec<InstanceSpec> = vec![];
+        let runs = |entry: &&Entry| entry.state == SeenState::Running;
+        let mut living: Vec<_> =
+            self.books().entries.values().filter(runs).map(|e| e.record.clone()).collect();
+        living.sort_by_key(|record| std::cmp::Reverse(record.spec.id.sequence()));
+        for record in living {
+            let spec = &record.spec;
+            let is_new = specs.iter().all(|known| known.manifest != spec.manifest);
+            if is_new && spec.confinement.isolation != Isolation::Vm && specs.len() < FITS_MAX {
+                specs.push(spec.clone());
+            }
+        }
+        let (inner, pool) = (self.clone(), Arc::downgrade(pool));
+        let read = move || {
+            // The last started comes last: it is the first that is made ready.
+            for spec in specs.iter().rev() {
+                let fit = inner.layers.of(&spec.manifest).and_then(|layers| Fit::of(spec, layers));
+                // A damaged image is met by whoever starts it.
+                if let (Ok(fit), Some(pool)) = (fit, pool.upgrade()) {
+                    pool.expect(fit);
+                }
+            }
+        };
+        // Without a thread the next start is a little slower.
+        let _ = std::thread::Builder::new().name("fits".into()).spawn(read);
+    }
+
     /// Another try for an instance that is written down and not started, whatever is left of earlier ones.
     fn start_again(self: &Arc<Self>, id: &InstanceId, secrets: &SecretValues) -> Result<(), ProviderError> {
         self.host.root.folder(id).wait_for_others();
@@ -116,20 +146,20 @@ impl Inner {
             return self.clear(id).map_err(|failure| failure.of(id)).and_then(|()| self.boot(id, secrets));
         }
         let made = self.clear(id).and_then(|()| {
-            let layers = self.layers.of(&known.spec.manifest)?;
-            let slot = Slot::make(&self.host, self.host.network_of(known.number)?)?;
+            let fit = Fit::of(&known.spec, self.layers.of(&known.spec.manifest)?)?;
+            let slot = Slot::make(&self.host, self.host.site_of(known.number)?)?;
             let record = Arc::new(Record { tag: Some(slot.network.tag.clone()), ..(*known).clone() });
-            if let Err(failure) = slot.move_in(&self.host, &self.host.root.folder(id), &record) {
+            if let Err(failure) = slot.move_in(&self.host.root.folder(id), &record) {
                 slot.discard();
                 return Err(failure);
             }
             if let Some(entry) = self.books().entries.get_mut(id) {
                 entry.record = record.clone();
             }
-            Ok((layers, slot, record))
+            Ok((fit, slot, record))
         });
         match made {
-            Ok((layers, slot, record)) => self.begin(id, &record, slot, layers, secrets),
+            Ok((fit, slot, record)) => self.begin(id, &record, slot, &fit, secrets),
             Err(failure) => self.failed(id, failure),
         }
     }
@@ -153,22 +183,22 @@ impl Inner {
         self: &Arc<Self>,
         id: &InstanceId,
         record: &Record,
-        slot: Slot,
-        layers: Vec<Arc<Layer>>,
+        mut slot: Slot,
+        fit: &Fit,
         secrets: &SecretValues,
     ) -> Result<(), ProviderError> {
         let begun = self.allow(record).and_then(|neighbours| {
-            let root = self.roots.join(&layers, slot.users.as_fd())?;
-            with_start(record, &neighbours, |start| {
-                let secrets = secrets::mount_of(record.number, start.user, secrets)?;
-                slot.begin(&Start { has_secrets: secrets.is_some(), ..*start }, root, secrets)
+            with_start(record, &neighbours, |start, user| {
+                let secrets = secrets::mount_of(record.number, user, secrets)?;
+                let start = Start { has_secrets: secrets.is_some(), ..*start };
+                slot.begin(&self.host, &self.roots, fit, &start, secrets)
             })
         });
         match begun {
             Ok(begun) => {
                 let (process, pidfd, told) = slot.let_go();
                 if let Some(entry) = self.books().entries.get_mut(id) {
-                    entry.layers = layers;
+                    entry.layers.clone_from(&fit.layers);
                     entry.process = Some((process, Arc::new(pidfd)));
                     entry.told = Some(Arc::new(told));
                     entry.state = SeenState::Running;
@@ -219,7 +249,7 @@ impl Inner {
 fn with_start<T>(
     record: &Record,
     neighbours: &Neighbours,
-    work: impl FnOnce(&Start<'_>) -> Result<T, Failure>,
+    work: impl FnOnce(&Start<'_>, (u32, u32)) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let spec = &record.spec;
     let user = program::user_of(spec).map_err(|detail| Failure::permanent("find the user", detail))?;
@@ -232,36 +262,19 @@ fn with_start<T>(
             .map_err(|_| unfit("a NUL byte in the command or its environment"))
     };
     let (variables, search) = program::environment_of(spec);
-    let (argv, environment, writable) =
-        (words(&spec.command)?, words(&variables)?, words(&writable(&spec.writable))?);
+    let (argv, environment) = (words(&spec.command)?, words(&variables)?);
     let [hosts, resolver] = etc::files(record, neighbours);
     let whole = |bytes| Words::new(bytes).unwrap_or_default();
-    work(&Start {
+    let start = Start {
         argv: whole(&argv),
         environment: whole(&environment),
-        writable: whole(&writable),
         search: &search,
         host_name: spec.id.as_str(),
         hosts: &hosts,
         resolver: &resolver,
         greeting: &super::blackbox::greeting(&spec.id, &spec.command),
-        user,
-        capabilities: program::mask_of(spec.confinement.capabilities.iter().copied()),
-        asks: spec.confinement.seccomp == Seccomp::Log,
         stop_signal: spec.stop.signal,
-        memory_bytes: spec.resources.memory_bytes,
         has_secrets: false,
-    })
-}
-
-/// All places that are in memory, each once, parents first.
-fn writable(declared: &[String]) -> Vec<String> {
-    let mut places: Vec<String> = WRITABLE.iter().map(|place| (*place).to_owned()).collect();
-    for place in declared {
-        if !places.contains(place) {
-            places.push(place.clone());
-        }
-    }
-    places.sort_by_key(String::len);
-    places
+    };
+    work(&start, user)
 }

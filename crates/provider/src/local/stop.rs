@@ -136,6 +136,7 @@ impl Inner {
     }
 
     pub(super) fn absent(&self, fence: Fence, id: &InstanceId) -> Result<(), ProviderError> {
+        let _at_work = self.begin_work(id)?;
         let work = self.work(id);
         let _work = work.lock().unwrap_or_else(PoisonError::into_inner);
         self.admit(fence, id)?;

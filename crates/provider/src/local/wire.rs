@@ -1,5 +1,6 @@
-//! What a server tells a shim when its instance is to begin: one datagram of plain fields, which the shim reads where it
-//! lies, without taking memory. With it come descriptors, in the order of [`Files`].
+//! What a server tells a shim: first the [`Shape`] of what it is going to be, with the root as its one descriptor, and then,
+//! at once or much later, what to [`Start`], with the descriptors of [`Files`]. Each is one datagram of plain fields, which
+//! the shim reads where it lies, without taking memory.
 
 use kiln_sys::exec::Words;
 use std::io;
@@ -8,42 +9,50 @@ use std::os::fd::OwnedFd;
 /// Bytes of the datagram; the kernel's default for one of its sockets is a little more.
 pub(crate) const START_BYTES_MAX: usize = 192 * 1024;
 
-/// A shim's first words: it is ready, the program runs, it could not be executed (`exit.json` says why), or it has
-/// ended. A failure comes as JSON, which begins with a brace.
+/// A shim's words: it is ready, it has its shape, the program runs, it could not be executed (`exit.json` says why), or
+/// it has ended. A failure comes as JSON, which begins with a brace; after one that is permanent it still takes a [`Start`],
+/// so that the instance's black box and exit record tell of it.
 pub(crate) const READY: u8 = b'R';
+pub(crate) const FITTED: u8 = b'F';
 pub(crate) const STARTED: u8 = b'S';
 pub(crate) const NOT_EXECUTED: u8 = b'X';
 pub(crate) const ENDED: u8 = b'E';
 
-/// What is to run, and in what.
+/// What many instances have in common.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Shape<'a> {
+    pub writable: Words<'a>,
+    pub user: (u32, u32),
+    /// A mask of capability numbers.
+    pub capabilities: u64,
+    /// Whether calls that are not on the list are let through and told of.
+    pub asks: bool,
+    pub memory_bytes: u64,
+    /// Whether it is going to get secrets.
+    pub has_secrets: bool,
+}
+
+/// What is to run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Start<'a> {
     pub argv: Words<'a>,
     pub environment: Words<'a>,
     /// Where a command without `/` is looked for.
     pub search: &'a str,
-    pub writable: Words<'a>,
     pub host_name: &'a str,
     /// The content of /etc/hosts and /etc/resolv.conf.
     pub hosts: &'a str,
     pub resolver: &'a str,
     /// The first line of the black box.
     pub greeting: &'a str,
-    pub user: (u32, u32),
-    /// A mask of capability numbers.
-    pub capabilities: u64,
-    /// Whether calls that are not on the list are let through and told of.
-    pub asks: bool,
     pub stop_signal: i32,
-    pub memory_bytes: u64,
     /// Whether its secrets come with it.
     pub has_secrets: bool,
 }
 
-/// The descriptors that come with it.
+/// The descriptors that come with a start.
 #[derive(Debug)]
 pub(crate) struct Files {
-    pub root: OwnedFd,
     pub out: [OwnedFd; 2],
     pub exit: OwnedFd,
     pub lock: OwnedFd,
@@ -59,7 +68,6 @@ impl Files {
     pub(crate) fn take(mut from: impl Iterator<Item = OwnedFd>, has_secrets: bool) -> Option<Self> {
         let mut next = || from.next();
         Some(Self {
-            root: next()?,
             out: [next()?, next()?],
             exit: next()?,
             lock: next()?,
@@ -70,22 +78,45 @@ impl Files {
     }
 }
 
+impl<'a> Shape<'a> {
+    /// As a datagram.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![];
+        field(&mut out, self.writable.bytes());
+        out.extend(self.user.0.to_ne_bytes());
+        out.extend(self.user.1.to_ne_bytes());
+        out.extend(self.capabilities.to_ne_bytes());
+        out.extend(u32::from(self.asks).to_ne_bytes());
+        out.extend(self.memory_bytes.to_ne_bytes());
+        out.extend(u32::from(self.has_secrets).to_ne_bytes());
+        out
+    }
+
+    /// None: it is not one.
+    pub(crate) fn decode(bytes: &'a [u8]) -> Option<Self> {
+        let mut rest = Rest(bytes);
+        Some(Self {
+            writable: Words::new(rest.field()?)?,
+            user: (rest.word()?, rest.word()?),
+            capabilities: rest.long()?,
+            asks: rest.word()? != 0,
+            memory_bytes: rest.long()?,
+            has_secrets: rest.word()? != 0,
+        })
+    }
+}
+
 impl<'a> Start<'a> {
     /// As a datagram.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![];
-        for bytes in [self.argv, self.environment, self.writable].map(Words::bytes) {
+        for bytes in [self.argv, self.environment].map(Words::bytes) {
             field(&mut out, bytes);
         }
         for text in [self.search, self.host_name, self.hosts, self.resolver, self.greeting] {
             field(&mut out, text.as_bytes());
         }
-        out.extend(self.user.0.to_ne_bytes());
-        out.extend(self.user.1.to_ne_bytes());
-        out.extend(self.capabilities.to_ne_bytes());
-        out.extend(u32::from(self.asks).to_ne_bytes());
         out.extend(self.stop_signal.to_ne_bytes());
-        out.extend(self.memory_bytes.to_ne_bytes());
         out.extend(u32::from(self.has_secrets).to_ne_bytes());
         out
     }
@@ -96,17 +127,12 @@ impl<'a> Start<'a> {
         Some(Self {
             argv: Words::new(rest.field()?)?,
             environment: Words::new(rest.field()?)?,
-            writable: Words::new(rest.field()?)?,
             search: rest.text()?,
             host_name: rest.text()?,
             hosts: rest.text()?,
             resolver: rest.text()?,
             greeting: rest.text()?,
-            user: (rest.word()?, rest.word()?),
-            capabilities: rest.long()?,
-            asks: rest.word()? != 0,
             stop_signal: rest.word()? as i32,
-            memory_bytes: rest.long()?,
             has_secrets: rest.word()? != 0,
         })
     }
@@ -169,11 +195,7 @@ mod tests {
             search: "/bin",
             host_name: "web-1",
             greeting: "starting",
-            user: (1000, 1001),
-            capabilities: 1 << 40,
-            asks: true,
             stop_signal: 15,
-            memory_bytes: 1 << 33,
             has_secrets: true,
             ..Start::default()
         };
@@ -181,6 +203,19 @@ mod tests {
         assert_eq!(Start::decode(&bytes), Some(start));
         for length in 0..bytes.len() {
             assert_eq!(Start::decode(&bytes[..length]), None, "{length}");
+        }
+        let shape = Shape {
+            writable: Words::new(b"/data\0").unwrap(),
+            user: (1000, 1001),
+            capabilities: 1 << 40,
+            asks: true,
+            memory_bytes: 1 << 33,
+            has_secrets: true,
+        };
+        let bytes = shape.encode();
+        assert_eq!(Shape::decode(&bytes), Some(shape));
+        for length in 0..bytes.len() {
+            assert_eq!(Shape::decode(&bytes[..length]), None, "{length}");
         }
         assert!(words(["a", "b\0c"]).is_err());
     }

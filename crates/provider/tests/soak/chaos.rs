@@ -148,8 +148,13 @@ async fn disturb(
     kills: &mut Kills,
 ) -> bool {
     let end = Instant::now() + Duration::from_millis(20 + random.below(LIFE_MS));
-    // One in five may go on for longer, so that it comes to what takes time.
-    let end = if random.below(5) == 0 { end + 3 * Duration::from_millis(LIFE_MS) } else { end };
+    // One in five may go on for longer, so that it comes to what takes time; not the first ones, as on a fast machine all
+    // would be over before a server was killed.
+    let end = if random.below(5) == 0 && kills.servers >= 3 {
+        end + 3 * Duration::from_millis(LIFE_MS)
+    } else {
+        end
+    };
     while Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(5 + random.below(40))).await;
         if let Some(status) = server.0.try_wait().unwrap() {
@@ -196,6 +201,20 @@ fn kill_shim(host: &Host, random: &mut Random) -> bool {
         .is_some_and(|pidfd| process::signal(pidfd.as_fd(), libc::SIGKILL).is_ok())
 }
 
+/// Kills a pid 1 that lives and waits until it is gone.
+fn end_shim(record: &serde_json::Value) {
+    let (pid, started) = process_of(record);
+    if let Some(pidfd) = process::open_same(pid, started) {
+        // It may end by itself in between.
+        let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
+    }
+    let end = Instant::now() + PATIENCE;
+    while process::open_same(pid, started).is_some() {
+        assert!(Instant::now() < end, "{record} does not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Kills one of the processes that a server started, if it still is its child.
 fn kill_helper(server: i32, random: &mut Random) -> bool {
     let path = format!("/proc/{server}/task");
@@ -211,15 +230,18 @@ fn kill_helper(server: i32, random: &mut Random) -> bool {
 }
 
 /// What a record says when the number of a pid 1 that ended was given to another process: a bystander's number, and the
-/// moment at which the dead one started. Only while no server runs.
+/// moment at which the dead one started. Only while no server runs. One dies for it if all live.
 fn leave_stale_record(host: &Host, bystanders: &Bystanders, random: &mut Random) -> bool {
-    let dead: Vec<_> = records(host)
-        .into_iter()
-        .filter(|(_, record)| {
-            let (pid, started) = process_of(record);
-            process::open_same(pid, started).is_none()
-        })
-        .collect();
+    let (mut dead, live): (Vec<_>, Vec<_>) = records(host).into_iter().partition(|(_, record)| {
+        let (pid, started) = process_of(record);
+        process::open_same(pid, started).is_none()
+    });
+    if dead.is_empty()
+        && let Some(n) = random.pick(&(0..live.len()).collect::<Vec<_>>())
+    {
+        end_shim(&live[n].1);
+        dead.push(live[n].clone());
+    }
     let numbers: Vec<u32> = bystanders.0.iter().map(Child::id).collect();
     let (Some(n), Some(pid)) = (random.pick(&(0..dead.len()).collect::<Vec<_>>()), random.pick(&numbers))
     else {
