@@ -3,7 +3,7 @@
 use crate::tap::Notes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Uri, Version, uri};
-use std::net::IpAddr;
+use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -81,6 +81,10 @@ fn check_host<B>(request: &Request<B>) -> Result<(), Refusal> {
 
 /// Fields that a client must not have removed through `Connection`.
 fn protected(token: &str) -> bool {
+    // What every client sends.
+    if token.eq_ignore_ascii_case("keep-alive") || token.eq_ignore_ascii_case("close") {
+        return false;
+    }
     let lower = token.to_ascii_lowercase();
     lower.starts_with("x-forwarded-")
         || lower.starts_with("x-kiln-")
@@ -103,13 +107,14 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
 }
 
 /// Host without port in lower case, as routes name it.
-pub(crate) fn host<B>(request: &Request<B>) -> String {
-    let value = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+pub(crate) fn host(value: Option<&HeaderValue>) -> Cow<'_, str> {
+    let value = value.and_then(|h| h.to_str().ok()).unwrap_or_default();
     let name = match value.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => value,
     };
-    name.trim_end_matches('.').to_ascii_lowercase()
+    let name = name.trim_end_matches('.');
+    if name.bytes().any(|b| b.is_ascii_uppercase()) { name.to_ascii_lowercase().into() } else { name.into() }
 }
 
 /// The protocol that a request wants to switch to, if the edge passes it on.
@@ -145,24 +150,21 @@ fn strip(headers: &mut HeaderMap) {
 /// Makes the head that the instance gets.
 pub(crate) fn outward(
     parts: &mut http::request::Parts,
-    peer: IpAddr,
+    peer: &HeaderValue,
     id: &HeaderValue,
     upgrade: Option<HeaderValue>,
 ) {
     let headers = &mut parts.headers;
     strip(headers);
     let trailers = tokens(headers, header::TE).any(|t| t.eq_ignore_ascii_case("trailers"));
-    headers.remove(header::TE);
-    if trailers {
+    if headers.remove(header::TE).is_some() && trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
     }
     headers.remove(header::FORWARDED);
     headers.remove("x-real-ip");
     headers.insert(REQUEST_ID.clone(), id.clone());
-    if let Ok(peer) = HeaderValue::from_str(&peer.to_canonical().to_string()) {
-        headers.insert(FORWARDED_FOR.clone(), peer);
-    }
+    headers.insert(FORWARDED_FOR.clone(), peer.clone());
     headers.insert(FORWARDED_PROTO.clone(), HeaderValue::from_static("http"));
     match headers.get(header::HOST).cloned() {
         Some(host) => headers.insert(FORWARDED_HOST.clone(), host),
@@ -274,9 +276,9 @@ mod tests {
                 ("forwarded", "for=6.6.6.6"),
             ],
         );
-        assert_eq!(host(&forged), "shop.test");
+        assert_eq!(host(forged.headers().get("host")), "shop.test");
         let (mut parts, ()) = forged.into_parts();
-        outward(&mut parts, "10.0.0.1".parse().unwrap(), &HeaderValue::from_static("id"), None);
+        outward(&mut parts, &HeaderValue::from_static("10.0.0.1"), &HeaderValue::from_static("id"), None);
         for gone in ["connection", "x-mine", "keep-alive", "upgrade", "forwarded"] {
             assert!(!parts.headers.contains_key(gone), "{gone}");
         }

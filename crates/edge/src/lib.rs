@@ -15,8 +15,10 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod alarm;
 mod choose;
 pub mod client;
+mod connection;
 mod control;
 mod flight;
 mod gate;

@@ -16,6 +16,8 @@ pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 pub const HEADERS_MAX: usize = 100;
 /// How long a client may take for a request head, and how long its connection may idle: the guard against slowloris.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a thread looks for timeouts that have passed.
+pub const ALARM_TICK: Duration = Duration::from_millis(250);
 /// How long connecting to an instance may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an instance may take until the head of its answer; then the client gets 504.
@@ -50,6 +52,8 @@ pub const LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 pub const ACCESS_LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes of a thread's access log buffer.
 pub const ACCESS_BUFFER_BYTES: usize = 64 * 1024;
+/// Bytes of one text of the access log; what is longer is cut.
+pub const ACCESS_TEXT_BYTES_MAX: usize = 2048;
 /// How long control waits for every thread to take a new table.
 pub const SWITCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long answers carry `Connection: close` before idle connections are closed.

@@ -1,6 +1,7 @@
 //! Idle connections to instances, per thread. The key is the target's identity, which contains its release: a
 //! connection of a retired release is never used for another one, even if the address is.
 
+use crate::alarm::Alarm;
 use crate::limits::{CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX, IDLE_MAX};
 use crate::upload::RequestBody;
 use hyper::client::conn::http1;
@@ -9,11 +10,17 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 /// One connection to an instance.
-pub(crate) type Sender = http1::SendRequest<RequestBody>;
+#[derive(Debug)]
+pub(crate) struct Sender {
+    pub(crate) connection: http1::SendRequest<RequestBody>,
+    /// For the answer that is waited for.
+    pub(crate) alarm: Arc<Alarm>,
+}
 
 thread_local! {
     static IDLE: RefCell<HashMap<u64, Vec<(Sender, Instant)>>> = RefCell::default();
@@ -23,16 +30,31 @@ thread_local! {
 pub(crate) fn get(id: u64, idle_max: Duration) -> Option<Sender> {
     IDLE.with_borrow_mut(|pools| {
         let pool = pools.get_mut(&id)?;
-        pool.retain(|(sender, _)| !sender.is_closed());
-        // One that is not ready yet still sends the body of a request that was answered early.
-        let at = pool.iter().rposition(|(sender, since)| sender.is_ready() && since.elapsed() < idle_max)?;
-        Some(pool.remove(at).0)
+        let mut busy = vec![];
+        let found = loop {
+            let Some((sender, since)) = pool.pop() else { break None };
+            if sender.connection.is_closed() {
+                continue;
+            }
+            if since.elapsed() >= idle_max {
+                // So have all below it.
+                pool.push((sender, since));
+                break None;
+            }
+            if sender.connection.is_ready() {
+                break Some(sender);
+            }
+            // It still sends the body of a request that was answered early.
+            busy.push((sender, since));
+        };
+        pool.extend(busy.into_iter().rev());
+        found
     })
 }
 
 /// Keeps a connection whose answer has ended.
 pub(crate) fn put(id: u64, sender: Sender) {
-    if sender.is_closed() {
+    if sender.connection.is_closed() {
         return;
     }
     // At the end of the thread the pool may be gone already; then so is the need for it.
@@ -49,7 +71,7 @@ pub(crate) fn put(id: u64, sender: Sender) {
 pub(crate) fn sweep() {
     IDLE.with_borrow_mut(|pools| {
         for pool in pools.values_mut() {
-            pool.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < IDLE_MAX);
+            pool.retain(|(sender, since)| !sender.connection.is_closed() && since.elapsed() < IDLE_MAX);
         }
         pools.retain(|_, pool| !pool.is_empty());
     });
@@ -72,5 +94,5 @@ pub(crate) async fn connect(address: SocketAddr) -> io::Result<Sender> {
         // Its end is seen by whoever holds the sender.
         let _ = connection.with_upgrades().await;
     });
-    Ok(sender)
+    Ok(Sender { connection: sender, alarm: Alarm::new() })
 }

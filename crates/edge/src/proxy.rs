@@ -19,9 +19,11 @@ use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use std::net::IpAddr;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 
 static RELEASE: HeaderName = HeaderName::from_static("x-kiln-release");
 static INSTANCE: HeaderName = HeaderName::from_static("x-kiln-instance");
@@ -29,11 +31,11 @@ static INSTANCE: HeaderName = HeaderName::from_static("x-kiln-instance");
 const ATTEMPTS_MAX: u32 = 8;
 
 /// One client connection.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) shared: Arc<Shared>,
     pub(crate) thread: usize,
-    pub(crate) peer: IpAddr,
+    pub(crate) forwarded_for: HeaderValue,
     pub(crate) entrance: Entrance,
     pub(crate) notes: Arc<Notes>,
 }
@@ -70,7 +72,7 @@ struct Message {
 
 impl Client {
     /// Answers one request. Never fails: what goes wrong is an answer.
-    pub(crate) async fn handle(self, request: Request<Incoming>) -> Response<AnswerBody> {
+    pub(crate) async fn handle(&self, request: Request<Incoming>) -> Response<AnswerBody> {
         let id = request_id();
         let mut answer = self.route(request, &id).await;
         if self.shared.phase() != Phase::Open && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -82,14 +84,13 @@ impl Client {
 
     async fn route(&self, request: Request<Incoming>, id: &HeaderValue) -> Response<AnswerBody> {
         let mut flight = Flight::new(self.thread, self.shared.unrouted.clone());
-        let host = gate::host(&request);
         if let Some(log) = &self.shared.access {
             flight.record = Some(Box::new(Record {
                 log: log.clone(),
-                id: id.to_str().unwrap_or_default().to_owned(),
-                method: request.method().to_string(),
-                host: host.clone(),
-                path: request.uri().path().to_owned(),
+                id: id.clone(),
+                method: request.method().clone(),
+                host: request.headers().get(header::HOST).cloned(),
+                uri: request.uri().clone(),
                 bytes: 0,
             }));
         }
@@ -106,6 +107,7 @@ impl Client {
         choose::earn();
         let bodyless = request.body().is_end_stream();
         let table = self.shared.table.load_full();
+        let host = gate::host(request.headers().get(header::HOST));
         let pool = match table.find(self.entrance, &host, request.uri().path(), choose::random()) {
             Found::Pool(pool) => pool,
             Found::Nobody(Some(pool)) => {
@@ -142,7 +144,7 @@ impl Client {
         let upgrade = to.is_some().then(|| hyper::upgrade::on(&mut request));
         let old = request.version() == Version::HTTP_10;
         let (mut parts, body) = request.into_parts();
-        gate::outward(&mut parts, self.peer, id, to);
+        gate::outward(&mut parts, &self.forwarded_for, id, to);
         let bodyless = body.is_end_stream();
         let safe =
             [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(&parts.method);
@@ -236,23 +238,27 @@ impl Client {
         progress: &Progress,
     ) -> Exchange {
         let timeout = self.shared.answer_timeout;
-        let started = std::time::Instant::now();
-        let sending = sender.try_send_request(request);
-        tokio::pin!(sending);
-        let mut deadline = started + timeout;
-        let sent = loop {
-            tokio::select! {
-                biased;
-                sent = &mut sending => break sent,
-                () = tokio::time::sleep_until(deadline.into()) => {
-                    let moved = progress.moved().max(started) + timeout;
-                    if moved <= deadline {
-                        return Exchange::Timeout;
-                    }
-                    deadline = moved;
-                }
+        let alarm = sender.alarm.clone();
+        alarm.set(timeout);
+        let mut sending = pin!(sender.connection.try_send_request(request));
+        let mut moved = progress.moves();
+        let sent = poll_fn(|cx| {
+            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+                return Poll::Ready(Some(sent));
             }
-        };
+            while alarm.poll(cx).is_ready() {
+                let now = progress.moves();
+                if now == moved {
+                    return Poll::Ready(None);
+                }
+                moved = now;
+                alarm.set(timeout);
+            }
+            Poll::Pending
+        })
+        .await;
+        alarm.clear();
+        let Some(sent) = sent else { return Exchange::Timeout };
         match sent {
             Ok(answer) => Exchange::Answer(answer, sender),
             Err(mut e) => match e.take_message() {
@@ -276,10 +282,9 @@ impl Client {
         let (mut parts, body) = answer.into_parts();
         gate::inward(&mut parts, switching);
         parts.extensions.clear();
-        parts.headers.insert(RELEASE.clone(), HeaderValue::from(target.key.release.0));
-        if let Ok(instance) = HeaderValue::from_str(target.key.instance.as_str()) {
-            parts.headers.insert(INSTANCE.clone(), instance);
-        }
+        let (release, instance) = &target.marks;
+        parts.headers.insert(RELEASE.clone(), release.clone());
+        parts.headers.insert(INSTANCE.clone(), instance.clone());
         match (upstream, message.upgrade) {
             (Some(upstream), Some(client)) => {
                 self.notes.raw.store(true, Ordering::Relaxed);
@@ -402,6 +407,8 @@ async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, mut flight: Flight, _ope
 
 /// 32 hexadecimal digits.
 fn request_id() -> HeaderValue {
-    let text = format!("{:016x}{:016x}", choose::random(), choose::random());
-    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    let number = u128::from(choose::random()) << 64 | u128::from(choose::random());
+    let digit = |n: usize| b"0123456789abcdef"[(number >> (124 - 4 * n)) as usize & 15];
+    let text: [u8; 32] = std::array::from_fn(digit);
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }

@@ -1,23 +1,18 @@
 //! The edge as a process: listeners, one runtime per core, the control thread, and the end.
 
 use crate::access;
+use crate::alarm;
+use crate::connection::serve_client;
 use crate::control::{Control, chain};
 use crate::limits::*;
 use crate::log::Log;
 use crate::pool;
-use crate::proxy::Client;
 use crate::shared::{Open, Phase, Shared};
-use crate::tap::{Notes, Tapped};
-use crate::target::Outcome;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use kiln_model::{NetworkNumber, ServiceRange};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
-use std::convert::Infallible;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal};
@@ -277,9 +272,9 @@ async fn live(
 async fn wind_down(shared: &Arc<Shared>) {
     shared.log.event("info", "stopping", json!({}));
     let hard = tokio::time::Instant::now() + STOP_TIMEOUT;
-    shared.phase.send_replace(Phase::LameDuck);
+    shared.enter(Phase::LameDuck);
     if tokio::time::timeout(LAME_DUCK, all_gone(shared)).await.is_err() {
-        shared.phase.send_replace(Phase::Closing);
+        shared.enter(Phase::Closing);
         let _ = tokio::time::timeout_at(hard, all_gone(shared)).await;
     }
 }
@@ -315,7 +310,8 @@ impl Worker {
         }
         let mut switches = self.shared.switch.subscribe();
         switches.mark_changed();
-        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        let mut phase = self.shared.phase.subscribe();
+        let mut tick = tokio::time::interval(ALARM_TICK);
         loop {
             tokio::select! {
                 changed = switches.changed() => {
@@ -332,7 +328,9 @@ impl Worker {
                     pool::keep_only(&self.shared.table.load().ids);
                     self.shared.saw(self.thread, number);
                 }
+                _ = phase.changed() => alarm::wake_all(),
                 _ = tick.tick() => {
+                    alarm::tick();
                     pool::sweep();
                     if let Some(log) = &self.shared.access {
                         access::flush(log);
@@ -394,44 +392,6 @@ async fn accept(shared: Arc<Shared>, thread: usize, network: Option<NetworkNumbe
             }
         }
     }
-}
-
-fn serve_client(shared: &Arc<Shared>, thread: usize, stream: TcpStream, peer: SocketAddr) {
-    let _ = stream.set_nodelay(true);
-    let notes = Arc::new(Notes::default());
-    let entrance = shared.inside.entrance(|| stream.local_addr().ok().map(|local| local.ip()));
-    let client = Client { shared: shared.clone(), thread, peer: peer.ip(), entrance, notes: notes.clone() };
-    let open = Open::new(shared);
-    let shared = shared.clone();
-    tokio::spawn(async move {
-        let _open = open;
-        let service = service_fn(move |request| {
-            let client = client.clone();
-            async move { Ok::<_, Infallible>(client.handle(request).await) }
-        });
-        let connection = http1::Builder::new()
-            .writev(false)
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_headers(HEADERS_MAX)
-            .max_header_size(HEAD_BYTES_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(Tapped::new(stream, notes, shared.stall_timeout)), service)
-            .with_upgrades();
-        tokio::pin!(connection);
-        let mut phase = shared.phase.subscribe();
-        let result = tokio::select! {
-            result = connection.as_mut() => result,
-            () = async { drop(phase.wait_for(|p| *p == Phase::Closing).await) } => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        // hyper has answered what it could not parse; the gate never saw it.
-        if result.is_err_and(|e| e.is_parse()) {
-            shared.unrouted.count(thread, Outcome::Answered, 400, Duration::ZERO);
-        }
-    });
 }
 
 fn bind(address: SocketAddr) -> io::Result<StdListener> {

@@ -5,7 +5,7 @@ use crate::log::Log;
 use crate::table::{Compiled, Registry};
 use arc_swap::ArcSwap;
 use kiln_model::ServiceRange;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -36,7 +36,10 @@ pub(crate) struct Shared {
     pub(crate) access: Option<Arc<Log>>,
     pub(crate) answer_timeout: Duration,
     pub(crate) stall_timeout: Duration,
+    /// For those who wait for a change.
     pub(crate) phase: watch::Sender<Phase>,
+    /// For every request: reading the other one takes a lock.
+    phase_now: AtomicU8,
     /// Client connections and tunnels.
     pub(crate) n_connections: AtomicUsize,
     /// Bumped after every switch; each thread answers by writing it into its cell of `seen`.
@@ -65,6 +68,7 @@ impl Shared {
             answer_timeout,
             stall_timeout,
             phase: watch::Sender::new(Phase::Open),
+            phase_now: AtomicU8::new(Phase::Open as u8),
             n_connections: AtomicUsize::new(0),
             switch: watch::Sender::new(0),
             seen: (0..n_threads).map(|_| AtomicU64::new(0)).collect(),
@@ -101,7 +105,17 @@ impl Shared {
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        *self.phase.borrow()
+        match self.phase_now.load(Ordering::Acquire) {
+            0 => Phase::Open,
+            1 => Phase::LameDuck,
+            _ => Phase::Closing,
+        }
+    }
+
+    /// Goes on to the next one and tells everybody.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase_now.store(phase as u8, Ordering::Release);
+        self.phase.send_replace(phase);
     }
 }
 

@@ -305,7 +305,7 @@ impl Registry {
             return known.clone();
         }
         self.next_id += 1;
-        let new = Arc::new(TargetState::new(self.next_id, key.clone(), commit.clone(), self.n_threads));
+        let new = Arc::new(TargetState::new(self.next_id, key.clone(), commit, self.n_threads));
         self.targets.insert(key, new.clone());
         new
     }

@@ -4,8 +4,10 @@
 //! Counters are one cell per data-path thread: a thread writes only its own, without locks; `status` sums them up.
 
 use crate::limits::{FAILURES_MAX, PROBE_DOUBLINGS_MAX, PROBE_PAUSE};
+use http::HeaderValue;
 use kiln_model::edge::{LATENCY_BUCKETS, Tally, TargetStatus};
 use kiln_model::{CommitId, EnvRef, InstanceId, Millis, ReleaseNumber, ServiceName};
+use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -30,6 +32,18 @@ pub(crate) enum Outcome {
     Cut,
     /// The client went away.
     Abandoned,
+}
+
+impl Outcome {
+    /// For the access log.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Failed => "failed",
+            Self::Cut => "cut",
+            Self::Abandoned => "abandoned",
+        }
+    }
 }
 
 /// One thread's counts, on cache lines of its own.
@@ -110,7 +124,10 @@ pub(crate) struct TargetState {
     /// Names it in the pools of connections: two releases never share one.
     pub(crate) id: u64,
     pub(crate) key: TargetKey,
-    pub(crate) commit: CommitId,
+    /// `x-kiln-release` and `x-kiln-instance`, made once.
+    pub(crate) marks: (HeaderValue, HeaderValue),
+    /// What the access log says of it, behind the outcome.
+    pub(crate) access: String,
     pub(crate) cells: Cells,
     /// Wakes the health task when the data path ejected it.
     pub(crate) ejection: Notify,
@@ -121,11 +138,19 @@ pub(crate) struct TargetState {
 }
 
 impl TargetState {
-    pub(crate) fn new(id: u64, key: TargetKey, commit: CommitId, n_threads: usize) -> Self {
+    pub(crate) fn new(id: u64, key: TargetKey, commit: &CommitId, n_threads: usize) -> Self {
+        let instance = HeaderValue::from_str(key.instance.as_str());
+        let instance = instance.unwrap_or_else(|_| HeaderValue::from_static("-"));
+        let fields = json!({
+            "env": key.env.to_string(), "service": key.service.as_str(), "release": key.release.0,
+            "commit": commit.as_str(), "instance": key.instance.as_str(),
+        });
+        let access = format!("\",{}\n", &fields.to_string()[1..]);
         Self {
             id,
+            marks: (HeaderValue::from(key.release.0), instance),
+            access,
             key,
-            commit,
             cells: Cells::new(n_threads),
             ejection: Notify::new(),
             ejected_at: AtomicU64::new(0),

@@ -211,7 +211,11 @@ fn edge(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> E
     }
     let child = spawn(&program.display().to_string(), &args, &dir.join("edge.txt"));
     let client = EdgeClient::new(control_socket(&folder));
-    wait(address);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while runtime.block_on(client.status()).is_err() {
+        assert!(Instant::now() < deadline, "the edge does not answer");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     runtime.block_on(client.set(Fence::default(), Generation(1), &table)).expect("a table");
     child
 }
