@@ -21,6 +21,8 @@ use std::task::{Context, Wake, Waker};
 
 /// Steps after which a run that has not come to an end is broken.
 const STEPS_MAX: u64 = 400_000;
+/// In how many simulated milliseconds an operator has surely heard of a recovery hold.
+const NOTICED_MS: u64 = 20_000;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -117,6 +119,8 @@ pub(crate) struct Run {
     crash_at: Vec<u64>,
     points: u64,
     died_at: BTreeSet<&'static str>,
+    /// When the recovery hold was seen first, in simulated milliseconds.
+    held_since: Option<u64>,
 }
 
 /// Runs it to its end.
@@ -132,7 +136,8 @@ pub fn run(config: &Config) -> Report {
     let nodes = (0..config.nodes).map(Node::new).collect();
     let crash_at = config.crash_at.clone();
     let (tasks, died_at) = (BTreeMap::new(), BTreeSet::new());
-    let mut run = Run { sim, store, vault, nodes, tasks, script, crash_at, points: 0, died_at };
+    let mut run =
+        Run { sim, store, vault, nodes, tasks, script, crash_at, points: 0, died_at, held_since: None };
     while !run.script.is_empty() && run.goes_on() {
         run.step();
     }
@@ -246,10 +251,16 @@ impl Run {
         }
     }
 
-    /// An operator notices a recovery hold, some time.
+    /// An operator notices a recovery hold, some time; after [`NOTICED_MS`] soon.
     fn recover(&mut self) {
-        let in_hold = self.store.load().is_ok_and(|snapshot| snapshot.recovery.is_some());
-        if !in_hold || self.sim.world().rng.below(200) > 0 {
+        if !self.store.load().is_ok_and(|snapshot| snapshot.recovery.is_some()) {
+            self.held_since = None;
+            return;
+        }
+        let now = self.sim.world().now;
+        let held = now - *self.held_since.get_or_insert(now);
+        let odds = if held < NOTICED_MS { 200 } else { 10 };
+        if self.sim.world().rng.below(odds) > 0 {
             return;
         }
         let Some((_, handle)) = self.leader() else { return };
