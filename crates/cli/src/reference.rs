@@ -170,6 +170,14 @@ mod tests {
             if visible(command).next().is_none() {
                 let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
                 assert!(help.contains("Examples:"), "{}", command.get_name());
+                let prose = help.split("Examples:").next().unwrap_or_default();
+                // Help is wrapped at 100 columns: a line that ends later than that is ragged.
+                let ragged = prose.split("\n\n").find(|text| {
+                    let mut lines = text.lines().rev();
+                    lines.next();
+                    lines.any(|line| line.chars().count() > 100)
+                });
+                assert_eq!(ragged, None, "{}", command.get_name());
             }
             visible(command).for_each(check);
         }

@@ -13,8 +13,8 @@ const BYTES_MAX: usize = 4 << 30;
 /// Options of `kiln backup`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The server goes on meanwhile: environments, releases, instances, routes, rollouts, sealed secrets and the ledger of one
-moment are written, checked, and appear under that name in one step. Not in it: images (`kiln image export`), logs, sources, and
+    after_help = "The server goes on meanwhile: environments, releases, instances, routes, rollouts, sealed secrets and the ledger of one \
+moment are written, checked, and appear under that name in one step. Not in it: images (`kiln image export`), logs, sources, and \
 the keys in STATE/keys. Without `keys/secrets.age` the secrets of a backup cannot be opened: keep a copy of it elsewhere.
 
 Examples:

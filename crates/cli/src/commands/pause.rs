@@ -10,8 +10,8 @@ use kiln_model::EnvName;
 /// Options of `kiln pause`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "No bake, start, switch or destroy begins until `kiln resume`; what is under way ends. The edge serves on, and
-checks and counters are read on. Healing is stopped as well: an instance that dies is not replaced.
+    after_help = "No bake, start, switch or destroy begins until `kiln resume`; what is under way ends. The edge serves on, and \
+checks and counters are read on. Healing is stopped as well: an instance that dies is not replaced. \
 Commands are accepted and recorded, and wait. Deadlines of rollouts do not run on.
 
 Examples:

@@ -7,7 +7,7 @@ use kiln_api::backup::{RecoverRequest, RecoverView, RemovedView};
 /// Options of `kiln recover`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "After a restore nothing begins: nothing is destroyed, started or switched, and the load balancer serves its last table.
+    after_help = "After a restore nothing begins: nothing is destroyed, started or switched, and the load balancer serves its last table. \
 This command adopts what serves, by what lies with each instance, makes a table of it, and lets everything else go the ordinary way.
 
 Examples:

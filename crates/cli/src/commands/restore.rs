@@ -11,7 +11,7 @@ use std::path::PathBuf;
 /// Options of `kiln restore`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Stop the server first; load balancer and instances may go on. Nothing that runs is touched: the next `kiln serve` sees that
+    after_help = "Stop the server first; load balancer and instances may go on. Nothing that runs is touched: the next `kiln serve` sees that \
 its state is older than what runs and holds everything until `kiln recover`. The state that was there is kept beside the new one.
 
 Examples:
