@@ -1,9 +1,17 @@
 //! One server per state folder, or several that take turns by a lease: a `flock` that ends with the process.
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long the lock of a dead server is waited for: a process that it was just about to start has it until it executes its
+/// program, which may take a moment where the processors are busy.
+const WAIT: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// Held while a server owns the state folder.
 #[derive(Debug)]
@@ -49,14 +57,24 @@ impl StateLock {
         let io = |source| LockedBy::Io { path: path.display().to_string(), source };
         let mut file =
             File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-        if flock(&file, how).is_err() {
+        let begun = Instant::now();
+        while flock(&file, how).is_err() {
             let mut pid = String::new();
-            file.read_to_string(&mut pid).map_err(io)?;
-            return Err(LockedBy::Other { path: state.display().to_string(), pid: pid.trim().to_owned() });
+            file.rewind().and_then(|()| file.read_to_string(&mut pid)).map_err(io)?;
+            let pid = pid.trim().to_owned();
+            if begun.elapsed() > WAIT || !is_dead(&pid) {
+                return Err(LockedBy::Other { path: state.display().to_string(), pid });
+            }
+            std::thread::sleep(AGAIN);
         }
         file.set_len(0).map_err(io)?;
         file.rewind().map_err(io)?;
         writeln!(file, "{}", std::process::id()).map_err(io)?;
         Ok(Self { _file: file })
     }
+}
+
+fn is_dead(pid: &str) -> bool {
+    let pid = pid.parse().ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH))
 }

@@ -247,3 +247,17 @@ fn a_newer_schema_is_refused_and_a_second_server_is_named() {
     let error = StateLock::take(folder.path()).unwrap_err().to_string();
     assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
 }
+
+#[test]
+fn the_lock_of_a_dead_server_is_waited_for_while_a_child_of_it_has_not_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = std::process::Command::new("true").spawn().unwrap();
+    server.wait().unwrap();
+    std::fs::write(folder.path().join("lock"), server.id().to_string()).unwrap();
+    let file = std::fs::File::open(folder.path().join("lock")).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut child = std::process::Command::new("sleep").arg("0.3").stdin(file).spawn().unwrap();
+    let _held = StateLock::take(folder.path()).unwrap();
+    // It is over: only then the lock was free.
+    assert!(child.wait().unwrap().success());
+}
