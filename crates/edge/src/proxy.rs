@@ -1,9 +1,10 @@
 //! One request: the gate, the table, a target, the attempts, the answer.
 
 use crate::access::Record;
+use crate::certificates::Certificate;
 use crate::choose;
 use crate::flight::{AnswerBody, Flight};
-use crate::gate;
+use crate::gate::{self, Origin};
 use crate::inside::Entrance;
 use crate::limits::{IDLE_MAX, IDLE_MAX_UNSAFE, RETRIES_MAX};
 use crate::pool::{self, Sender};
@@ -38,6 +39,10 @@ pub(crate) struct Client {
     pub(crate) forwarded_for: HeaderValue,
     pub(crate) entrance: Entrance,
     pub(crate) notes: Arc<Notes>,
+    /// Whether it came over TLS.
+    pub(crate) secure: bool,
+    /// The certificate that the client was shown for the host that it named: it must not ask for others.
+    pub(crate) shown: Option<Arc<Certificate>>,
 }
 
 /// Why no instance answered.
@@ -72,10 +77,15 @@ struct Message {
 
 impl Client {
     /// Answers one request. Never fails: what goes wrong is an answer.
-    pub(crate) async fn handle(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+    pub(crate) async fn handle(&self, mut request: Request<Incoming>) -> Response<AnswerBody> {
         let id = request_id();
+        gate::name_host(&mut request);
+        let is_h2 = request.version() == Version::HTTP_2;
         let mut answer = self.route(request, &id).await;
-        if self.shared.phase() != Phase::Open && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if is_h2 {
+            // There it says nothing: a stream ends by itself, a connection by GOAWAY.
+            answer.headers_mut().remove(header::CONNECTION);
+        } else if self.shared.phase() != Phase::Open && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         answer.headers_mut().insert(gate::REQUEST_ID.clone(), id);
@@ -108,7 +118,49 @@ impl Client {
         let bodyless = request.body().is_end_stream();
         let table = self.shared.table.load_full();
         let host = gate::host(request.headers().get(header::HOST));
-        let pool = match table.find(self.entrance, &host, request.uri().path(), choose::random()) {
+        if self.shown.as_ref().is_some_and(|certificate| !certificate.covers(&host)) {
+            let reason = "this connection was made for another host".to_owned();
+            let failure = Failure { status: StatusCode::MISDIRECTED_REQUEST, code: "misdirected", reason };
+            return unread_answer(flight, failure, bodyless);
+        }
+        let (found, https) = table.find(self.entrance, &host, request.uri().path(), choose::random());
+        if !self.secure && https.is_some_and(|https| https.only) {
+            return self.redirect(flight, &host, request.uri(), bodyless);
+        }
+        let hsts = https.filter(|_| self.secure).and_then(|https| https.hsts.clone());
+        let mut answer = self.lead(found, request, id, flight).await;
+        if let Some(hsts) = hsts {
+            answer.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts);
+        }
+        answer
+    }
+
+    /// Sends the client to the same URL in `https`.
+    fn redirect(&self, flight: Flight, host: &str, uri: &Uri, bodyless: bool) -> Response<AnswerBody> {
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let port = self.shared.https_port.map(|port| format!(":{port}")).unwrap_or_default();
+        let location = HeaderValue::from_str(&format!("https://{host}{port}{path}"));
+        let Some(location) = location.ok().filter(|_| !host.is_empty()) else {
+            let reason = "this is only served over HTTPS, and the request names no host".to_owned();
+            let failure = Failure { status: StatusCode::BAD_REQUEST, code: "https-only", reason };
+            return unread_answer(flight, failure, bodyless);
+        };
+        let reason = "this is only served over HTTPS".to_owned();
+        let failure = Failure { status: StatusCode::PERMANENT_REDIRECT, code: "https-only", reason };
+        let mut answer = unread_answer(flight, failure, bodyless);
+        answer.headers_mut().insert(header::LOCATION, location);
+        answer
+    }
+
+    async fn lead(
+        &self,
+        found: Found<'_>,
+        request: Request<Incoming>,
+        id: &HeaderValue,
+        mut flight: Flight,
+    ) -> Response<AnswerBody> {
+        let bodyless = request.body().is_end_stream();
+        let pool = match found {
             Found::Pool(pool) => pool,
             Found::Nobody(Some(pool)) => {
                 flight.lost = pool.lost.clone();
@@ -144,7 +196,8 @@ impl Client {
         let upgrade = to.is_some().then(|| hyper::upgrade::on(&mut request));
         let old = request.version() == Version::HTTP_10;
         let (mut parts, body) = request.into_parts();
-        gate::outward(&mut parts, &self.forwarded_for, id, to);
+        let origin = Origin { peer: &self.forwarded_for, secure: self.secure, id };
+        gate::outward(&mut parts, origin, to);
         let bodyless = body.is_end_stream();
         let safe =
             [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(&parts.method);

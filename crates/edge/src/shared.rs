@@ -3,6 +3,7 @@
 use crate::inside::Inside;
 use crate::log::Log;
 use crate::table::{Compiled, Registry};
+use crate::tls::Tls;
 use arc_swap::ArcSwap;
 use kiln_model::ServiceRange;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -36,6 +37,10 @@ pub(crate) struct Shared {
     pub(crate) access: Option<Arc<Log>>,
     pub(crate) answer_timeout: Duration,
     pub(crate) stall_timeout: Duration,
+    /// None if nothing listens for it.
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// Where plain HTTP is sent to; none for the port that needs no telling.
+    pub(crate) https_port: Option<u16>,
     /// For those who wait for a change.
     pub(crate) phase: watch::Sender<Phase>,
     /// For every request: reading the other one takes a lock.
@@ -56,6 +61,8 @@ impl Shared {
         access: Option<Arc<Log>>,
         answer_timeout: Duration,
         stall_timeout: Duration,
+        tls: Option<Arc<Tls>>,
+        https_port: Option<u16>,
     ) -> Self {
         let registry = Registry::new(n_threads);
         Self {
@@ -67,6 +74,8 @@ impl Shared {
             access,
             answer_timeout,
             stall_timeout,
+            tls,
+            https_port,
             phase: watch::Sender::new(Phase::Open),
             phase_now: AtomicU8::new(Phase::Open as u8),
             n_connections: AtomicUsize::new(0),
