@@ -2,8 +2,10 @@
 
 use crate::tap::Notes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, Scheme};
 use http::{Method, Request, StatusCode, Uri, Version, uri};
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -209,6 +211,28 @@ pub(crate) fn name_host<B>(request: &mut Request<B>) {
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
         request.headers_mut().insert(header::HOST, host);
+    }
+}
+
+/// Makes a head that an instance can get by HTTP/2 of one that it could get by HTTP/1. `address` is whom it asks if it names no host.
+pub(crate) fn as_h2<B>(request: &mut Request<B>, address: SocketAddr) {
+    let headers = request.headers_mut();
+    for name in [&header::CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE] {
+        headers.remove(name);
+    }
+    let host = headers.remove(header::HOST);
+    *request.version_mut() = Version::HTTP_2;
+    if request.uri().authority().is_some() {
+        // It has been made one before.
+        return;
+    }
+    let host = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let host = host.or_else(|| Authority::try_from(address.to_string()).ok());
+    let mut parts = request.uri().clone().into_parts();
+    (parts.scheme, parts.authority) = (Some(Scheme::HTTP), host);
+    // Cannot fail: all three parts are there. `*` of OPTIONS is a path to it, too.
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
     }
 }
 

@@ -101,7 +101,7 @@ impl<F: Future> Future for Stream<F> {
             return Poll::Ready(());
         }
         let now = me.turn.now();
-        if now % 2 != 0 {
+        if !now.is_multiple_of(2) {
             me.stalled = None;
             return Poll::Pending;
         }

@@ -88,3 +88,11 @@ pub const H2_OWN_RESETS_MAX: usize = 1024;
 pub const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How long a HTTP/2 client that was told to go may take if it has no requests in flight.
 pub const H2_LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a body that are kept, so that another instance can have it if one refuses the request unread.
+pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// Requests at a time on one HTTP/2 connection to an instance, if the instance allows as many.
+pub const LINK_STREAMS_MAX: usize = 100;
+/// HTTP/2 connections per target and thread; requests beyond wait on one of them.
+pub const LINKS_MAX: usize = 16;
+/// How long a HTTP/2 connection to an instance may idle.
+pub const LINK_IDLE_MAX: Duration = Duration::from_secs(60);

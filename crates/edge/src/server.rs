@@ -6,6 +6,7 @@ use crate::connection::serve_client;
 use crate::control::{Control, chain};
 use crate::limits::*;
 use crate::log::Log;
+use crate::mux;
 use crate::pool;
 use crate::shared::{Open, Phase, Shared};
 use crate::tls::Tls;
@@ -219,9 +220,7 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     let https_port = https_port.filter(|port| *port != 443);
     let access = config.access_log.then(|| Arc::new(Log::new(dir, "access.log", ACCESS_LOG_BYTES_MAX)));
     let log = Log::new(dir, "edge.log", LOG_BYTES_MAX);
-    let timeouts = (config.answer_timeout, config.stall_timeout);
-    let shared =
-        Shared::new(n_threads, config.internal, log, access, timeouts.0, timeouts.1, tls, https_port);
+    let shared = Shared::new(config, n_threads, log, access, tls, https_port);
     let shared = Arc::new(shared);
     let process = format!("{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
     let listening = (listening, listening_tls.iter().map(ToString::to_string).collect());
@@ -372,13 +371,16 @@ impl Worker {
                             return;
                         }
                     }
-                    pool::keep_only(&self.shared.table.load().ids);
+                    let table = self.shared.table.load();
+                    pool::keep_only(&table.ids);
+                    mux::keep_only(&table.ids);
                     self.shared.saw(self.thread, number);
                 }
                 _ = phase.changed() => alarm::wake_all(),
                 _ = tick.tick() => {
                     alarm::tick();
                     pool::sweep();
+                    mux::sweep();
                     if let Some(log) = &self.shared.access {
                         access::flush(log);
                     }

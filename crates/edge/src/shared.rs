@@ -2,10 +2,10 @@
 
 use crate::inside::Inside;
 use crate::log::Log;
+use crate::server::EdgeConfig;
 use crate::table::{Compiled, Registry};
 use crate::tls::Tls;
 use arc_swap::ArcSwap;
-use kiln_model::ServiceRange;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -55,12 +55,10 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(
+        config: &EdgeConfig,
         n_threads: usize,
-        internal: Option<ServiceRange>,
         log: Log,
         access: Option<Arc<Log>>,
-        answer_timeout: Duration,
-        stall_timeout: Duration,
         tls: Option<Arc<Tls>>,
         https_port: Option<u16>,
     ) -> Self {
@@ -69,11 +67,11 @@ impl Shared {
             table: ArcSwap::from_pointee(Compiled::default()),
             unrouted: registry.unrouted.clone(),
             registry: Mutex::new(registry),
-            inside: Inside::new(internal, n_threads),
+            inside: Inside::new(config.internal, n_threads),
             log,
             access,
-            answer_timeout,
-            stall_timeout,
+            answer_timeout: config.answer_timeout,
+            stall_timeout: config.stall_timeout,
             tls,
             https_port,
             phase: watch::Sender::new(Phase::Open),

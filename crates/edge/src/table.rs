@@ -7,7 +7,7 @@ use http::HeaderValue;
 use kiln_model::edge::Tally;
 use kiln_model::route::{Pool, WeightedPool};
 use kiln_model::{
-    CommitId, Digest, EnvRef, Generation, Health, Https, NetworkNumber, RouteTable, ServiceName,
+    CommitId, Digest, EnvRef, Generation, Health, Https, NetworkNumber, Protocol, RouteTable, ServiceName,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -135,6 +135,7 @@ pub(crate) struct Upstream {
     pub(crate) service: ServiceName,
     pub(crate) health: Option<Health>,
     pub(crate) targets: Vec<Arc<TargetState>>,
+    pub(crate) protocol: Protocol,
     /// Counts of the requests that this pool got and had no instance for; one per environment.
     pub(crate) lost: Arc<Cells>,
 }
@@ -315,6 +316,7 @@ impl Registry {
                     release: pool.release,
                     instance: t.instance.clone(),
                     address: SocketAddr::new(t.address, t.port),
+                    protocol: pool.protocol,
                 };
                 self.target(key, &pool.commit)
             })
@@ -324,6 +326,7 @@ impl Registry {
             service: pool.service.clone(),
             health: pool.health.clone(),
             targets,
+            protocol: pool.protocol,
             lost,
         }
     }

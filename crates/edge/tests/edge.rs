@@ -9,6 +9,8 @@ mod cases;
 mod client;
 #[path = "edge/faults.rs"]
 mod faults;
+#[path = "edge/grpc.rs"]
+mod grpc;
 #[path = "edge/h2.rs"]
 mod h2;
 #[path = "edge/inside.rs"]
@@ -41,9 +43,17 @@ fn main() -> ExitCode {
         return trivial_backend(&args[1]);
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let cases: Vec<Case> =
-        [cases::CASES, faults::CASES, inside::CASES, protocol::CASES, reboot::CASES, tls::CASES, h2::CASES]
-            .concat();
+    let cases: Vec<Case> = [
+        cases::CASES,
+        faults::CASES,
+        inside::CASES,
+        protocol::CASES,
+        reboot::CASES,
+        tls::CASES,
+        h2::CASES,
+        grpc::CASES,
+    ]
+    .concat();
     if args.iter().any(|a| a == "--list") {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

@@ -18,7 +18,7 @@ import h2.settings
 
 # python-h2 takes every GOAWAY for the end of the connection; after a graceful one streams go on (RFC 9113, section 6.8).
 machine, state = h2.connection.H2ConnectionStateMachine, h2.connection.ConnectionState
-machine._transitions[(h2.connection.ConnectionInputs.RECV_GOAWAY, state.CLIENT_OPEN)] = (None, state.CLIENT_OPEN)
+machine._transitions[(state.CLIENT_OPEN, h2.connection.ConnectionInputs.RECV_GOAWAY)] = (None, state.CLIENT_OPEN)
 
 address, name = sys.argv[1], sys.argv[2]
 window = int(sys.argv[3]) if len(sys.argv) > 3 else 65535
