@@ -6,6 +6,7 @@ use crate::pause::{HoldView, PauseView};
 use crate::rollout::{RolloutView, SafetyView};
 use crate::server::ServerView;
 use kiln_model::edge::Tally;
+use kiln_model::edge::TlsStatus;
 use kiln_model::{Autoscale, CommitId, Digest, EnvRef, ReleaseNumber, RouteRule, ServiceName, Wall};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,9 @@ pub struct EdgeView {
     pub wanted: u64,
     /// Addresses that take traffic.
     pub listening: Vec<String>,
+    /// The same over TLS, and what is wrong with certificates; none if it listens for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsStatus>,
 }
 
 /// One environment.

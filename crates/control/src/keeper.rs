@@ -2,12 +2,10 @@
 //! lives but does not answer: it holds the addresses, so that nobody could take its place.
 
 use kiln_edge::client::Router;
-use kiln_edge::{EdgeClient, SpawnError, control_socket, spawn_edge};
-use kiln_model::ServiceRange;
+use kiln_edge::{EdgeClient, Listen, SpawnError, control_socket, spawn_edge};
 use kiln_model::edge::EdgeStatus;
 use kiln_plan::explain::EDGE_SILENCE_MAX;
 use rustix::process::Signal;
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -31,10 +29,8 @@ pub struct KeeperConfig {
     pub program: PathBuf,
     /// The edge's folder, `STATE/edge`.
     pub dir: PathBuf,
-    /// The addresses for traffic.
-    pub listen: Vec<SocketAddr>,
-    /// The service addresses of environments.
-    pub internal: ServiceRange,
+    /// Where it shall listen.
+    pub listen: Listen,
 }
 
 /// Looks after one edge.
@@ -57,27 +53,39 @@ impl Keeper {
                 keeper.child = Some(keeper.spawn().await?);
             }
         }
+        keeper.warn().await;
         Ok(keeper)
     }
 
     async fn spawn(&self) -> Result<std::process::Child, SpawnError> {
-        let KeeperConfig { program, dir, listen, internal } = &self.config;
-        spawn_edge(program, dir, listen, Some(*internal)).await
+        let KeeperConfig { program, dir, listen } = &self.config;
+        spawn_edge(program, dir, listen).await
     }
 
     fn compare(&self, status: &EdgeStatus) {
-        let internal = self.config.internal.to_string();
-        if status.internal.as_ref() != Some(&internal) {
+        let internal = self.config.listen.internal.map(|range| range.to_string());
+        if let Some(internal) = internal.filter(|own| status.internal.as_ref() != Some(own)) {
             eprintln!(
                 "kiln: warning: the running edge does not serve the names of services (`--internal {internal}`); it does once it is started anew: stop it with SIGTERM"
             );
         }
-        let missing =
-            self.config.listen.iter().filter(|a| a.port() != 0 && !status.listening.contains(&a.to_string()));
-        for address in missing {
+        let secure = status.tls.as_ref().map_or(&[][..], |tls| &tls.listening);
+        let listen = &self.config.listen;
+        let wanted = listen.plain.iter().map(|a| (a, &status.listening[..], ""));
+        let wanted = wanted.chain(listen.tls.iter().map(|a| (a, secure, " for TLS")));
+        let missing = wanted.filter(|(a, there, _)| a.port() != 0 && !there.contains(&a.to_string()));
+        for (address, _, how) in missing {
             eprintln!(
-                "kiln: warning: the running edge does not listen on {address}; it keeps its addresses until it is stopped"
+                "kiln: warning: the running edge does not listen on {address}{how}; it keeps its addresses until it is stopped"
             );
+        }
+    }
+
+    /// Says what is wrong with certificates: the edge serves on, and somebody must know.
+    async fn warn(&self) {
+        let Ok(status) = self.client.status().await else { return };
+        for problem in status.tls.iter().flat_map(|tls| &tls.problems) {
+            eprintln!("kiln: warning: {problem}; the edge does not use it");
         }
     }
 

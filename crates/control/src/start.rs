@@ -10,7 +10,7 @@ use crate::reconcile::{ReconcileError, Reconciler, Shared};
 use crate::recover;
 use crate::vault::{Vault, VaultError};
 use crate::workshop::{GuestKernels, SharedWorkshop, Workshop, WorkshopConfig};
-use kiln_edge::{EdgeClient, SpawnError, control_socket};
+use kiln_edge::{EdgeClient, Listen, SpawnError, control_socket};
 use kiln_image::ObjectError;
 use kiln_model::{Epoch, Incarnation};
 use kiln_provider::local::{Forced, LocalConfig, LocalProvider, OpenError, Subnet};
@@ -33,6 +33,10 @@ pub struct ControlConfig {
     pub program: PathBuf,
     /// Addresses of the edge for traffic.
     pub edge: Vec<SocketAddr>,
+    /// The same over TLS.
+    pub edge_tls: Vec<SocketAddr>,
+    /// The folder of the edge's certificates; none means `STATE/edge/certificates`.
+    pub certificates: Option<PathBuf>,
     /// Addresses of instances.
     pub subnet: Subnet,
     /// Where packages come from; none takes the host's.
@@ -150,8 +154,12 @@ impl Control {
         let keeper = KeeperConfig {
             program: config.program,
             dir: dir.clone(),
-            listen: config.edge.clone(),
-            internal: config.subnet.services(),
+            listen: Listen {
+                plain: config.edge.clone(),
+                tls: config.edge_tls.clone(),
+                certificates: config.certificates.clone(),
+                internal: Some(config.subnet.services()),
+            },
         };
         let keeper = Keeper::start(keeper).await?;
         // Only now: whoever could not start has not taken the lease from anybody.

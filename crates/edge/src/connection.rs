@@ -1,6 +1,8 @@
 //! One client connection from its first byte to its last.
 
 use crate::alarm::{Alarm, ConnectionTimer};
+use crate::guard::Guarded;
+use crate::h2::http2;
 use crate::limits::*;
 use crate::proxy::Client;
 use crate::shared::{Open, Phase, Shared};
@@ -10,28 +12,112 @@ use http::HeaderValue;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-/// Serves it in a task of its own.
-pub(crate) fn serve_client(shared: &Arc<Shared>, thread: usize, stream: TcpStream, peer: SocketAddr) {
+/// How a client of HTTP/2 begins (RFC 9113, section 3.4); no method of HTTP/1 does.
+const PREFACE: &[u8] = b"PRI";
+
+/// Serves it in a task of its own; `secure` is whether TLS comes first.
+pub(crate) fn serve_client(
+    shared: &Arc<Shared>,
+    thread: usize,
+    stream: TcpStream,
+    peer: SocketAddr,
+    secure: bool,
+) {
     let _ = stream.set_nodelay(true);
     let notes = Arc::new(Notes::default());
     let entrance = shared.inside.entrance(|| stream.local_addr().ok().map(|local| local.ip()));
     let forwarded_for = HeaderValue::from_str(&peer.ip().to_canonical().to_string());
     let forwarded_for = forwarded_for.unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-    let client = Client { shared: shared.clone(), thread, forwarded_for, entrance, notes: notes.clone() };
-    let stream = Tapped::new(stream, notes, shared.stall_timeout);
-    tokio::spawn(http1(Arc::new(client), stream, Open::new(shared)));
+    let make = |secure| Client {
+        shared: shared.clone(),
+        thread,
+        forwarded_for,
+        entrance,
+        notes: notes.clone(),
+        secure,
+        shown: None,
+    };
+    let open = Open::new(shared);
+    let stream = Guarded::new(stream, notes.clone(), shared.stall_timeout);
+    if secure {
+        tokio::spawn(tls(make(true), stream, open));
+    } else {
+        tokio::spawn(plain(make(false), stream, open));
+    }
+}
+
+/// HTTP over TLS.
+async fn tls(client: Client, stream: Guarded, open: Open) {
+    let Some(tls) = client.shared.tls.clone() else { return };
+    let Some(secured) = tls.accept(stream).await else { return };
+    let client = Arc::new(Client { shown: secured.certificate, ..client });
+    if secured.is_h2 {
+        keep_alive(secured.stream.get_ref().0.socket());
+        http2(client, secured.stream, open).await;
+    } else {
+        let notes = client.notes.clone();
+        http1(client, Tapped::new(secured.stream, notes), open).await;
+    }
+}
+
+/// HTTP without TLS: HTTP/2 if the client begins so, as gRPC between services does.
+async fn plain(client: Client, stream: Guarded, open: Open) {
+    let client = Arc::new(client);
+    match begins_h2(&client.shared, stream.socket()).await {
+        Some(true) => {
+            keep_alive(stream.socket());
+            http2(client, stream, open).await;
+        }
+        Some(false) => {
+            let notes = client.notes.clone();
+            http1(client, Tapped::new(stream, notes), open).await;
+        }
+        None => {}
+    }
+}
+
+/// Looks at the first bytes without taking them. None if there are none: in time, before the edge closes, or at all.
+async fn begins_h2(shared: &Shared, socket: &TcpStream) -> Option<bool> {
+    let alarm = Alarm::new();
+    alarm.set(HEAD_TIMEOUT);
+    poll_fn(|cx| {
+        let mut bytes = [0; PREFACE.len()];
+        let mut buffer = tokio::io::ReadBuf::new(&mut bytes);
+        match socket.poll_peek(cx, &mut buffer) {
+            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(None),
+            Poll::Ready(Ok(_)) => Poll::Ready(Some(buffer.filled() == PREFACE)),
+            Poll::Pending if alarm.poll(cx).is_ready() || shared.phase() == Phase::Closing => {
+                Poll::Ready(None)
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// A client that is gone without a word must not keep its streams for ever: the kernel asks, which costs no frame.
+fn keep_alive(socket: &TcpStream) {
+    let every = KEEPALIVE / 3;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(every).with_retries(3);
+    let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
 }
 
 /// HTTP/1.
-async fn http1(client: Arc<Client>, stream: Tapped, _open: Open) {
+async fn http1<S>(client: Arc<Client>, stream: Tapped<S>, _open: Open)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let shared = client.shared.clone();
     let thread = client.thread;
     let service = service_fn(move |request| {

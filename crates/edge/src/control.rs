@@ -34,7 +34,8 @@ pub(crate) struct Control {
     dir: PathBuf,
     boot: String,
     process: String,
-    listening: Vec<String>,
+    /// Without and with TLS.
+    listening: (Vec<String>, Vec<String>),
     shared: Arc<Shared>,
     current: Mutex<Current>,
     pub(crate) stop: Notify,
@@ -44,7 +45,7 @@ impl Control {
     pub(crate) fn new(
         config: &EdgeConfig,
         process: String,
-        listening: Vec<String>,
+        listening: (Vec<String>, Vec<String>),
         shared: Arc<Shared>,
     ) -> Self {
         let (dir, boot) = (config.dir.clone(), config.boot.clone());
@@ -201,7 +202,8 @@ impl Control {
             generation,
             digest,
             fence,
-            listening: self.listening.clone(),
+            listening: self.listening.0.clone(),
+            tls: self.shared.tls.as_ref().map(|tls| tls.status(&self.listening.1)),
             internal: self.shared.inside.range(),
             names: table.names() as u64,
             targets: targets.iter().map(|(t, in_table)| t.report(*in_table)).collect(),

@@ -5,6 +5,7 @@
 //! that has read a whole answer finds it in the counts: no status can be asked for in between.
 
 use crate::access::Record;
+use crate::h2::Turn;
 use crate::pool::{self, Sender};
 use crate::tap::Notes;
 use crate::target::{Cells, Outcome, TargetState};
@@ -82,6 +83,8 @@ pub(crate) struct AnswerBody {
     sender: Option<(u64, Sender)>,
     /// Set if the client can only tell the end by the end of the connection.
     until_close: Option<Arc<Notes>>,
+    /// Told whether there was more whenever more is asked for.
+    pub(crate) watched: Option<Arc<Turn>>,
 }
 
 impl AnswerBody {
@@ -98,13 +101,21 @@ impl AnswerBody {
             flight: Some(flight),
             sender: Some(sender),
             until_close,
+            watched: None,
         }
     }
 
     /// The edge's own answer; `flight` has its outcome.
     pub(crate) fn edge(text: Bytes, flight: Option<Flight>) -> Self {
         let text = Some(text).filter(|t| !t.is_empty());
-        Self { source: Source::Edge(text), ended: false, flight, sender: None, until_close: None }
+        Self {
+            source: Source::Edge(text),
+            ended: false,
+            flight,
+            sender: None,
+            until_close: None,
+            watched: None,
+        }
     }
 }
 
@@ -118,10 +129,18 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let me = &mut *self;
         let body = match &mut me.source {
-            Source::Edge(text) => return Poll::Ready(text.take().map(|t| Ok(Frame::data(t)))),
+            Source::Edge(text) => {
+                if let Some(turn) = &me.watched {
+                    turn.asked(true);
+                }
+                return Poll::Ready(text.take().map(|t| Ok(Frame::data(t))));
+            }
             Source::Instance(body) => body,
         };
         let polled = Pin::new(body).poll_frame(cx);
+        if let Some(turn) = &me.watched {
+            turn.asked(polled.is_ready());
+        }
         match &polled {
             Poll::Ready(None) => me.ended = true,
             Poll::Ready(Some(Err(_))) => {

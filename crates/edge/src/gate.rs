@@ -2,8 +2,10 @@
 
 use crate::tap::Notes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, Scheme};
 use http::{Method, Request, StatusCode, Uri, Version, uri};
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -147,15 +149,22 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
+/// What the edge knows of a request's way to it, for the instance.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub(crate) peer: &'a HeaderValue,
+    /// Whether it came over TLS.
+    pub(crate) secure: bool,
+    pub(crate) id: &'a HeaderValue,
+}
+
 /// Makes the head that the instance gets.
-pub(crate) fn outward(
-    parts: &mut http::request::Parts,
-    peer: &HeaderValue,
-    id: &HeaderValue,
-    upgrade: Option<HeaderValue>,
-) {
+pub(crate) fn outward(parts: &mut http::request::Parts, origin: Origin<'_>, upgrade: Option<HeaderValue>) {
     let headers = &mut parts.headers;
     strip(headers);
+    if parts.version == Version::HTTP_2 {
+        join_cookies(headers);
+    }
     let trailers = tokens(headers, header::TE).any(|t| t.eq_ignore_ascii_case("trailers"));
     if headers.remove(header::TE).is_some() && trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -163,9 +172,10 @@ pub(crate) fn outward(
     }
     headers.remove(header::FORWARDED);
     headers.remove("x-real-ip");
-    headers.insert(REQUEST_ID.clone(), id.clone());
-    headers.insert(FORWARDED_FOR.clone(), peer.clone());
-    headers.insert(FORWARDED_PROTO.clone(), HeaderValue::from_static("http"));
+    headers.insert(REQUEST_ID.clone(), origin.id.clone());
+    headers.insert(FORWARDED_FOR.clone(), origin.peer.clone());
+    let scheme = if origin.secure { "https" } else { "http" };
+    headers.insert(FORWARDED_PROTO.clone(), HeaderValue::from_static(scheme));
     match headers.get(header::HOST).cloned() {
         Some(host) => headers.insert(FORWARDED_HOST.clone(), host),
         None => headers.remove(&FORWARDED_HOST),
@@ -179,6 +189,51 @@ pub(crate) fn outward(
     }
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
+}
+
+/// HTTP/2 may send each cookie in a field of its own, HTTP/1 must not (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Cannot fail: each of them is a value.
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// HTTP/2 names the host in `:authority`. Whatever comes behind the gate looks for it in `Host`.
+pub(crate) fn name_host<B>(request: &mut Request<B>) {
+    if request.version() == Version::HTTP_2
+        && !request.headers().contains_key(header::HOST)
+        && let Some(authority) = request.uri().authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        request.headers_mut().insert(header::HOST, host);
+    }
+}
+
+/// Makes a head that an instance can get by HTTP/2 of one that it could get by HTTP/1. `address` is whom it asks if it names no host.
+pub(crate) fn as_h2<B>(request: &mut Request<B>, address: SocketAddr) {
+    let headers = request.headers_mut();
+    for name in [&header::CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE] {
+        headers.remove(name);
+    }
+    let host = headers.remove(header::HOST);
+    *request.version_mut() = Version::HTTP_2;
+    if request.uri().authority().is_some() {
+        // It has been made one before.
+        return;
+    }
+    let host = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let host = host.or_else(|| Authority::try_from(address.to_string()).ok());
+    let mut parts = request.uri().clone().into_parts();
+    (parts.scheme, parts.authority) = (Some(Scheme::HTTP), host);
+    // Cannot fail: all three parts are there. `*` of OPTIONS is a path to it, too.
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
 }
 
 fn origin_form(uri: &Uri) -> Uri {
@@ -278,13 +333,32 @@ mod tests {
         );
         assert_eq!(host(forged.headers().get("host")), "shop.test");
         let (mut parts, ()) = forged.into_parts();
-        outward(&mut parts, &HeaderValue::from_static("10.0.0.1"), &HeaderValue::from_static("id"), None);
+        let (peer, id) = (HeaderValue::from_static("10.0.0.1"), HeaderValue::from_static("id"));
+        outward(&mut parts, Origin { peer: &peer, secure: true, id: &id }, None);
         for gone in ["connection", "x-mine", "keep-alive", "upgrade", "forwarded"] {
             assert!(!parts.headers.contains_key(gone), "{gone}");
         }
         let all: Vec<_> = parts.headers.get_all("x-forwarded-for").iter().collect();
         assert_eq!(all, ["10.0.0.1"]);
         assert_eq!(parts.headers["x-request-id"], "id");
+        assert_eq!(parts.headers["x-forwarded-proto"], "https");
         assert_eq!(parts.headers["x-forwarded-host"], "Shop.test");
+    }
+
+    #[test]
+    fn what_only_http2_does_becomes_what_http1_does() {
+        let mut request = request("GET", "https://Shop.test/x?y", &[("cookie", "a=1"), ("cookie", "b=2")]);
+        *request.version_mut() = Version::HTTP_2;
+        name_host(&mut request);
+        assert_eq!(check(&request, &Notes::default()), Ok(()));
+        let (mut parts, ()) = request.into_parts();
+        let value = HeaderValue::from_static("v");
+        outward(&mut parts, Origin { peer: &value, secure: false, id: &value }, None);
+        assert_eq!(parts.uri, "/x?y");
+        let all = |name: &str| parts.headers.get_all(name).iter().cloned().collect::<Vec<_>>();
+        assert_eq!(
+            (all("host"), all("cookie")),
+            (vec!["Shop.test".parse().unwrap()], vec!["a=1; b=2".parse().unwrap()])
+        );
     }
 }

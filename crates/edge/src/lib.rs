@@ -1,10 +1,10 @@
-//! The load balancer: an HTTP/1.1 reverse proxy as a process of its own, and the client that control speaks to it with.
+//! The load balancer: a reverse proxy for HTTP/1.1 and HTTP/2, with and without TLS, as a process of its own, and the client that control speaks to it with.
 //!
 //! A route table arrives whole, with one generation; it is made durable, put into use by one pointer swap, and
 //! acknowledged when every data-path thread uses it. See [`client::Router`] for the contract.
 //!
 //! ```text
-//! client → tap (raw framing) → hyper → gate → table → choose → pool → instance
+//! client → guard (socket) → [tls] → tap (raw framing of HTTP/1) → hyper [h2] → gate → table → choose → pool → instance
 //!                                └── flight: counted once, when the answer ended
 //! service address:80 → inside: the same, by the names of one environment
 //! control.sock → control: fence, persist, switch, wait for the threads; health: one task per target
@@ -16,29 +16,35 @@
 
 mod access;
 mod alarm;
+mod certificates;
 mod choose;
 pub mod client;
 mod connection;
 mod control;
 mod flight;
 mod gate;
+mod guard;
+mod h2;
 mod health;
 mod inside;
 pub mod limits;
 mod log;
+mod mux;
 mod persist;
 mod pool;
 mod proxy;
 mod remote;
+mod replay;
 mod server;
 mod shared;
 mod table;
 mod tap;
 mod target;
+mod tls;
 mod upload;
 mod wire;
 
 pub use persist::kept_fence;
-pub use remote::{EdgeClient, SpawnError, spawn_edge};
+pub use remote::{EdgeClient, Listen, SpawnError, spawn_edge};
 pub use server::{EdgeConfig, EdgeError, control_socket, run};
 pub use table::TableError;

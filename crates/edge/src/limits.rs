@@ -66,3 +66,33 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a started edge may take until it answers.
 pub const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pairs of certificate and key.
+pub const CERTIFICATES_MAX: usize = 4096;
+/// Bytes of one file of a certificate or key.
+pub const CERTIFICATE_BYTES_MAX: u64 = 1024 * 1024;
+/// How often the folder of certificates is looked at; what changed is read once it stays the same from one look to the next.
+pub const CERTIFICATES_EVERY: Duration = Duration::from_secs(1);
+/// How long a client may take for a TLS handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests that one HTTP/2 connection may have at a time.
+pub const H2_STREAMS_MAX: u32 = 128;
+/// Bytes that a client may send ahead on one stream, and on all streams of a connection.
+pub const H2_WINDOW_BYTES: (u32, u32) = (256 * 1024, 1024 * 1024);
+/// Bytes of an answer that wait on one stream for the client to take them.
+pub const H2_SEND_BYTES_MAX: usize = 64 * 1024;
+/// Streams that a client reset before they were looked at; more than these at once end its connection (CVE-2023-44487).
+pub const H2_PENDING_RESETS_MAX: usize = 20;
+/// Streams that the edge had to reset because of a client's errors; more end its connection (CVE-2025-8671).
+pub const H2_OWN_RESETS_MAX: usize = 1024;
+/// Silence after which the kernel asks whether the other host still lives; after three questions at a third of it, it does not.
+pub const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How long a HTTP/2 client that was told to go may take if it has no requests in flight.
+pub const H2_LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a body that are kept, so that another instance can have it if one refuses the request unread.
+pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// Requests at a time on one HTTP/2 connection to an instance, if the instance allows as many.
+pub const LINK_STREAMS_MAX: usize = 100;
+/// HTTP/2 connections per target and thread; requests beyond wait on one of them.
+pub const LINKS_MAX: usize = 16;
+/// How long a HTTP/2 connection to an instance may idle.
+pub const LINK_IDLE_MAX: Duration = Duration::from_secs(60);

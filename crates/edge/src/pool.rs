@@ -3,7 +3,11 @@
 
 use crate::alarm::Alarm;
 use crate::limits::{CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX, IDLE_MAX};
+use crate::mux::Lease;
 use crate::upload::RequestBody;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use std::cell::RefCell;
@@ -17,9 +21,41 @@ use tokio::net::TcpStream;
 /// One connection to an instance.
 #[derive(Debug)]
 pub(crate) struct Sender {
-    pub(crate) connection: http1::SendRequest<RequestBody>,
+    pub(crate) connection: Link,
     /// For the answer that is waited for.
     pub(crate) alarm: Arc<Alarm>,
+}
+
+/// What carries a request.
+#[derive(Debug)]
+pub(crate) enum Link {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(Lease),
+}
+
+impl Link {
+    /// Sends a request; an error has it back if nothing of it was sent.
+    pub(crate) async fn try_send_request(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        match self {
+            Self::Http1(connection) => connection.try_send_request(request).await,
+            Self::Http2(lease) => lease.connection.try_send_request(request).await,
+        }
+    }
+
+    /// Whether it may not be kept for another request: one of HTTP/2 is never out of its pool.
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.is_closed(),
+            Self::Http2(_) => true,
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        matches!(self, Self::Http1(connection) if connection.is_ready())
+    }
 }
 
 thread_local! {
@@ -94,5 +130,5 @@ pub(crate) async fn connect(address: SocketAddr) -> io::Result<Sender> {
         // Its end is seen by whoever holds the sender.
         let _ = connection.with_upgrades().await;
     });
-    Ok(Sender { connection: sender, alarm: Alarm::new() })
+    Ok(Sender { connection: Link::Http1(sender), alarm: Alarm::new() })
 }

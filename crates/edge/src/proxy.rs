@@ -1,12 +1,15 @@
 //! One request: the gate, the table, a target, the attempts, the answer.
 
 use crate::access::Record;
+use crate::certificates::Certificate;
 use crate::choose;
 use crate::flight::{AnswerBody, Flight};
-use crate::gate;
+use crate::gate::{self, Origin};
 use crate::inside::Entrance;
 use crate::limits::{IDLE_MAX, IDLE_MAX_UNSAFE, RETRIES_MAX};
+use crate::mux;
 use crate::pool::{self, Sender};
+use crate::replay::{Again, Kept};
 use crate::shared::{Open, Phase, Shared};
 use crate::table::{Found, Upstream};
 use crate::tap::Notes;
@@ -18,7 +21,9 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use kiln_model::Protocol;
 use serde_json::json;
+use std::error::Error;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -38,6 +43,10 @@ pub(crate) struct Client {
     pub(crate) forwarded_for: HeaderValue,
     pub(crate) entrance: Entrance,
     pub(crate) notes: Arc<Notes>,
+    /// Whether it came over TLS.
+    pub(crate) secure: bool,
+    /// The certificate that the client was shown for the host that it named: it must not ask for others.
+    pub(crate) shown: Option<Arc<Certificate>>,
 }
 
 /// Why no instance answered.
@@ -53,6 +62,8 @@ enum Exchange {
     Answer(Response<Incoming>, Sender),
     /// Nothing was written: anybody may have it.
     Unsent(Box<Request<RequestBody>>),
+    /// The instance said that it has not begun it.
+    Refused,
     /// It broke after something was written.
     Broken(String),
     Timeout,
@@ -63,6 +74,8 @@ struct Message {
     request: Option<Request<RequestBody>>,
     /// Head of a request that may be sent twice.
     spare: Option<(Method, Uri, HeaderMap)>,
+    /// Gives its body out again, if it has one and that was kept.
+    again: Option<Again>,
     progress: Arc<Progress>,
     idempotent: bool,
     upgrade: Option<OnUpgrade>,
@@ -72,10 +85,15 @@ struct Message {
 
 impl Client {
     /// Answers one request. Never fails: what goes wrong is an answer.
-    pub(crate) async fn handle(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+    pub(crate) async fn handle(&self, mut request: Request<Incoming>) -> Response<AnswerBody> {
         let id = request_id();
+        gate::name_host(&mut request);
+        let is_h2 = request.version() == Version::HTTP_2;
         let mut answer = self.route(request, &id).await;
-        if self.shared.phase() != Phase::Open && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if is_h2 {
+            // There it says nothing: a stream ends by itself, a connection by GOAWAY.
+            answer.headers_mut().remove(header::CONNECTION);
+        } else if self.shared.phase() != Phase::Open && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         answer.headers_mut().insert(gate::REQUEST_ID.clone(), id);
@@ -108,7 +126,49 @@ impl Client {
         let bodyless = request.body().is_end_stream();
         let table = self.shared.table.load_full();
         let host = gate::host(request.headers().get(header::HOST));
-        let pool = match table.find(self.entrance, &host, request.uri().path(), choose::random()) {
+        if self.shown.as_ref().is_some_and(|certificate| !certificate.covers(&host)) {
+            let reason = "this connection was made for another host".to_owned();
+            let failure = Failure { status: StatusCode::MISDIRECTED_REQUEST, code: "misdirected", reason };
+            return unread_answer(flight, failure, bodyless);
+        }
+        let (found, https) = table.find(self.entrance, &host, request.uri().path(), choose::random());
+        if !self.secure && https.is_some_and(|https| https.only) {
+            return self.redirect(flight, &host, request.uri(), bodyless);
+        }
+        let hsts = https.filter(|_| self.secure).and_then(|https| https.hsts.clone());
+        let mut answer = self.lead(found, request, id, flight).await;
+        if let Some(hsts) = hsts {
+            answer.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts);
+        }
+        answer
+    }
+
+    /// Sends the client to the same URL in `https`.
+    fn redirect(&self, flight: Flight, host: &str, uri: &Uri, bodyless: bool) -> Response<AnswerBody> {
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let port = self.shared.https_port.map(|port| format!(":{port}")).unwrap_or_default();
+        let location = HeaderValue::from_str(&format!("https://{host}{port}{path}"));
+        let Some(location) = location.ok().filter(|_| !host.is_empty()) else {
+            let reason = "this is only served over HTTPS, and the request names no host".to_owned();
+            let failure = Failure { status: StatusCode::BAD_REQUEST, code: "https-only", reason };
+            return unread_answer(flight, failure, bodyless);
+        };
+        let reason = "this is only served over HTTPS".to_owned();
+        let failure = Failure { status: StatusCode::PERMANENT_REDIRECT, code: "https-only", reason };
+        let mut answer = unread_answer(flight, failure, bodyless);
+        answer.headers_mut().insert(header::LOCATION, location);
+        answer
+    }
+
+    async fn lead(
+        &self,
+        found: Found<'_>,
+        request: Request<Incoming>,
+        id: &HeaderValue,
+        mut flight: Flight,
+    ) -> Response<AnswerBody> {
+        let bodyless = request.body().is_end_stream();
+        let pool = match found {
             Found::Pool(pool) => pool,
             Found::Nobody(Some(pool)) => {
                 flight.lost = pool.lost.clone();
@@ -130,7 +190,15 @@ impl Client {
             }
         };
         flight.lost = pool.lost.clone();
-        let message = self.message(request, id);
+        if pool.protocol == Protocol::H2c && gate::upgrade(&request).is_some() {
+            let reason = format!(
+                "service `{}` of `{}` speaks HTTP/2, where nothing is upgraded",
+                pool.service, pool.env
+            );
+            let failure = Failure { status: StatusCode::NOT_IMPLEMENTED, code: "no-upgrade", reason };
+            return unread_answer(flight, failure, bodyless);
+        }
+        let message = self.message(request, id, pool.protocol);
         let progress = message.progress.clone();
         let mut answer = self.send(pool, message, flight).await;
         if !progress.ended.load(Ordering::Relaxed) {
@@ -139,20 +207,31 @@ impl Client {
         answer
     }
 
-    fn message(&self, mut request: Request<Incoming>, id: &HeaderValue) -> Message {
+    fn message(&self, mut request: Request<Incoming>, id: &HeaderValue, protocol: Protocol) -> Message {
         let to = gate::upgrade(&request);
         let upgrade = to.is_some().then(|| hyper::upgrade::on(&mut request));
         let old = request.version() == Version::HTTP_10;
         let (mut parts, body) = request.into_parts();
-        gate::outward(&mut parts, &self.forwarded_for, id, to);
+        let origin = Origin { peer: &self.forwarded_for, secure: self.secure, id };
+        gate::outward(&mut parts, origin, to);
         let bodyless = body.is_end_stream();
         let safe =
             [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(&parts.method);
         let idempotent = safe && bodyless && upgrade.is_none();
-        let spare = idempotent.then(|| (parts.method.clone(), parts.uri.clone(), parts.headers.clone()));
+        let may_be_refused = protocol == Protocol::H2c;
+        let spare = idempotent || may_be_refused;
+        let spare = spare.then(|| (parts.method.clone(), parts.uri.clone(), parts.headers.clone()));
         let progress = Arc::new(Progress::new(bodyless));
-        let request = Request::from_parts(parts, RequestBody((!bodyless).then(|| (body, progress.clone()))));
-        Message { request: Some(request), spare, progress, idempotent, upgrade, old }
+        let (body, again) = match (bodyless, may_be_refused) {
+            (true, _) => (RequestBody::Empty, None),
+            (false, false) => (RequestBody::Once(body, progress.clone()), None),
+            (false, true) => {
+                let (body, again) = Kept::keep(body, progress.clone());
+                (body, Some(again))
+            }
+        };
+        let request = Some(Request::from_parts(parts, body));
+        Message { request, spare, again, progress, idempotent, upgrade, old }
     }
 
     async fn send(&self, pool: &Upstream, mut message: Message, mut flight: Flight) -> Response<AnswerBody> {
@@ -174,13 +253,13 @@ impl Client {
                     continue;
                 }
             };
-            let Some(mut request) = message.request.take().or_else(|| message.spare.as_ref().map(again_of))
-            else {
-                break;
-            };
+            let Some(mut request) = message.take().await else { break };
             if !request.headers().contains_key(header::HOST) {
                 let host = HeaderValue::from_str(&target.key.address.to_string());
                 request.headers_mut().extend(host.ok().map(|h| (header::HOST, h)));
+            }
+            if pool.protocol == Protocol::H2c {
+                gate::as_h2(&mut request, target.key.address);
             }
             match self.exchange(sender, request, &message.progress).await {
                 Exchange::Answer(answer, sender) => {
@@ -205,6 +284,18 @@ impl Client {
                         flight,
                         Failure { status: StatusCode::GATEWAY_TIMEOUT, code: "timeout", reason },
                     );
+                }
+                Exchange::Refused => {
+                    let text = format!("{} takes no requests", name(pool, &target));
+                    last = Failure { status: StatusCode::BAD_GATEWAY, code: "refused-stream", reason: text };
+                    if retries == RETRIES_MAX || !choose::spend() {
+                        break;
+                    }
+                    retries += 1;
+                    tried.push(target.id);
+                    let other = choose::target(pool, &tried, self.thread);
+                    // It may only be this connection that takes no more.
+                    again = other.is_none().then_some(target);
                 }
                 Exchange::Broken(_) if message.progress.failed.load(Ordering::Relaxed) => {
                     return abandoned(flight);
@@ -240,30 +331,35 @@ impl Client {
         let timeout = self.shared.answer_timeout;
         let alarm = sender.alarm.clone();
         alarm.set(timeout);
-        let mut sending = pin!(sender.connection.try_send_request(request));
         let mut moved = progress.moves();
-        let sent = poll_fn(|cx| {
-            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
-                return Poll::Ready(Some(sent));
-            }
-            while alarm.poll(cx).is_ready() {
-                let now = progress.moves();
-                if now == moved {
-                    return Poll::Ready(None);
+        let sent = {
+            let mut sending = pin!(sender.connection.try_send_request(request));
+            poll_fn(|cx| {
+                if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+                    return Poll::Ready(Some(sent));
                 }
-                moved = now;
-                alarm.set(timeout);
-            }
-            Poll::Pending
-        })
-        .await;
+                while alarm.poll(cx).is_ready() {
+                    let now = progress.moves();
+                    if now == moved {
+                        return Poll::Ready(None);
+                    }
+                    moved = now;
+                    alarm.set(timeout);
+                }
+                Poll::Pending
+            })
+            .await
+        };
         alarm.clear();
         let Some(sent) = sent else { return Exchange::Timeout };
         match sent {
             Ok(answer) => Exchange::Answer(answer, sender),
             Err(mut e) => match e.take_message() {
                 Some(request) => Exchange::Unsent(Box::new(request)),
-                None => Exchange::Broken(e.into_error().to_string()),
+                None => {
+                    let error = e.into_error();
+                    if is_unbegun(&error) { Exchange::Refused } else { Exchange::Broken(error.to_string()) }
+                }
             },
         }
     }
@@ -334,9 +430,33 @@ impl Client {
 async fn reach(target: &TargetState, message: &Message, fresh_only: bool) -> std::io::Result<(Sender, bool)> {
     let idle_max = if message.idempotent { IDLE_MAX } else { IDLE_MAX_UNSAFE };
     let reusable = !fresh_only && message.upgrade.is_none();
+    if target.key.protocol == Protocol::H2c {
+        return mux::reach(target.id, target.key.address, fresh_only).await;
+    }
     match reusable.then(|| pool::get(target.id, idle_max)).flatten() {
         Some(sender) => Ok((sender, true)),
         None => Ok((pool::connect(target.key.address).await?, false)),
+    }
+}
+
+/// Whether an instance said of a stream that it has not begun it (RFC 9113, section 8.7): by refusing it, or by a GOAWAY that names
+/// an earlier one as its last.
+fn is_unbegun(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    cause.is_some_and(|e| e.is_remote() && (e.is_go_away() || e.reason() == Some(h2::Reason::REFUSED_STREAM)))
+}
+
+impl Message {
+    /// The request for the next attempt; none if it cannot be had again.
+    async fn take(&mut self) -> Option<Request<RequestBody>> {
+        if let Some(request) = self.request.take() {
+            return Some(request);
+        }
+        let mut request = again_of(self.spare.as_ref()?);
+        if let Some(again) = &self.again {
+            *request.body_mut() = again.body().await?;
+        }
+        Some(request)
     }
 }
 
@@ -350,7 +470,7 @@ fn no_instance(pool: &Upstream) -> Failure {
 }
 
 fn again_of((method, uri, headers): &(Method, Uri, HeaderMap)) -> Request<RequestBody> {
-    let mut request = Request::new(RequestBody(None));
+    let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = method.clone();
     *request.uri_mut() = uri.clone();
     *request.headers_mut() = headers.clone();

@@ -127,15 +127,23 @@ pub enum SpawnError {
     Silent,
 }
 
-/// Starts `PROGRAM edge --dir DIR --listen ADDR… [--internal RANGE]` with no terminal, in a session of its own, and waits until it
+/// Where an edge shall listen.
+#[derive(Debug, Clone, Default)]
+pub struct Listen {
+    /// Addresses for traffic.
+    pub plain: Vec<SocketAddr>,
+    /// The same over TLS.
+    pub tls: Vec<SocketAddr>,
+    /// The folder of certificates; none means `DIR/certificates`.
+    pub certificates: Option<PathBuf>,
+    /// The service addresses of environments.
+    pub internal: Option<ServiceRange>,
+}
+
+/// Starts `PROGRAM edge --dir DIR --listen ADDR… [--listen-tls ADDR…] [--internal RANGE]` with no terminal, in a session of its own, and waits until it
 /// answers. The caller may drop the child: the edge lives on.
-pub async fn spawn_edge(
-    program: &Path,
-    dir: &Path,
-    listen: &[SocketAddr],
-    internal: Option<ServiceRange>,
-) -> Result<Child, SpawnError> {
-    if listen.is_empty() {
+pub async fn spawn_edge(program: &Path, dir: &Path, listen: &Listen) -> Result<Child, SpawnError> {
+    if listen.plain.is_empty() && listen.tls.is_empty() {
         return Err(SpawnError::NoAddress { dir: dir.to_owned() });
     }
     let broken = |source| SpawnError::Dir { path: dir.to_owned(), source };
@@ -144,10 +152,16 @@ pub async fn spawn_edge(
     let panics = File::create(dir.join("stderr.txt")).map_err(broken)?;
     let mut command = Command::new(program);
     command.arg("edge").arg("--dir").arg(dir);
-    for address in listen {
+    for address in &listen.plain {
         command.arg("--listen").arg(address.to_string());
     }
-    if let Some(range) = internal {
+    for address in &listen.tls {
+        command.arg("--listen-tls").arg(address.to_string());
+    }
+    if let Some(certificates) = &listen.certificates {
+        command.arg("--certificates").arg(certificates);
+    }
+    if let Some(range) = listen.internal {
         command.arg("--internal").arg(range.to_string());
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(panics).current_dir("/");

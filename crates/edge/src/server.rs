@@ -6,8 +6,10 @@ use crate::connection::serve_client;
 use crate::control::{Control, chain};
 use crate::limits::*;
 use crate::log::Log;
+use crate::mux;
 use crate::pool;
 use crate::shared::{Open, Phase, Shared};
+use crate::tls::Tls;
 use kiln_model::{NetworkNumber, ServiceRange};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -37,6 +39,10 @@ pub struct EdgeConfig {
     pub dir: PathBuf,
     /// Where it takes traffic. Port 0 lets the kernel choose; `status` tells.
     pub listen: Vec<SocketAddr>,
+    /// Where it takes traffic over TLS.
+    pub listen_tls: Vec<SocketAddr>,
+    /// The folder of certificates; none means `DIR/certificates`, which is made if TLS is listened for.
+    pub certificates: Option<PathBuf>,
     /// Where instances find the services of their environment by name; none serves no names.
     pub internal: Option<ServiceRange>,
     /// Which boot of the host this is: no target of a table that was kept in another one is sent anything.
@@ -57,6 +63,8 @@ impl EdgeConfig {
         Self {
             dir: dir.into(),
             listen,
+            listen_tls: vec![],
+            certificates: None,
             internal: None,
             boot: boot.into(),
             threads: None,
@@ -114,6 +122,13 @@ pub enum EdgeError {
         /// The cause.
         #[source]
         source: io::Error,
+    },
+    /// TLS cannot be had at all.
+    #[error("TLS cannot be used")]
+    Tls {
+        /// The cause.
+        #[source]
+        source: rustls::Error,
     },
     /// A data-path thread ended; what supervises the edge should start it again.
     #[error("data-path thread {thread} ended")]
@@ -177,29 +192,39 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     lock.try_lock().map_err(|_| EdgeError::Busy { path: lock_path.clone() })?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let n_threads = config.threads.unwrap_or(cores).max(1);
-    if config.listen.is_empty() {
+    if config.listen.is_empty() && config.listen_tls.is_empty() {
         return Err(EdgeError::NoAddress);
     }
     raise_descriptors();
     // All sockets are bound before the first one is served.
-    let mut per_thread: Vec<Vec<StdListener>> = (0..n_threads).map(|_| vec![]).collect();
-    let mut listening = vec![];
-    for address in &config.listen {
+    let mut per_thread: Vec<Vec<Door>> = (0..n_threads).map(|_| vec![]).collect();
+    let (mut listening, mut listening_tls) = (vec![], vec![]);
+    let plain = config.listen.iter().map(|address| (address, false));
+    for (address, secure) in plain.chain(config.listen_tls.iter().map(|address| (address, true))) {
         let first = bind_first(*address).map_err(|source| EdgeError::Bind { address: *address, source })?;
         let real = first.local_addr().unwrap_or(*address);
-        listening.push(real.to_string());
-        per_thread[0].push(first);
-        for listeners in &mut per_thread[1..] {
-            listeners.push(bind(real).map_err(|source| EdgeError::Bind { address: real, source })?);
+        if secure {
+            listening_tls.push(real)
+        } else {
+            listening.push(real.to_string())
+        }
+        per_thread[0].push(Door { listener: first, secure });
+        for doors in &mut per_thread[1..] {
+            let listener = bind(real).map_err(|source| EdgeError::Bind { address: real, source })?;
+            doors.push(Door { listener, secure });
         }
     }
+    let tls = if listening_tls.is_empty() { None } else { Some(Arc::new(certificates(config)?)) };
+    // Whoever is sent to HTTPS goes to the port that clients take by themselves, if it is listened on.
+    let https_port = listening_tls.iter().map(SocketAddr::port).min_by_key(|port| *port != 443);
+    let https_port = https_port.filter(|port| *port != 443);
     let access = config.access_log.then(|| Arc::new(Log::new(dir, "access.log", ACCESS_LOG_BYTES_MAX)));
     let log = Log::new(dir, "edge.log", LOG_BYTES_MAX);
-    let timeouts = (config.answer_timeout, config.stall_timeout);
-    let shared = Shared::new(n_threads, config.internal, log, access, timeouts.0, timeouts.1);
+    let shared = Shared::new(config, n_threads, log, access, tls, https_port);
     let shared = Arc::new(shared);
     let process = format!("{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
-    let control = Arc::new(Control::new(config, process, listening.clone(), shared.clone()));
+    let listening = (listening, listening_tls.iter().map(ToString::to_string).collect());
+    let control = Arc::new(Control::new(config, process, listening, shared.clone()));
     let runtime = runtime("the control thread's runtime")?;
     let _entered = runtime.enter();
     let socket_path = control_socket(dir);
@@ -222,6 +247,23 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     result
 }
 
+/// A listener, and whether TLS is spoken there.
+struct Door {
+    listener: StdListener,
+    secure: bool,
+}
+
+/// The folder of certificates, without reading it yet.
+fn certificates(config: &EdgeConfig) -> Result<Tls, EdgeError> {
+    let own = || config.dir.join("certificates");
+    let dir = config.certificates.clone().unwrap_or_else(own);
+    if config.certificates.is_none() {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.map_err(|source| EdgeError::Dir { path: dir.clone(), source })?;
+    }
+    Tls::new(dir).map_err(|source| EdgeError::Tls { source })
+}
+
 /// As many descriptors as the process may have: connections take two each, and every thread has a listener for each
 /// environment. The default limit is for programs that use `select`.
 fn raise_descriptors() {
@@ -240,11 +282,15 @@ fn runtime(what: &'static str) -> Result<Runtime, EdgeError> {
 async fn live(
     shared: &Arc<Shared>,
     control: &Arc<Control>,
-    per_thread: Vec<Vec<StdListener>>,
+    per_thread: Vec<Vec<Door>>,
     socket: UnixListener,
 ) -> Result<(), EdgeError> {
     let on = |kind| signal(kind).map_err(|source| EdgeError::Runtime { what: "a signal handler", source });
     let (mut term, mut int) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
+    if let Some(tls) = &shared.tls {
+        let first = tls.start(&shared.log);
+        tokio::spawn(tls.clone().watch(shared.clone(), first, on(SignalKind::hangup())?));
+    }
     control.restore().await;
     let (ended, mut endings) = mpsc::unbounded_channel();
     for (thread, listeners) in per_thread.into_iter().enumerate() {
@@ -302,9 +348,9 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(self, listeners: Vec<StdListener>) {
-        for listener in listeners {
-            if !self.open(None, listener) {
+    async fn run(self, doors: Vec<Door>) {
+        for Door { listener, secure } in doors {
+            if !self.open(None, listener, secure) {
                 return;
             }
         }
@@ -321,17 +367,20 @@ impl Worker {
                     // Between two polls: no request of this thread is in the act of loading a table.
                     let number = *switches.borrow_and_update();
                     for (network, listener) in self.shared.inside.take(self.thread) {
-                        if !self.open(Some(network), listener) {
+                        if !self.open(Some(network), listener, false) {
                             return;
                         }
                     }
-                    pool::keep_only(&self.shared.table.load().ids);
+                    let table = self.shared.table.load();
+                    pool::keep_only(&table.ids);
+                    mux::keep_only(&table.ids);
                     self.shared.saw(self.thread, number);
                 }
                 _ = phase.changed() => alarm::wake_all(),
                 _ = tick.tick() => {
                     alarm::tick();
                     pool::sweep();
+                    mux::sweep();
                     if let Some(log) = &self.shared.access {
                         access::flush(log);
                     }
@@ -343,9 +392,11 @@ impl Worker {
 
 impl Worker {
     /// Begins to accept; false if that cannot be.
-    fn open(&self, network: Option<NetworkNumber>, listener: StdListener) -> bool {
+    fn open(&self, network: Option<NetworkNumber>, listener: StdListener, secure: bool) -> bool {
         match TcpListener::from_std(listener) {
-            Ok(listener) => drop(tokio::spawn(accept(self.shared.clone(), self.thread, network, listener))),
+            Ok(listener) => {
+                drop(tokio::spawn(accept(self.shared.clone(), self.thread, network, listener, secure)));
+            }
             Err(e) => {
                 let fields = json!({ "problem": e.to_string() });
                 self.shared.log.event("error", "a listener cannot be used", fields);
@@ -357,7 +408,13 @@ impl Worker {
 }
 
 /// Accepts until the edge stops, or until its environment, if it is one's, left the table.
-async fn accept(shared: Arc<Shared>, thread: usize, network: Option<NetworkNumber>, listener: TcpListener) {
+async fn accept(
+    shared: Arc<Shared>,
+    thread: usize,
+    network: Option<NetworkNumber>,
+    listener: TcpListener,
+    secure: bool,
+) {
     // A listener counts as a connection: nobody may believe that all are gone while one can still come.
     let _open = Open::new(&shared);
     let mut phase = shared.phase.subscribe();
@@ -375,7 +432,7 @@ async fn accept(shared: Arc<Shared>, thread: usize, network: Option<NetworkNumbe
             () = &mut left => break,
         };
         match accepted {
-            Ok((stream, peer)) => serve_client(&shared, thread, stream, peer),
+            Ok((stream, peer)) => serve_client(&shared, thread, stream, peer, secure),
             // File descriptors or memory are used up; other errors belong to one connection.
             Err(e) if Errno::from_io_error(&e).is_some_and(|e| EXHAUSTED.contains(&e)) => {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -388,7 +445,7 @@ async fn accept(shared: Arc<Shared>, thread: usize, network: Option<NetworkNumbe
         while let Ok((stream, peer)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
-                serve_client(&shared, thread, stream, peer);
+                serve_client(&shared, thread, stream, peer, secure);
             }
         }
     }

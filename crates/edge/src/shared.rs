@@ -2,9 +2,10 @@
 
 use crate::inside::Inside;
 use crate::log::Log;
+use crate::server::EdgeConfig;
 use crate::table::{Compiled, Registry};
+use crate::tls::Tls;
 use arc_swap::ArcSwap;
-use kiln_model::ServiceRange;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,6 +37,10 @@ pub(crate) struct Shared {
     pub(crate) access: Option<Arc<Log>>,
     pub(crate) answer_timeout: Duration,
     pub(crate) stall_timeout: Duration,
+    /// None if nothing listens for it.
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// Where plain HTTP is sent to; none for the port that needs no telling.
+    pub(crate) https_port: Option<u16>,
     /// For those who wait for a change.
     pub(crate) phase: watch::Sender<Phase>,
     /// For every request: reading the other one takes a lock.
@@ -50,23 +55,25 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(
+        config: &EdgeConfig,
         n_threads: usize,
-        internal: Option<ServiceRange>,
         log: Log,
         access: Option<Arc<Log>>,
-        answer_timeout: Duration,
-        stall_timeout: Duration,
+        tls: Option<Arc<Tls>>,
+        https_port: Option<u16>,
     ) -> Self {
         let registry = Registry::new(n_threads);
         Self {
             table: ArcSwap::from_pointee(Compiled::default()),
             unrouted: registry.unrouted.clone(),
             registry: Mutex::new(registry),
-            inside: Inside::new(internal, n_threads),
+            inside: Inside::new(config.internal, n_threads),
             log,
             access,
-            answer_timeout,
-            stall_timeout,
+            answer_timeout: config.answer_timeout,
+            stall_timeout: config.stall_timeout,
+            tls,
+            https_port,
             phase: watch::Sender::new(Phase::Open),
             phase_now: AtomicU8::new(Phase::Open as u8),
             n_connections: AtomicUsize::new(0),

@@ -3,9 +3,12 @@
 use crate::inside::Entrance;
 use crate::limits::{TABLE_POOLS_MAX, TABLE_ROUTES_MAX, TABLE_TARGETS_MAX};
 use crate::target::{Cells, TargetKey, TargetState};
+use http::HeaderValue;
 use kiln_model::edge::Tally;
 use kiln_model::route::{Pool, WeightedPool};
-use kiln_model::{CommitId, Digest, EnvRef, Generation, Health, NetworkNumber, RouteTable, ServiceName};
+use kiln_model::{
+    CommitId, Digest, EnvRef, Generation, Health, Https, NetworkNumber, Protocol, RouteTable, ServiceName,
+};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -132,6 +135,7 @@ pub(crate) struct Upstream {
     pub(crate) service: ServiceName,
     pub(crate) health: Option<Health>,
     pub(crate) targets: Vec<Arc<TargetState>>,
+    pub(crate) protocol: Protocol,
     /// Counts of the requests that this pool got and had no instance for; one per environment.
     pub(crate) lost: Arc<Cells>,
 }
@@ -144,6 +148,23 @@ pub(crate) struct Route {
     pools: Vec<(u64, usize)>,
     /// The first pool, whatever its weight: it tells whose the route is.
     first: Option<usize>,
+    https: Secure,
+}
+
+/// What a route says of HTTPS, ready for use.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Secure {
+    /// Plain HTTP is sent there.
+    pub(crate) only: bool,
+    /// The value of `Strict-Transport-Security`.
+    pub(crate) hsts: Option<HeaderValue>,
+}
+
+impl From<Https> for Secure {
+    fn from(https: Https) -> Self {
+        let hsts = https.hsts.and_then(|hsts| HeaderValue::from_str(&hsts.to_string()).ok());
+        Self { only: https.only, hsts }
+    }
 }
 
 /// See the module.
@@ -178,8 +199,14 @@ impl Compiled {
         self.inside.values().map(HashMap::len).sum()
     }
 
-    /// The pool for a request; `random` chooses among weighted ones.
-    pub(crate) fn find(&self, entrance: Entrance, host: &str, path: &str, random: u64) -> Found<'_> {
+    /// The pool for a request, and what its route says of HTTPS; `random` chooses among weighted ones.
+    pub(crate) fn find(
+        &self,
+        entrance: Entrance,
+        host: &str,
+        path: &str,
+        random: u64,
+    ) -> (Found<'_>, Option<&Secure>) {
         let (route, empty) = match entrance {
             Entrance::Outside => {
                 let exact = self.by_host.get(host).and_then(|routes| longest(routes, path));
@@ -192,13 +219,14 @@ impl Compiled {
             }
         };
         let Some(route) = route else {
-            return if empty { Found::Nothing } else { Found::NoRoute };
+            return (if empty { Found::Nothing } else { Found::NoRoute }, None);
         };
         let Some((total, _)) = route.pools.last() else {
-            return Found::Nobody(route.first.and_then(|n| self.pools.get(n)));
+            return (Found::Nobody(route.first.and_then(|n| self.pools.get(n))), Some(&route.https));
         };
         let chosen = route.pools.iter().find(|(sum, _)| random % total < *sum).map(|(_, index)| *index);
-        chosen.and_then(|n| self.pools.get(n)).map_or(Found::Nobody(None), Found::Pool)
+        let found = chosen.and_then(|n| self.pools.get(n)).map_or(Found::Nobody(None), Found::Pool);
+        (found, Some(&route.https))
     }
 }
 
@@ -209,7 +237,7 @@ fn longest<'a>(routes: &'a [Route], path: &str) -> Option<&'a Route> {
     })
 }
 
-fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool]) -> Route {
+fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool], https: Https) -> Route {
     let weighted = || shares.iter().filter(|p| p.weight > 0);
     let any_full = weighted().any(|p| !pools[p.pool].targets.is_empty());
     let mut sum = 0;
@@ -218,7 +246,7 @@ fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool]) -> Route {
         (sum, p.pool)
     });
     let (cumulative, first) = (cumulative.collect(), shares.first().map(|p| p.pool));
-    Route { path: trim(path).to_owned(), pools: cumulative, first }
+    Route { path: trim(path).to_owned(), pools: cumulative, first, https: https.into() }
 }
 
 /// Everything that outlives a table: targets that were ever used, and counts of those that are gone.
@@ -255,7 +283,7 @@ impl Registry {
         let pools: Vec<Upstream> = table.pools.iter().map(|pool| self.upstream(pool)).collect();
         let mut compiled = Compiled { generation, digest, ..Compiled::default() };
         for route in &table.routes {
-            let ready = ready(&pools, &route.path, &route.pools);
+            let ready = ready(&pools, &route.path, &route.pools, route.https);
             match &route.host {
                 Some(host) => compiled.by_host.entry(host.clone()).or_default().push(ready),
                 None => compiled.any_host.push(ready),
@@ -265,7 +293,8 @@ impl Registry {
             routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         }
         for route in &table.internal {
-            let ready = ready(&pools, "/", &route.pools);
+            // Between services there is no TLS, so nothing is asked of it.
+            let ready = ready(&pools, "/", &route.pools, Https::default());
             compiled.inside.entry(route.network).or_default().insert(route.host.clone(), ready);
         }
         compiled.ids = pools.iter().flat_map(|p| &p.targets).map(|t| t.id).collect();
@@ -287,6 +316,7 @@ impl Registry {
                     release: pool.release,
                     instance: t.instance.clone(),
                     address: SocketAddr::new(t.address, t.port),
+                    protocol: pool.protocol,
                 };
                 self.target(key, &pool.commit)
             })
@@ -296,6 +326,7 @@ impl Registry {
             service: pool.service.clone(),
             health: pool.health.clone(),
             targets,
+            protocol: pool.protocol,
             lost,
         }
     }

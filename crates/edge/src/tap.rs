@@ -8,10 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::Sleep;
 
 /// What connection and requests tell each other.
 #[derive(Debug, Default)]
@@ -26,30 +23,19 @@ pub(crate) struct Notes {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Tapped {
-    stream: TcpStream,
+pub(crate) struct Tapped<S> {
+    stream: S,
     notes: Arc<Notes>,
     scanner: Scanner,
-    stall_timeout: Duration,
-    /// Runs while the client takes nothing.
-    stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl Tapped {
-    pub(crate) fn new(stream: TcpStream, notes: Arc<Notes>, stall_timeout: Duration) -> Self {
-        Self { stream, notes, scanner: Scanner::default(), stall_timeout, stalled: None }
+impl<S> Tapped<S> {
+    pub(crate) fn new(stream: S, notes: Arc<Notes>) -> Self {
+        Self { stream, notes, scanner: Scanner::default() }
     }
 }
 
-impl Drop for Tapped {
-    fn drop(&mut self) {
-        if self.notes.reset.load(Ordering::Relaxed) {
-            let _ = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
-        }
-    }
-}
-
-impl AsyncRead for Tapped {
+impl<S: AsyncRead + Unpin> AsyncRead for Tapped<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -68,16 +54,9 @@ impl AsyncRead for Tapped {
     }
 }
 
-impl AsyncWrite for Tapped {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Tapped<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let me = &mut *self;
-        let polled = Pin::new(&mut me.stream).poll_write(cx, buf);
-        if polled.is_ready() {
-            me.stalled = None;
-            return polled;
-        }
-        let stalled = me.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(me.stall_timeout)));
-        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

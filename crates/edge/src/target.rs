@@ -6,7 +6,7 @@
 use crate::limits::{FAILURES_MAX, PROBE_DOUBLINGS_MAX, PROBE_PAUSE};
 use http::HeaderValue;
 use kiln_model::edge::{LATENCY_BUCKETS, Tally, TargetStatus};
-use kiln_model::{CommitId, EnvRef, InstanceId, Millis, ReleaseNumber, ServiceName};
+use kiln_model::{CommitId, EnvRef, InstanceId, Millis, Protocol, ReleaseNumber, ServiceName};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -116,6 +116,7 @@ pub(crate) struct TargetKey {
     pub(crate) release: ReleaseNumber,
     pub(crate) instance: InstanceId,
     pub(crate) address: SocketAddr,
+    pub(crate) protocol: Protocol,
 }
 
 /// See the module.

@@ -1,6 +1,7 @@
 //! The body of a request on its way to an instance, and what the edge must know of it while it waits for the answer:
 //! whether it moves, who has to move it, and whether it failed on the client's side.
 
+use crate::replay::Kept;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::pin::Pin;
@@ -29,11 +30,35 @@ impl Progress {
     pub(crate) fn moves(&self) -> u64 {
         self.moves.load(Ordering::Relaxed)
     }
+
+    /// Notes what came of asking the client's body for more.
+    pub(crate) fn saw(
+        &self,
+        polled: &Poll<Option<Result<Frame<Bytes>, hyper::Error>>>,
+        at_end: impl FnOnce() -> bool,
+    ) {
+        self.starved.store(polled.is_pending(), Ordering::Relaxed);
+        match polled {
+            Poll::Pending => {}
+            Poll::Ready(Some(Err(_))) => self.failed.store(true, Ordering::Relaxed),
+            Poll::Ready(frame) => {
+                self.moves.fetch_add(1, Ordering::Relaxed);
+                if frame.is_none() || at_end() {
+                    self.ended.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
 }
 
-/// See the module. Without a stream it is empty.
+/// See the module.
 #[derive(Debug)]
-pub(crate) struct RequestBody(pub(crate) Option<(Incoming, Arc<Progress>)>);
+pub(crate) enum RequestBody {
+    Empty,
+    Once(Incoming, Arc<Progress>),
+    /// See [`crate::replay`].
+    Kept(Kept),
+}
 
 impl Body for RequestBody {
     type Data = Bytes;
@@ -43,27 +68,30 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some((body, progress)) = &mut self.0 else { return Poll::Ready(None) };
-        let polled = Pin::new(&mut *body).poll_frame(cx);
-        progress.starved.store(polled.is_pending(), Ordering::Relaxed);
-        match &polled {
-            Poll::Pending => {}
-            Poll::Ready(Some(Err(_))) => progress.failed.store(true, Ordering::Relaxed),
-            Poll::Ready(frame) => {
-                progress.moves.fetch_add(1, Ordering::Relaxed);
-                if frame.is_none() || body.is_end_stream() {
-                    progress.ended.store(true, Ordering::Relaxed);
-                }
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Once(body, progress) => {
+                let polled = Pin::new(&mut *body).poll_frame(cx);
+                progress.saw(&polled, || body.is_end_stream());
+                polled
             }
+            Self::Kept(kept) => kept.poll_frame(cx),
         }
-        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|(body, _)| body.is_end_stream())
+        match self {
+            Self::Empty => true,
+            Self::Once(body, _) => body.is_end_stream(),
+            Self::Kept(kept) => kept.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or(SizeHint::with_exact(0), |(body, _)| body.size_hint())
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Once(body, _) => body.size_hint(),
+            Self::Kept(kept) => kept.size_hint(),
+        }
     }
 }

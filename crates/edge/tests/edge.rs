@@ -9,14 +9,23 @@ mod cases;
 mod client;
 #[path = "edge/faults.rs"]
 mod faults;
+#[path = "edge/grpc.rs"]
+mod grpc;
+#[path = "edge/h2.rs"]
+mod h2;
 #[path = "edge/inside.rs"]
 mod inside;
+#[path = "edge/programs.rs"]
+mod programs;
 #[path = "edge/protocol.rs"]
 mod protocol;
 #[path = "edge/reboot.rs"]
 mod reboot;
 #[path = "edge/stage.rs"]
 mod stage;
+
+#[path = "edge/tls.rs"]
+mod tls;
 
 use kiln_edge::EdgeConfig;
 use std::process::ExitCode;
@@ -34,8 +43,17 @@ fn main() -> ExitCode {
         return trivial_backend(&args[1]);
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let cases: Vec<Case> =
-        [cases::CASES, faults::CASES, inside::CASES, protocol::CASES, reboot::CASES].concat();
+    let cases: Vec<Case> = [
+        cases::CASES,
+        faults::CASES,
+        inside::CASES,
+        protocol::CASES,
+        reboot::CASES,
+        tls::CASES,
+        h2::CASES,
+        grpc::CASES,
+    ]
+    .concat();
     if args.iter().any(|a| a == "--list") {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
@@ -63,6 +81,7 @@ fn edge(args: &[String]) -> ExitCode {
     let listen = values("--listen").iter().map(|a| a.parse().expect("an address")).collect();
     let boot = std::env::var("TEST_BOOT_ID").unwrap_or_else(|_| "first".into());
     let mut config = EdgeConfig::new(values("--dir")[0], listen, boot);
+    config.listen_tls = values("--listen-tls").iter().map(|a| a.parse().expect("an address")).collect();
     config.threads = Some(2);
     config.internal = values("--internal").first().map(|range| range.parse().expect("a range"));
     config.access_log = args.iter().any(|a| a == "--access-log");

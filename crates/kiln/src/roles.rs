@@ -36,6 +36,13 @@ impl Roles for Engines {
         let mut config = EdgeConfig::new(&arguments.dir, arguments.listen.clone(), boot);
         config.access_log = arguments.access_log;
         config.internal = arguments.internal;
+        config.listen_tls.clone_from(&arguments.listen_tls);
+        config.certificates = absolute(arguments.certificates.as_deref())?;
+        if !arguments.listen_tls.is_empty() {
+            // It has private keys in its memory, which no core file may show.
+            let kept = kiln_sys::privilege::not_dumpable();
+            kept.map_err(|error| Failure::new(Code::HostUnable, error.line()))?;
+        }
         kiln_edge::run(config).map_err(|error| Failure::new(Code::AddressInUse, chain(&error)))
     }
 
@@ -64,6 +71,15 @@ fn require_root(what: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(Code::NotRoot, format!("`{what}` needs root")).hint(Code::NotRoot.entry().help))
+}
+
+/// The edge has another working folder than who starts it. A folder of certificates that is not there is better told now.
+fn absolute(dir: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+    let Some(dir) = dir else { return Ok(None) };
+    let found = dir.canonicalize().and_then(|path| path.read_dir().map(|_| path));
+    let text = |error| format!("cannot use the folder of certificates `{}`: {error}", dir.display());
+    let hint = "it holds pairs of `NAME.crt` and `NAME.key`; `mkdir` it if they come later";
+    found.map(Some).map_err(|error| Failure::new(Code::Usage, text(error)).hint(hint))
 }
 
 async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
@@ -96,6 +112,8 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         state: arguments.state.clone(),
         program,
         edge: arguments.edge.clone(),
+        edge_tls: arguments.edge_tls.clone(),
+        certificates: absolute(arguments.certificates.as_deref())?,
         subnet,
         mirror: arguments.mirror.clone(),
         forced,

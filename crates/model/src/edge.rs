@@ -92,6 +92,9 @@ pub struct EdgeStatus {
     pub fence: Option<Fence>,
     /// Addresses that take traffic, `IP:PORT`.
     pub listening: Vec<String>,
+    /// The same over TLS; none if it listens for none, as an older edge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsStatus>,
     /// The range of service addresses that it serves; none if it serves none, as an older edge.
     #[serde(default)]
     pub internal: Option<String>,
@@ -102,6 +105,19 @@ pub struct EdgeStatus {
     pub targets: Vec<TargetStatus>,
     /// Requests that no pool got (no route matched, the pool was empty), per environment where one is known.
     pub unrouted: Vec<(Option<EnvRef>, Tally)>,
+}
+
+/// What the edge knows of TLS.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsStatus {
+    /// Addresses that take traffic over TLS, `IP:PORT`.
+    pub listening: Vec<String>,
+    /// Pairs of certificate and key in use.
+    pub certificates: u64,
+    /// What is wrong with the folder of certificates; empty if all of it is in use.
+    pub problems: Vec<String>,
+    /// Handshakes that failed.
+    pub refused: u64,
 }
 
 /// What the edge knows of one instance.

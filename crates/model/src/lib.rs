@@ -52,7 +52,7 @@ pub use recovery::{Memory, Origin, Recovery};
 pub use release::{Promotion, Release, ReleaseSpec};
 pub use requirement::Requirement;
 pub use rollout::{Rollout, RolloutKind, RolloutPhase};
-pub use route::{Generation, InternalRoute, RouteRule, RouteTable, Target};
+pub use route::{Generation, Hsts, Https, InternalRoute, Protocol, RouteRule, RouteTable, Target};
 pub use secret::{NO_SECRETS, Secret, SecretContent, SecretName, SecretValue, SecretValues, SecretVersion};
 pub use service::{Autoscale, Health, Resources, RolloutPolicy, ServiceSpec, Stop};
 pub use snapshot::{Environment, Snapshot};

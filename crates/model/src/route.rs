@@ -21,6 +21,73 @@ pub struct RouteRule {
     pub path: String,
     /// The service.
     pub service: ServiceName,
+    /// Whether plain HTTP is enough for it.
+    #[serde(default, skip_serializing_if = "Https::is_default")]
+    pub https: Https,
+}
+
+/// What a route says of HTTP over TLS. Requests between services of an environment are not concerned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Https {
+    /// Plain HTTP is answered with 308 and the same URL in `https`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only: bool,
+    /// What answers over TLS tell browsers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hsts: Option<Hsts>,
+}
+
+impl Https {
+    /// Whether it says nothing.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// `Strict-Transport-Security` of RFC 6797.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Hsts {
+    /// For how many seconds a browser asks by HTTPS only; 0 makes it forget that.
+    pub max_age_s: u64,
+    /// Also for names below the host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub subdomains: bool,
+    /// The host may be put into the lists that browsers are delivered with.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub preload: bool,
+}
+
+impl std::fmt::Display for Hsts {
+    /// As the field's value.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "max-age={}", self.max_age_s)?;
+        if self.subdomains {
+            f.write_str("; includeSubDomains")?;
+        }
+        if self.preload {
+            f.write_str("; preload")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a service speaks on its port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    #[serde(rename = "http1")]
+    Http1,
+    /// HTTP/2 without TLS, by prior knowledge: what gRPC needs.
+    #[serde(rename = "h2c")]
+    H2c,
+}
+
+impl Protocol {
+    /// Whether nothing was said.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Everything that the edge needs to route: all environments of a state folder.
@@ -52,6 +119,9 @@ pub struct TableRoute {
     pub path: String,
     /// Pools with weights; the weights of one route are relative to each other. Several are a canary.
     pub pools: Vec<WeightedPool>,
+    /// See [`RouteRule::https`].
+    #[serde(default, skip_serializing_if = "Https::is_default")]
+    pub https: Https,
 }
 
 /// A route for requests that arrive at the service address of one environment, and for no others.
@@ -91,6 +161,9 @@ pub struct Pool {
     pub health: Option<Health>,
     /// Where to.
     pub targets: Vec<Target>,
+    /// What its instances speak.
+    #[serde(default, skip_serializing_if = "Protocol::is_default")]
+    pub protocol: Protocol,
 }
 
 /// One instance in the table.

@@ -3,6 +3,7 @@
 use crate::check::Check;
 use crate::confinement::Confinement;
 use crate::ids::{ImageName, ServiceName};
+use crate::route::Protocol;
 use crate::secret::SecretName;
 use crate::strategy::Strategy;
 use crate::time::Millis;
@@ -25,6 +26,9 @@ pub struct ServiceSpec {
     pub autoscale: Option<Autoscale>,
     /// The TCP port that it serves on, if any.
     pub port: Option<u16>,
+    /// What it speaks there.
+    #[serde(default, skip_serializing_if = "Protocol::is_default")]
+    pub protocol: Protocol,
     /// User name of the image or number.
     pub user: String,
     /// Environment variables beside those that kiln sets.

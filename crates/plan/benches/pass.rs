@@ -168,6 +168,7 @@ fn release(env: &EnvRef, project: usize, instances: u32) -> Release {
         command: vec!["/app".into()],
         instances,
         port: Some(80),
+        protocol: kiln_model::Protocol::default(),
         user: "65534".into(),
         env: BTreeMap::new(),
         writable: vec![],
@@ -183,6 +184,7 @@ fn release(env: &EnvRef, project: usize, instances: u32) -> Release {
         host: Some(format!("{project}.example.com")),
         path: format!("/{name}"),
         service: name.clone(),
+        https: kiln_model::Https::default(),
     };
     Release {
         promoted_from: None,

@@ -49,7 +49,8 @@ pub(crate) fn table_around(snapshot: &Snapshot, still: &BTreeSet<EnvRef>) -> Rou
         let half = usize::from(planted(Mutant::HalfSwitch) && release.number.0 > 1);
         for rule in release.spec.routes.iter().skip(half) {
             let Some(pools) = pools.of(&mut table, &rule.service) else { continue };
-            table.routes.push(TableRoute { host: rule.host.clone(), path: rule.path.clone(), pools });
+            let (host, path) = (rule.host.clone(), rule.path.clone());
+            table.routes.push(TableRoute { host, path, pools, https: rule.https });
         }
         // One that an older kiln made has no service address until its next rollout.
         let named =
@@ -107,6 +108,7 @@ impl Pools<'_> {
             image: release.image_of(spec)?,
             health: spec.health.clone(),
             targets: targets(snapshot, environment, release, spec, &slots),
+            protocol: spec.protocol,
         })
     }
 }

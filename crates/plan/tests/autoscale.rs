@@ -31,7 +31,12 @@ fn release() -> ReleaseSpec {
         pinned: true,
         images: vec![image],
         services: [(web(), service)].into(),
-        routes: vec![RouteRule { host: None, path: "/".into(), service: web() }],
+        routes: vec![RouteRule {
+            host: None,
+            path: "/".into(),
+            service: web(),
+            https: kiln_model::Https::default(),
+        }],
     }
 }
 

@@ -28,6 +28,7 @@ fn release(env: &EnvRef, number: u64) -> Mutation {
         command: vec!["/app".into()],
         instances: 2,
         port: Some(80),
+        protocol: kiln_model::Protocol::default(),
         user: "65534".into(),
         env: BTreeMap::new(),
         writable: vec![],
@@ -51,7 +52,12 @@ fn release(env: &EnvRef, number: u64) -> Mutation {
         subject: String::new(),
         pinned: true,
         services: [(web(), service)].into(),
-        routes: vec![RouteRule { host: Some(format!("{}.test", env.env)), path: "/".into(), service: web() }],
+        routes: vec![RouteRule {
+            host: Some(format!("{}.test", env.env)),
+            path: "/".into(),
+            service: web(),
+            https: kiln_model::Https::default(),
+        }],
         images: vec![image.clone()],
     };
     Mutation::PutRelease(Box::new(Release {

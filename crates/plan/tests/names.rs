@@ -17,6 +17,7 @@ fn service(name: &str, port: Option<u16>) -> ServiceSpec {
         command: vec!["/app".into()],
         instances: 1,
         port,
+        protocol: kiln_model::Protocol::default(),
         user: "65534".into(),
         env: BTreeMap::new(),
         secrets: vec![],
@@ -46,7 +47,12 @@ fn release(host: &str) -> ReleaseSpec {
         pinned: true,
         images: vec![ImageName::new("app").unwrap()],
         services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
-        routes: vec![RouteRule { host: Some(host.into()), path: "/".into(), service: web }],
+        routes: vec![RouteRule {
+            host: Some(host.into()),
+            path: "/".into(),
+            service: web,
+            https: kiln_model::Https::default(),
+        }],
         secrets: BTreeMap::new(),
         requires: None,
     }

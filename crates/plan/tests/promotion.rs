@@ -24,6 +24,7 @@ fn service(secrets: &[&str]) -> ServiceSpec {
         command: vec!["/app".into()],
         instances: 1,
         port: None,
+        protocol: kiln_model::Protocol::default(),
         user: "65534".into(),
         env: Default::default(),
         secrets: secrets.iter().map(|name| key(name)).collect(),

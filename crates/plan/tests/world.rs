@@ -136,6 +136,7 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
         command: vec!["/app".into()],
         instances,
         port: Some(80),
+        protocol: kiln_model::Protocol::default(),
         user: "65534".into(),
         env: BTreeMap::new(),
         secrets: vec![],
@@ -166,6 +167,7 @@ fn release(commit: u64, keep: u64) -> ReleaseSpec {
         host: None,
         path: path.into(),
         service: ServiceName::new(service).unwrap(),
+        https: kiln_model::Https::default(),
     };
     ReleaseSpec {
         commit: commit_id(commit),

@@ -317,6 +317,7 @@ pub(crate) fn edge(status: &EdgeStatus, snapshot: &Snapshot) -> EdgeView {
         generation: status.generation.0,
         wanted: snapshot.route.0.0,
         listening: status.listening.clone(),
+        tls: status.tls.clone(),
     }
 }
 

@@ -175,6 +175,7 @@ impl Edge {
             })
         };
         EdgeStatus {
+            tls: None,
             process: edge.process.to_string(),
             generation: edge.used.0,
             digest: edge.used.1,

@@ -83,6 +83,7 @@ fn service(name: &str, instances: u32, keep: u64, drain: u64, strategy: &Strateg
         command: vec!["/app".into()],
         instances,
         port: Some(80),
+        protocol: kiln_model::Protocol::default(),
         user: "65534".into(),
         env: BTreeMap::new(),
         writable: vec![],
@@ -119,6 +120,7 @@ pub fn release(n: usize, commit: u64, keep: u64) -> ReleaseSpec {
         host: Some(host.clone()),
         path: if index == last { "/".into() } else { format!("/{}", service.name) },
         service: service.name.clone(),
+        https: kiln_model::Https::default(),
     };
     ReleaseSpec {
         secrets: BTreeMap::new(),

@@ -6,6 +6,7 @@
 
 mod confinement;
 pub mod error;
+mod https;
 pub mod lock;
 pub mod project;
 mod reader;

@@ -403,6 +403,7 @@ fn route(
         }
         if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path }
     });
+    let https = crate::https::read(&mut table, sink);
     let service = table.string("service", sink);
     if service.is_none() {
         table.missing("service", "\"…\"", sink);
@@ -420,5 +421,5 @@ fn route(
         let hint = format!("add `port = …` to `[services.{name}]`");
         sink.borrow_mut().push(span, format!("service `{name}` has no port to route to"), Some(hint));
     }
-    Some(RouteRule { host, path, service: spec.name.clone() })
+    Some(RouteRule { host, path, service: spec.name.clone(), https })
 }

@@ -141,6 +141,15 @@ impl<'d> Table<'d> {
         number
     }
 
+    pub(crate) fn flag(&mut self, key: &'static str, sink: Shared<'_, '_>) -> Option<bool> {
+        let value = self.take(key)?;
+        let flag = value.value.as_bool();
+        if flag.is_none() {
+            value.wrong(key, "true or false", sink);
+        }
+        flag
+    }
+
     /// A whole or fractional number.
     pub(crate) fn number(
         &mut self,

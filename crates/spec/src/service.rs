@@ -4,8 +4,8 @@ use crate::reader::{Shared, Table, Value};
 use crate::recipe::is_absolute;
 use crate::rollout;
 use kiln_model::{
-    Autoscale, Check, CheckKind, Health, ImageName, Millis, Resources, SecretName, ServiceName, ServiceSpec,
-    Stop, limits, secret::SECRETS_DIR,
+    Autoscale, Check, CheckKind, Health, ImageName, Millis, Protocol, Resources, SecretName, ServiceName,
+    ServiceSpec, Stop, limits, secret::SECRETS_DIR,
 };
 use std::collections::BTreeMap;
 
@@ -53,6 +53,7 @@ pub(crate) fn read(
         instances: autoscale.map_or(instances, |rule: Autoscale| instances.clamp(rule.min, rule.max)),
         autoscale,
         port,
+        protocol: protocol(&mut table, port, sink),
         user: user(&mut table, sink),
         env: env(&mut table, sink),
         secrets: secrets(&mut table, sink),
@@ -71,6 +72,24 @@ pub(crate) fn read(
     hints.iter().for_each(|(key, hint)| table.reserved(key, hint, sink));
     table.finish(sink);
     (spec, declared)
+}
+
+fn protocol(table: &mut Table<'_>, port: Option<u16>, sink: Shared<'_, '_>) -> Protocol {
+    let Some((text, span)) = table.string("protocol", sink) else { return Protocol::default() };
+    if port.is_none() {
+        let hint = Some("give it a `port`, or leave `protocol` out".to_owned());
+        sink.borrow_mut().push(span.clone(), "`protocol` needs a service with a port", hint);
+    }
+    match text.as_str() {
+        "http1" => Protocol::Http1,
+        "h2c" => Protocol::H2c,
+        _ => {
+            let hint = "\"http1\", or \"h2c\" for HTTP/2 without TLS, as gRPC servers speak it".to_owned();
+            let message = format!("`{}` is not a protocol of a service", text.escape_debug());
+            sink.borrow_mut().push(span, message, Some(hint));
+            Protocol::default()
+        }
+    }
 }
 
 fn autoscale(table: &mut Table<'_>, instances: u32, sink: Shared<'_, '_>) -> Option<Autoscale> {

@@ -21,6 +21,24 @@ pub fn duration(text: &str) -> Option<Millis> {
     number.checked_mul(scale).filter(|ms| *ms <= DURATION_MAX_MS).map(Millis)
 }
 
+pub(crate) const LONG_DURATION: &str = "a duration such as \"365d\", \"24h\" or \"0s\"";
+
+/// Longer than any that a browser keeps: ten years.
+const SECONDS_MAX: u64 = 10 * 365 * 86_400;
+
+/// Seconds, of what is longer than any wait.
+pub(crate) fn seconds(text: &str) -> Option<u64> {
+    let (number, unit) = split(text)?;
+    let scale = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    number.checked_mul(scale).filter(|s| *s <= SECONDS_MAX)
+}
+
 pub(crate) fn size(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let shift = match unit {

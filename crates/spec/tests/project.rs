@@ -91,6 +91,7 @@ fn what_is_not_written_has_the_documented_value() {
         command: vec!["/a".into()],
         instances: 1,
         port: Some(80),
+        protocol: kiln_model::Protocol::Http1,
         user: "65534".into(),
         env: [].into(),
         secrets: vec![],
@@ -125,6 +126,37 @@ fn errors_name_the_place_and_the_fix() {
         "unknown key `instence` in `[services.a]`\n \
          --> kiln.toml:8:1\n  |\n8 | instence = 3\n  | ^^^^^^^^\nhint: did you mean `instances`?"
     );
+}
+
+#[test]
+fn a_route_may_want_https_and_a_service_may_speak_http2() {
+    let text = SMALL.replace("port = 80", "port = 80\nprotocol = \"h2c\"");
+    let project = |routes: &str| Project::parse(&format!("{text}{routes}"), "kiln.toml");
+    let plain = project("[[routes]]\nservice = \"a\"\n").unwrap();
+    let production = |p: &Project| p.environment(&EnvName::new("production").unwrap()).clone();
+    let service = ServiceName::new("a").unwrap();
+    assert_eq!(production(&plain).services[&service].protocol, kiln_model::Protocol::H2c);
+    assert!(production(&plain).routes[0].https.is_default());
+    let both = project("[[routes]]\nservice = \"a\"\nhttps_only = true\nhsts = \"1d\"\n").unwrap();
+    let https = production(&both).routes[0].https;
+    assert!(https.only);
+    assert_eq!(https.hsts.unwrap().to_string(), "max-age=86400");
+    let long = "hsts = { max_age = \"365d\", subdomains = true, preload = true }\n";
+    let long = project(&format!("[[routes]]\nservice = \"a\"\n{long}")).unwrap();
+    let hsts = production(&long).routes[0].https.hsts.unwrap();
+    assert_eq!(hsts.to_string(), "max-age=31536000; includeSubDomains; preload");
+    for (wrong, reason) in [
+        ("https_only = 1", "true or false"),
+        ("hsts = \"1y\"", "a duration such as \"365d\""),
+        ("hsts = { subdomains = true }", "max_age"),
+        ("hsts = { max_age = \"1d\", subdomains = true, preload = true }", "browsers list a host only"),
+        ("hsts = { max_age = \"1d\", subdomain = true }", "did you mean `subdomains`?"),
+    ] {
+        let error = project(&format!("[[routes]]\nservice = \"a\"\n{wrong}\n")).unwrap_err().to_string();
+        assert!(error.contains(reason), "{wrong}: {error}");
+    }
+    let error = errors(&SMALL.replace("port = 80", "port = 80\nprotocol = \"grpc\""));
+    assert!(error.contains("`grpc` is not a protocol of a service") && error.contains("h2c"), "{error}");
 }
 
 #[test]

@@ -112,26 +112,16 @@ pub fn unswapped_tmpfs(
         .or_else(|_| filesystem("tmpfs", &options[..options.len() - 1], attributes))
 }
 
-/// Gives the empty tmpfs that is mounted at `path` with `attributes` another size and owner.
-pub fn adjust_tmpfs(
-    path: &str,
-    size_bytes: u64,
-    owner: (u32, u32),
-    attributes: Attributes,
-) -> Result<(), CallError> {
+/// Gives the tmpfs that is mounted at `path`, without further attributes, another size.
+pub fn resize_tmpfs(path: &str, size_bytes: u64) -> Result<(), CallError> {
     use rustix::mount::MountFlags;
     let mut room = [0; 64];
     // With its NUL: the kernel wants a string.
     let files = files_max(size_bytes);
     let size = text::format(&mut room, format_args!("size={size_bytes},nr_inodes={files}\0"));
     let size = CStr::from_bytes_with_nul(size.as_bytes()).unwrap_or(c"");
-    let mut flags = MountFlags::NOSUID;
-    flags.set(MountFlags::RDONLY, attributes.read_only);
-    flags.set(MountFlags::NOEXEC, attributes.no_exec);
-    flags.set(MountFlags::NODEV, !attributes.devices);
-    rustix::mount::mount_remount(path, flags, size).context("remount", path)?;
-    let (uid, gid) = (rustix::fs::Uid::from_raw(owner.0), rustix::fs::Gid::from_raw(owner.1));
-    rustix::fs::chown(path, Some(uid), Some(gid)).context("chown", path)
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount_remount(path, flags, size).context("remount", path)
 }
 
 /// How an EROFS file is mounted.
@@ -293,6 +283,12 @@ pub fn map_owners(mount: impl AsFd, user_namespace: impl AsFd) -> Result<(), Cal
 pub fn make_read_only(mount: impl AsFd) -> Result<(), CallError> {
     let attributes = MountAttr { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, user_namespace: 0 };
     set_attributes(mount.as_fd(), &attributes).context("mount_setattr", "read-only")
+}
+
+/// Lets no program be executed from one mount.
+pub fn make_no_exec(mount: impl AsFd) -> Result<(), CallError> {
+    let attributes = MountAttr { set: libc::MOUNT_ATTR_NOEXEC, clear: 0, propagation: 0, user_namespace: 0 };
+    set_attributes(mount.as_fd(), &attributes).context("mount_setattr", "no execution")
 }
 
 /// Attaches a detached mount on the open file or directory `target`.

@@ -13,7 +13,8 @@ use std::path::PathBuf;
     after_help = "`kiln serve` starts one by itself if none answers in its state folder; this is for a service manager.
 
 Examples:
-  kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80 --internal 10.83.224.0/19"
+  kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80 --internal 10.83.224.0/19
+  kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80 --listen-tls 0.0.0.0:443 --certificates /etc/kiln/certificates"
 )]
 pub struct EdgeArgs {
     /// The folder of its socket, its table and its log: `edge` in the state folder of the server
@@ -21,8 +22,14 @@ pub struct EdgeArgs {
     #[arg(id = "edge_dir", long = "dir", value_name = "DIR")]
     pub dir: PathBuf,
     /// An address that takes traffic; may be given several times
-    #[arg(long, value_name = "ADDR", required = true, value_parser = traffic_address)]
+    #[arg(long, value_name = "ADDR", required_unless_present = "listen_tls", value_parser = traffic_address)]
     pub listen: Vec<SocketAddr>,
+    /// An address that takes traffic over TLS; may be given several times
+    #[arg(long, value_name = "ADDR", value_parser = traffic_address)]
+    pub listen_tls: Vec<SocketAddr>,
+    /// The folder of certificates, pairs of `NAME.crt` and `NAME.key` in PEM [default: `certificates` in its own folder]
+    #[arg(long, value_name = "DIR")]
+    pub certificates: Option<PathBuf>,
     /// The service addresses of environments, where instances find each other by name: the top eighth of the server's
     /// `--subnet`, as in `10.83.224.0/19`; without it there are no names inside
     #[arg(long, value_name = "CIDR")]

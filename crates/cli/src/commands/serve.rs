@@ -16,6 +16,7 @@ pub(crate) const STATE_DEFAULT: &str = "/var/lib/kiln";
 
 Examples:
   sudo kiln serve --edge 0.0.0.0:80
+  sudo kiln serve --edge 0.0.0.0:80 --edge-tls 0.0.0.0:443 --certificates /etc/kiln/certificates
   sudo kiln serve --state /tmp/kiln --listen unix:/tmp/kiln.sock --edge 127.0.0.1:8080
   sudo kiln serve --store file:/etc/kiln/database --listen unix:/run/kiln/b.sock --edge 0.0.0.0:80"
 )]
@@ -32,6 +33,12 @@ pub struct ServeArgs {
     /// An address that takes traffic; may be given several times. Without it a load balancer must run already
     #[arg(long, value_name = "ADDR", value_parser = traffic_address)]
     pub edge: Vec<SocketAddr>,
+    /// An address that takes traffic over TLS; may be given several times
+    #[arg(long, value_name = "ADDR", value_parser = traffic_address)]
+    pub edge_tls: Vec<SocketAddr>,
+    /// The load balancer's folder of certificates, pairs of `NAME.crt` and `NAME.key` in PEM [default: `edge/certificates` in the state folder]
+    #[arg(long, value_name = "DIR")]
+    pub certificates: Option<PathBuf>,
     /// The network that instances get their addresses from
     #[arg(long, value_name = "CIDR", default_value = "10.83.0.0/16")]
     pub subnet: String,

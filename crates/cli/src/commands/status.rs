@@ -67,7 +67,14 @@ fn edge(edge: Option<&EdgeView>) -> String {
         format!("table {}, should be {}", edge.generation, edge.wanted)
     };
     let listening = if edge.listening.is_empty() { "nothing".to_owned() } else { edge.listening.join(", ") };
-    format!("edge: listens on {listening}; {table}\n")
+    let mut text = format!("edge: listens on {listening}; {table}\n");
+    if let Some(tls) = &edge.tls {
+        let (on, pairs) = (tls.listening.join(", "), tls.certificates);
+        let one = if pairs == 1 { "" } else { "s" };
+        text.push_str(&format!("edge: TLS on {on} with {pairs} certificate{one}\n"));
+        tls.problems.iter().for_each(|problem| text.push_str(&format!("edge: not used: {problem}\n")));
+    }
+    text
 }
 
 fn paragraph(view: &EnvironmentView, now: Wall) -> String {
@@ -205,6 +212,7 @@ mod tests {
                 host: None,
                 path: "/".into(),
                 service: ServiceName::new("web").unwrap(),
+                https: kiln_model::Https::default(),
             }],
             instances: vec![],
             rollout: None,
@@ -215,7 +223,12 @@ mod tests {
         };
         StatusView {
             server: ServerView { version: "1".into(), pid: 1, revision: 1, lease: None },
-            edge: Some(EdgeView { generation: 4, wanted: 5, listening: vec!["0.0.0.0:80".into()] }),
+            edge: Some(EdgeView {
+                generation: 4,
+                wanted: 5,
+                listening: vec!["0.0.0.0:80".into()],
+                tls: None,
+            }),
             environments: vec![environment],
             paused: None,
             recovery: None,

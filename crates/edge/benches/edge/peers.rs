@@ -194,10 +194,11 @@ fn edge(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> E
             address: backend.ip(),
             port: backend.port(),
         }],
+        protocol: kiln_model::Protocol::default(),
     };
     let pools = vec![WeightedPool { pool: 0, weight: 1 }];
     let table = RouteTable {
-        routes: vec![TableRoute { host: None, path: "/".into(), pools }],
+        routes: vec![TableRoute { host: None, path: "/".into(), pools, https: kiln_model::Https::default() }],
         internal: vec![],
         pools: vec![pool],
     };

@@ -128,7 +128,12 @@ fn routes() {
     ]);
     let mut add = |host: Option<&str>, path: &str, pool: usize| {
         let pools = vec![kiln_model::route::WeightedPool { pool, weight: 1 }];
-        routes.routes.push(TableRoute { host: host.map(Into::into), path: path.into(), pools });
+        routes.routes.push(TableRoute {
+            host: host.map(Into::into),
+            path: path.into(),
+            pools,
+            https: kiln_model::Https::default(),
+        });
     };
     add(None, "/api", 1);
     add(None, "/api/deep/", 2);

@@ -196,8 +196,12 @@ pub(crate) fn again_with(edge: &mut Edge, name: &str, value: &str) {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.env(name, value).arg("edge").arg("--dir").arg(edge.dir.path());
     command.arg("--listen").arg(edge.address.to_string()).stdin(std::process::Stdio::null());
+    if let Some(address) = edge.tls {
+        command.arg("--listen-tls").arg(address.to_string());
+    }
     edge.child = Some(command.spawn().unwrap());
-    while std::net::TcpStream::connect(edge.address).is_err() {
+    let addresses = || [Some(edge.address), edge.tls].into_iter().flatten();
+    while addresses().any(|address| std::net::TcpStream::connect(address).is_err()) {
         std::thread::yield_now();
     }
 }

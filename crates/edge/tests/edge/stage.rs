@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use kiln_edge::client::{Router, RouterError};
-use kiln_edge::{EdgeClient, control_socket, spawn_edge};
+use kiln_edge::{EdgeClient, Listen, control_socket, spawn_edge};
 use kiln_model::edge::{EdgeStatus, Tally, TargetStatus};
 use kiln_model::route::{Pool, TableRoute, WeightedPool};
 use kiln_model::*;
@@ -16,6 +16,8 @@ pub(crate) struct Edge {
     pub(crate) address: SocketAddr,
     pub(crate) child: Option<Child>,
     internal: Option<ServiceRange>,
+    /// Where it listens for TLS, if it does.
+    pub(crate) tls: Option<SocketAddr>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -46,6 +48,7 @@ pub(crate) fn pool(release: u64, targets: &[(u64, &Backend)]) -> Pool {
         image: Digest::of(b"image"),
         health: None,
         targets: targets.iter().map(target).collect(),
+        protocol: Protocol::default(),
     }
 }
 
@@ -54,7 +57,7 @@ pub(crate) fn table(pools: Vec<(Pool, u32)>) -> RouteTable {
     let weighted =
         pools.iter().enumerate().map(|(pool, (_, weight))| WeightedPool { pool, weight: *weight }).collect();
     RouteTable {
-        routes: vec![TableRoute { host: None, path: "/".into(), pools: weighted }],
+        routes: vec![TableRoute { host: None, path: "/".into(), pools: weighted, https: Https::default() }],
         internal: vec![],
         pools: pools.into_iter().map(|(p, _)| p).collect(),
     }
@@ -77,22 +80,46 @@ impl Edge {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (address, internal) = (address.parse().unwrap(), internal.map(|range| range.parse().unwrap()));
-        let mut edge = Self { dir, address, child: None, internal, runtime };
+        let mut edge = Self { dir, address, child: None, internal, tls: None, runtime };
+        edge.start();
+        edge
+    }
+
+    /// With TLS on a port of its own. `prepare` gets the folder of certificates before the edge starts.
+    pub(crate) fn secure(prepare: impl FnOnce(&Path)) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let certificates = dir.path().join("certificates");
+        std::fs::create_dir(&certificates).unwrap();
+        prepare(&certificates);
+        let address: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let mut edge = Self { dir, address, child: None, internal: None, tls: Some(address), runtime };
         edge.start();
         edge
     }
 
     pub(crate) fn start(&mut self) {
         let program = std::env::current_exe().unwrap();
-        let started =
-            self.runtime.block_on(spawn_edge(&program, self.dir.path(), &[self.address], self.internal));
+        let started = self.runtime.block_on(spawn_edge(&program, self.dir.path(), &self.listen()));
         self.child = Some(started.expect("an edge"));
-        self.address = self.status().listening[0].parse().unwrap();
+        let status = self.status();
+        self.address = status.listening[0].parse().unwrap();
+        self.tls = status.tls.map(|tls| tls.listening[0].parse().unwrap());
+    }
+
+    fn listen(&self) -> Listen {
+        Listen {
+            plain: vec![self.address],
+            tls: self.tls.into_iter().collect(),
+            certificates: None,
+            internal: self.internal,
+        }
     }
 
     pub(crate) fn spawn_error(&self, dir: &Path, address: SocketAddr) -> kiln_edge::SpawnError {
         let program = std::env::current_exe().unwrap();
-        match self.runtime.block_on(spawn_edge(&program, dir, &[address], None)) {
+        let listen = Listen { plain: vec![address], ..Listen::default() };
+        match self.runtime.block_on(spawn_edge(&program, dir, &listen)) {
             Err(error) => error,
             Ok(mut child) => {
                 child.kill().unwrap();

@@ -393,6 +393,7 @@ fn services_may_differ_between_the_releases() {
                 host: None,
                 path: path.into(),
                 service: name(service),
+                https: kiln_model::Https::default(),
             };
             s.routes.extend([rule("/extra", "extra"), rule("/gets", "gets")]);
         });

@@ -7,22 +7,24 @@ use super::wire::{Shape, Start};
 use kiln_model::secret::SECRETS_DIR;
 use kiln_sys::mount::{self, Attributes};
 use kiln_sys::sandbox::{self, Covers, PLACE};
-use kiln_sys::{CallError, path};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use kiln_sys::{CallError, path, text};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Where a shim keeps its /proc and /dev until it has a root, and then its files of /etc.
+/// Where a shim keeps its /proc and /dev until it has a root, and what is in memory. That is one file system, of which every
+/// place is a directory: each file system costs time, and memory in every control group of the host.
 const PROC: &str = "/p";
 const DEV: &str = "/d";
-const ETC: &str = "/t";
+const MEMORY: &str = "/w";
+/// The directory in it for the files of /etc.
+const ETC: &str = "etc";
 /// The template of every /dev, and what is laid over directories.
 const DEV_TEMPLATE: &str = "/dev";
 const EMPTY: &str = "/e";
 const NULL: &str = "/dev/null";
 /// Bytes of what is in memory, until it is known.
 const MEMORY_BYTES: u64 = 1 << 20;
-/// Bytes of kiln's own files in /etc.
-const ETC_BYTES: u64 = 256 * 1024;
 
 /// What all instances have in common.
 pub(super) struct Templates(Covers);
@@ -32,8 +34,7 @@ impl Templates {
     pub(super) fn enter(over: &str) -> Result<Self, CallError> {
         let covers = Covers::find();
         let dev = sandbox::dev()?;
-        let [a, b, c] = MEMORY;
-        let places = [PROC, DEV, ETC, DEV_TEMPLATE, EMPTY, a, b, c].map(|place| &place[1..]);
+        let places = [PROC, DEV, MEMORY, DEV_TEMPLATE, EMPTY].map(|place| &place[1..]);
         sandbox::enter_scratch(over, &places)?;
         mount::attach_at(&dev, DEV_TEMPLATE)?;
         let attributes = Attributes { read_only: true, no_exec: true, devices: false };
@@ -51,12 +52,7 @@ impl Templates {
         mount::attach_at(proc, PROC)?;
         self.0.apply(mount::directory(PROC.as_ref())?, EMPTY, NULL)?;
         mount::attach_at(mount::copy_at(CWD, DEV_TEMPLATE)?, DEV)?;
-        for (place, ready) in WRITABLE.iter().zip(MEMORY) {
-            let memory = mount::tmpfs(mode_of(place).0, MEMORY_BYTES, (0, 0), attributes_of(place))?;
-            mount::attach_at(memory, ready)?;
-        }
-        let attributes = Attributes { no_exec: true, ..Attributes::default() };
-        mount::attach_at(mount::tmpfs("755", ETC_BYTES, (0, 0), attributes)?, ETC)
+        mount::attach_at(mount::tmpfs("755", MEMORY_BYTES, (0, 0), Attributes::default())?, MEMORY)
     }
 }
 
@@ -98,8 +94,10 @@ pub(super) fn assemble(root: OwnedFd, shape: &Shape<'_>) -> Result<Blanks, Failu
     let root = root.as_fd();
     mount::move_to(PROC, mount_point(root, "/proc")?)?;
     mount::move_to(DEV, mount_point(root, "/dev")?)?;
-    for place in shape.writable.iter().filter_map(|place| place.to_str().ok()) {
-        mount_writable(root, place, shape)?;
+    mount::resize_tmpfs(MEMORY, shape.memory_bytes)?;
+    let memory = mount::directory(MEMORY.as_ref())?;
+    for (n, place) in shape.writable.iter().filter_map(|place| place.to_str().ok()).enumerate() {
+        mount_writable(root, place, new_directory(&memory, n, place, shape.user)?)?;
     }
     let secrets = if shape.has_secrets {
         make_directory(root, SECRETS_DIR);
@@ -116,7 +114,7 @@ pub(super) fn assemble(root: OwnedFd, shape: &Shape<'_>) -> Result<Blanks, Failu
         let detail = "something else is there; hint: `/proc` must not be a link in the image";
         return Err(Failure::permanent("mount `/proc`", detail));
     }
-    let etc = mount_etc(root)?;
+    let etc = mount_etc(root, &memory)?;
     mount::cover_root(PLACE)?;
     Ok(Blanks { etc, secrets })
 }
@@ -141,20 +139,35 @@ fn missing(place: &str, error: &CallError) -> Failure {
 
 /// What is in memory in every instance.
 pub(super) const WRITABLE: [&str; 3] = ["/tmp", "/run", "/dev/shm"];
-/// Where a shim keeps these until it has a root.
-const MEMORY: [&str; 3] = ["/w0", "/w1", "/w2"];
-
 /// The mode of a place in memory, and whether programs cannot be executed there.
-fn mode_of(place: &str) -> (&'static str, bool) {
+fn mode_of(place: &str) -> (u32, bool) {
     match place {
-        "/dev/shm" => ("1777", true),
-        "/tmp" => ("1777", false),
-        _ => ("755", false),
+        "/dev/shm" => (0o1777, true),
+        "/tmp" => (0o1777, false),
+        _ => (0o755, false),
     }
 }
 
-fn mount_writable(root: BorrowedFd<'_>, place: &str, shape: &Shape<'_>) -> Result<(), Failure> {
-    // Below a tmpfs of ours it can be made.
+/// A mount of a new directory of `memory` for one place, its `n`th.
+fn new_directory(memory: &OwnedFd, n: usize, place: &str, owner: (u32, u32)) -> Result<OwnedFd, Failure> {
+    let mut room = [0; 20];
+    let name = text::format(&mut room, format_args!("{n}"));
+    let (mode, no_exec) = mode_of(place);
+    let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+    // The zygote has no mask of modes.
+    rustix::fs::mkdirat(memory, name, Mode::from_raw_mode(mode))
+        .and_then(|()| rustix::fs::chownat(memory, name, Some(uid), Some(gid), AtFlags::empty()))
+        .map_err(|error| Failure::io("make a place in memory", &error.into()))?;
+    // Of the attached one: older kernels copy no mount that is nowhere.
+    let copy = mount::copy_at(memory, name)?;
+    if no_exec {
+        mount::make_no_exec(&copy)?;
+    }
+    Ok(copy)
+}
+
+fn mount_writable(root: BorrowedFd<'_>, place: &str, memory: OwnedFd) -> Result<(), Failure> {
+    // Below a place in memory it can be made.
     let here = match path::directory_in_root(root, place) {
         Ok(here) => here,
         Err(_) => {
@@ -166,13 +179,6 @@ fn mount_writable(root: BorrowedFd<'_>, place: &str, shape: &Shape<'_>) -> Resul
         let detail = "it is the root of the image, which is read-only; hint: name a directory in it";
         return Err(Failure::permanent(format!("mount `{place}`"), detail));
     }
-    let ready = WRITABLE.iter().zip(MEMORY).find(|(name, _)| **name == place);
-    if let Some((_, ready)) = ready {
-        return Ok(mount::adjust_tmpfs(ready, shape.memory_bytes, shape.user, attributes_of(place))
-            .and_then(|()| mount::move_to(ready, here))?);
-    }
-    let (mode, _) = mode_of(place);
-    let memory = mount::tmpfs(mode, shape.memory_bytes, shape.user, attributes_of(place))?;
     Ok(mount::attach(memory, here)?)
 }
 
@@ -181,10 +187,6 @@ fn is_same(a: impl AsFd, b: impl AsFd) -> Result<bool, Failure> {
     let number = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
     let both = number(a.as_fd()).and_then(|a| Ok((a, number(b.as_fd())?)));
     both.map(|(a, b)| a == b).map_err(|error| Failure::io("look at a mount point", &error.into()))
-}
-
-fn attributes_of(place: &str) -> Attributes {
-    Attributes { no_exec: mode_of(place).1, ..Attributes::default() }
 }
 
 /// Makes a directory and its parents, as far as the file system lets it.
@@ -204,8 +206,11 @@ const ETC_FILES: [(&str, &str); 3] =
     [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
 
 /// Lays kiln's own files over those that the image has, empty and read-only, and gives what fills them.
-fn mount_etc(root: BorrowedFd<'_>) -> Result<[Option<OwnedFd>; ETC_FILES.len()], Failure> {
-    let directory = mount::directory(ETC.as_ref())?;
+fn mount_etc(root: BorrowedFd<'_>, memory: &OwnedFd) -> Result<[Option<OwnedFd>; ETC_FILES.len()], Failure> {
+    let failed = |error: Errno| Failure::io("make /etc", &error.into());
+    rustix::fs::mkdirat(memory, ETC, Mode::from_raw_mode(0o755)).map_err(failed)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(memory, ETC, flags, Mode::empty()).map_err(failed)?;
     let mut files = [const { None }; ETC_FILES.len()];
     let covered = ETC_FILES.map(|(_, place)| path::file_in_root(root, place));
     for (((name, _), covered), file) in ETC_FILES.iter().zip(covered).zip(&mut files) {
@@ -213,10 +218,10 @@ fn mount_etc(root: BorrowedFd<'_>) -> Result<[Option<OwnedFd>; ETC_FILES.len()],
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
         // The zygote has no mask of modes.
         let made = rustix::fs::openat(&directory, *name, flags, Mode::from_raw_mode(0o644));
-        *file = Some(made.map_err(|error| Failure::io("make /etc", &error.into()))?);
-        // Of the attached one: older kernels copy no mount that is nowhere.
+        *file = Some(made.map_err(failed)?);
         let copy = mount::copy_at(&directory, name)?;
         mount::make_read_only(&copy)?;
+        mount::make_no_exec(&copy)?;
         mount::attach(copy, covered)?;
     }
     Ok(files)
