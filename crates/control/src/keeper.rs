@@ -3,7 +3,7 @@
 
 use kiln_edge::client::Router;
 use kiln_edge::{EdgeClient, SpawnError, control_socket, spawn_edge};
-use kiln_model::ServiceRange;
+use kiln_model::{Cidr, ServiceRange};
 use kiln_model::edge::EdgeStatus;
 use kiln_plan::explain::EDGE_SILENCE_MAX;
 use rustix::process::Signal;
@@ -35,6 +35,8 @@ pub struct KeeperConfig {
     pub listen: Vec<SocketAddr>,
     /// The service addresses of environments.
     pub internal: ServiceRange,
+    /// Proxies whose PROXY protocol headers the edge believes.
+    pub proxies: Vec<Cidr>,
 }
 
 /// Looks after one edge.
@@ -61,8 +63,8 @@ impl Keeper {
     }
 
     async fn spawn(&self) -> Result<std::process::Child, SpawnError> {
-        let KeeperConfig { program, dir, listen, internal } = &self.config;
-        spawn_edge(program, dir, listen, Some(*internal)).await
+        let KeeperConfig { program, dir, listen, internal, proxies } = &self.config;
+        spawn_edge(program, dir, listen, Some(*internal), proxies).await
     }
 
     fn compare(&self, status: &EdgeStatus) {

@@ -33,6 +33,8 @@ pub struct ControlConfig {
     pub program: PathBuf,
     /// Addresses of the edge for traffic.
     pub edge: Vec<SocketAddr>,
+    /// Proxies in front of it whose PROXY protocol headers it believes.
+    pub proxies: Vec<kiln_model::Cidr>,
     /// Addresses of instances.
     pub subnet: Subnet,
     /// Where packages come from; none takes the host's.
@@ -152,6 +154,7 @@ impl Control {
             dir: dir.clone(),
             listen: config.edge.clone(),
             internal: config.subnet.services(),
+            proxies: config.proxies.clone(),
         };
         let keeper = Keeper::start(keeper).await?;
         // Only now: whoever could not start has not taken the lease from anybody.

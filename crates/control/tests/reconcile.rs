@@ -78,7 +78,7 @@ fn env() -> EnvRef {
 fn release() -> ReleaseSpec {
     let (name, image) = (ServiceName::new("web").unwrap(), ImageName::new("web").unwrap());
     let second = Millis::from_secs(1);
-    let service = ServiceSpec {
+    let service = ServiceSpec { proxy_protocol: false,
         autoscale: None,
         name: name.clone(),
         image: image.clone(),
@@ -107,7 +107,7 @@ fn release() -> ReleaseSpec {
         subject: String::new(),
         pinned: true,
         services: [(name.clone(), service)].into(),
-        routes: vec![RouteRule { host: None, path: "/".into(), service: name }],
+        routes: vec![RouteRule { tcp: None, policy: Default::default(), host: None, path: "/".into(), service: name }],
         images: vec![image],
         secrets: BTreeMap::new(),
         requires: None,

@@ -1,8 +1,10 @@
 //! One client connection from its first byte to its last.
 
 use crate::alarm::{Alarm, ConnectionTimer};
+use crate::inside::Entrance;
 use crate::limits::*;
 use crate::proxy::Client;
+use crate::proxy_protocol::Ends;
 use crate::shared::{Open, Phase, Shared};
 use crate::tap::{Notes, Tapped};
 use crate::target::Outcome;
@@ -12,20 +14,23 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
 /// Serves it in a task of its own.
-pub(crate) fn serve_client(shared: &Arc<Shared>, thread: usize, stream: TcpStream, peer: SocketAddr) {
-    let _ = stream.set_nodelay(true);
+pub(crate) fn serve_client(
+    shared: &Arc<Shared>,
+    thread: usize,
+    stream: TcpStream,
+    ends: Ends,
+    entrance: Entrance,
+) {
     let notes = Arc::new(Notes::default());
-    let entrance = shared.inside.entrance(|| stream.local_addr().ok().map(|local| local.ip()));
-    let forwarded_for = HeaderValue::from_str(&peer.ip().to_canonical().to_string());
+    let forwarded_for = HeaderValue::from_str(&ends.peer.ip().to_canonical().to_string());
     let forwarded_for = forwarded_for.unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-    let client = Client { shared: shared.clone(), thread, forwarded_for, entrance, notes: notes.clone() };
+    let client = Client { shared: shared.clone(), thread, ends, forwarded_for, entrance, notes: notes.clone() };
     let stream = Tapped::new(stream, notes, shared.stall_timeout);
     tokio::spawn(http1(Arc::new(client), stream, Open::new(shared)));
 }

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// See the module.
 #[derive(Debug)]
@@ -27,6 +27,11 @@ pub(crate) struct Flight {
     pub(crate) status: u16,
     pub(crate) outcome: Outcome,
     pub(crate) record: Option<Box<Record>>,
+    /// It is a raw connection, which carried that many bytes.
+    pub(crate) raw: bool,
+    pub(crate) bytes: u64,
+    /// What counts as its latency, if that is not all of its time.
+    pub(crate) latency: Option<Duration>,
 }
 
 impl Flight {
@@ -39,7 +44,14 @@ impl Flight {
             status: 0,
             outcome: Outcome::Abandoned,
             record: None,
+            raw: false,
+            bytes: 0,
+            latency: None,
         }
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.start.elapsed()
     }
 
     /// Moves it to `target`. The new one counts it before the old one forgets it, so it is never in neither.
@@ -54,15 +66,17 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         let took = self.start.elapsed();
-        if let Some(record) = self.record.take() {
+        if let Some(mut record) = self.record.take() {
+            record.bytes += self.bytes;
             record.write(self.target.as_deref(), self.status, self.outcome, took);
         }
-        match &self.target {
-            Some(target) => {
-                target.cells.count(self.thread, self.outcome, self.status, took);
-                target.cells.of(self.thread).in_flight.fetch_sub(1, Ordering::AcqRel);
-            }
-            None => self.lost.count(self.thread, self.outcome, self.status, took),
+        let cells = self.target.as_ref().map_or(&*self.lost, |target| &target.cells);
+        cells.count(self.thread, self.outcome, self.status, self.latency.unwrap_or(took));
+        if self.raw {
+            cells.carried(self.thread, self.bytes);
+        }
+        if let Some(target) = &self.target {
+            target.cells.of(self.thread).in_flight.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! client → tap (raw framing) → hyper → gate → table → choose → pool → instance
 //!                                └── flight: counted once, when the answer ended
 //! service address:80 → inside: the same, by the names of one environment
+//! port of a raw TCP route → ports → door → tcp: table, choose, splice
 //! control.sock → control: fence, persist, switch, wait for the threads; health: one task per target
 //! ```
 //!
@@ -20,6 +21,7 @@ mod choose;
 pub mod client;
 mod connection;
 mod control;
+mod door;
 mod flight;
 mod gate;
 mod health;
@@ -28,13 +30,17 @@ pub mod limits;
 mod log;
 mod persist;
 mod pool;
+mod ports;
 mod proxy;
+mod proxy_protocol;
 mod remote;
 mod server;
 mod shared;
+mod splice;
 mod table;
 mod tap;
 mod target;
+mod tcp;
 mod upload;
 mod wire;
 

@@ -5,10 +5,12 @@ use crate::choose;
 use crate::flight::{AnswerBody, Flight};
 use crate::gate;
 use crate::inside::Entrance;
-use crate::limits::{IDLE_MAX, IDLE_MAX_UNSAFE, RETRIES_MAX};
+use crate::health;
+use crate::limits::{ATTEMPTS_MAX, CONNECT_TIMEOUT, IDLE_MAX, IDLE_MAX_UNSAFE, RETRIES_MAX};
 use crate::pool::{self, Sender};
+use crate::proxy_protocol::{self, Ends};
 use crate::shared::{Open, Phase, Shared};
-use crate::table::{Found, Upstream};
+use crate::table::{Found, Route, Upstream};
 use crate::tap::Notes;
 use crate::target::{Outcome, TargetState};
 use crate::upload::{Progress, RequestBody};
@@ -18,7 +20,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use serde_json::json;
+use kiln_model::Millis;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -27,14 +29,13 @@ use std::task::Poll;
 
 static RELEASE: HeaderName = HeaderName::from_static("x-kiln-release");
 static INSTANCE: HeaderName = HeaderName::from_static("x-kiln-instance");
-/// Attempts of one request of any kind, connecting included; a bound, not a policy.
-const ATTEMPTS_MAX: u32 = 8;
 
 /// One client connection.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) shared: Arc<Shared>,
     pub(crate) thread: usize,
+    pub(crate) ends: Ends,
     pub(crate) forwarded_for: HeaderValue,
     pub(crate) entrance: Entrance,
     pub(crate) notes: Arc<Notes>,
@@ -108,8 +109,8 @@ impl Client {
         let bodyless = request.body().is_end_stream();
         let table = self.shared.table.load_full();
         let host = gate::host(request.headers().get(header::HOST));
-        let pool = match table.find(self.entrance, &host, request.uri().path(), choose::random()) {
-            Found::Pool(pool) => pool,
+        let (pool, route) = match table.find(self.entrance, &host, request.uri().path(), choose::random()) {
+            Found::Pool(pool, route) => (pool, route),
             Found::Nobody(Some(pool)) => {
                 flight.lost = pool.lost.clone();
                 return unread_answer(flight, no_instance(pool), bodyless);
@@ -132,7 +133,7 @@ impl Client {
         flight.lost = pool.lost.clone();
         let message = self.message(request, id);
         let progress = message.progress.clone();
-        let mut answer = self.send(pool, message, flight).await;
+        let mut answer = self.send(pool, route, message, flight).await;
         if !progress.ended.load(Ordering::Relaxed) {
             close(&mut answer);
         }
@@ -155,7 +156,13 @@ impl Client {
         Message { request: Some(request), spare, progress, idempotent, upgrade, old }
     }
 
-    async fn send(&self, pool: &Upstream, mut message: Message, mut flight: Flight) -> Response<AnswerBody> {
+    async fn send(
+        &self,
+        pool: &Upstream,
+        route: &Route,
+        mut message: Message,
+        mut flight: Flight,
+    ) -> Response<AnswerBody> {
         let mut tried: Vec<u64> = vec![];
         let mut retries = 0;
         let mut last = no_instance(pool);
@@ -166,7 +173,7 @@ impl Client {
                 break;
             };
             flight.retarget(target.clone());
-            let (sender, reused) = match reach(&target, &message, fresh_only).await {
+            let (sender, reused) = match self.reach(pool, route, &target, &message, fresh_only).await {
                 Ok(reached) => reached,
                 Err(e) => {
                     last = self.unreachable(pool, &target, &e);
@@ -199,7 +206,7 @@ impl Client {
                     );
                 }
                 Exchange::Timeout => {
-                    self.failed(&target, "it does not answer in time");
+                    health::failed(&self.shared, &target, "it does not answer in time");
                     let reason = format!("{} does not answer in time", name(pool, &target));
                     return edge_answer(
                         flight,
@@ -212,7 +219,7 @@ impl Client {
                 Exchange::Broken(reason) => {
                     // The end of an idle connection says nothing about the instance.
                     if !reused {
-                        self.failed(&target, &reason);
+                        health::failed(&self.shared, &target, &reason);
                     }
                     let text = format!("{} closed the connection before it answered", name(pool, &target));
                     last = Failure { status: StatusCode::BAD_GATEWAY, code: "reset", reason: text };
@@ -308,35 +315,29 @@ impl Client {
 
     fn unreachable(&self, pool: &Upstream, target: &TargetState, error: &std::io::Error) -> Failure {
         let was_out = target.ejected();
-        let refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
-        let out =
-            if refused { target.eject("connection refused") } else { target.failure(&error.to_string()) };
-        self.log_ejection(target, out);
+        health::unreachable(&self.shared, target, error);
         let status = if was_out { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY };
         Failure { status, code: "connect", reason: format!("{} cannot be reached", name(pool, target)) }
     }
 
-    fn failed(&self, target: &TargetState, reason: &str) {
-        let out = target.failure(reason);
-        self.log_ejection(target, out);
-    }
-
-    fn log_ejection(&self, target: &TargetState, out: bool) {
-        if out {
-            let fields = json!({ "instance": target.key.instance, "reason": target.report(true).reason });
-            self.shared.log.event("warn", "ejected", fields);
+    /// A connection for the message, and whether it has carried others. What must not be sent twice gets a fresh or
+    /// recently used one: an older one may be closing at this moment.
+    async fn reach(
+        &self,
+        pool: &Upstream,
+        route: &Route,
+        target: &TargetState,
+        message: &Message,
+        fresh_only: bool,
+    ) -> std::io::Result<(Sender, bool)> {
+        let idle_max = if message.idempotent { IDLE_MAX } else { IDLE_MAX_UNSAFE };
+        let reusable = !fresh_only && message.upgrade.is_none() && !pool.proxy_protocol;
+        if let Some(sender) = reusable.then(|| pool::get(target.id, idle_max)).flatten() {
+            return Ok((sender, true));
         }
-    }
-}
-
-/// A connection for the message, and whether it has carried others. What must not be sent twice gets a fresh or
-/// recently used one: an older one may be closing at this moment.
-async fn reach(target: &TargetState, message: &Message, fresh_only: bool) -> std::io::Result<(Sender, bool)> {
-    let idle_max = if message.idempotent { IDLE_MAX } else { IDLE_MAX_UNSAFE };
-    let reusable = !fresh_only && message.upgrade.is_none();
-    match reusable.then(|| pool::get(target.id, idle_max)).flatten() {
-        Some(sender) => Ok((sender, true)),
-        None => Ok((pool::connect(target.key.address).await?, false)),
+        let time = route.policy.connect.map_or(CONNECT_TIMEOUT, Millis::duration);
+        let header = pool.proxy_protocol.then(|| proxy_protocol::header(self.ends));
+        Ok((pool::connect(target.key.address, time, header).await?, false))
     }
 }
 
@@ -406,7 +407,7 @@ async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, mut flight: Flight, _ope
 }
 
 /// 32 hexadecimal digits.
-fn request_id() -> HeaderValue {
+pub(crate) fn request_id() -> HeaderValue {
     let number = u128::from(choose::random()) << 64 | u128::from(choose::random());
     let digit = |n: usize| b"0123456789abcdef"[(number >> (124 - 4 * n)) as usize & 15];
     let text: [u8; 32] = std::array::from_fn(digit);

@@ -6,7 +6,7 @@ use crate::server::{StartFailure, control_socket, failure_path};
 use crate::wire::{self, Answer, Ask};
 use async_trait::async_trait;
 use kiln_model::edge::EdgeStatus;
-use kiln_model::{Fence, Generation, RouteTable, ServiceRange};
+use kiln_model::{Cidr, Fence, Generation, RouteTable, ServiceRange};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -127,13 +127,14 @@ pub enum SpawnError {
     Silent,
 }
 
-/// Starts `PROGRAM edge --dir DIR --listen ADDR… [--internal RANGE]` with no terminal, in a session of its own, and waits until it
+/// Starts `PROGRAM edge --dir DIR --listen ADDR… [--internal RANGE] [--proxy-protocol BLOCK]…` with no terminal, in a session of its own, and waits until it
 /// answers. The caller may drop the child: the edge lives on.
 pub async fn spawn_edge(
     program: &Path,
     dir: &Path,
     listen: &[SocketAddr],
     internal: Option<ServiceRange>,
+    proxies: &[Cidr],
 ) -> Result<Child, SpawnError> {
     if listen.is_empty() {
         return Err(SpawnError::NoAddress { dir: dir.to_owned() });
@@ -149,6 +150,9 @@ pub async fn spawn_edge(
     }
     if let Some(range) = internal {
         command.arg("--internal").arg(range.to_string());
+    }
+    for block in proxies {
+        command.arg("--proxy-protocol").arg(block.to_string());
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(panics).current_dir("/");
     let started = command.spawn();

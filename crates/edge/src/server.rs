@@ -2,13 +2,13 @@
 
 use crate::access;
 use crate::alarm;
-use crate::connection::serve_client;
 use crate::control::{Control, chain};
+use crate::door::Door;
 use crate::limits::*;
 use crate::log::Log;
 use crate::pool;
 use crate::shared::{Open, Phase, Shared};
-use kiln_model::{NetworkNumber, ServiceRange};
+use kiln_model::{Cidr, ServiceRange};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -39,6 +39,8 @@ pub struct EdgeConfig {
     pub listen: Vec<SocketAddr>,
     /// Where instances find the services of their environment by name; none serves no names.
     pub internal: Option<ServiceRange>,
+    /// Proxies whose PROXY protocol headers are believed, and have to come.
+    pub proxies: Vec<Cidr>,
     /// Which boot of the host this is: no target of a table that was kept in another one is sent anything.
     pub boot: String,
     /// Data-path threads; none means one per core.
@@ -58,6 +60,7 @@ impl EdgeConfig {
             dir: dir.into(),
             listen,
             internal: None,
+            proxies: vec![],
             boot: boot.into(),
             threads: None,
             access_log: false,
@@ -195,9 +198,8 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     }
     let access = config.access_log.then(|| Arc::new(Log::new(dir, "access.log", ACCESS_LOG_BYTES_MAX)));
     let log = Log::new(dir, "edge.log", LOG_BYTES_MAX);
-    let timeouts = (config.answer_timeout, config.stall_timeout);
-    let shared = Shared::new(n_threads, config.internal, log, access, timeouts.0, timeouts.1);
-    let shared = Arc::new(shared);
+    let real: Vec<SocketAddr> = listening.iter().filter_map(|a| a.parse().ok()).collect();
+    let shared = Arc::new(Shared::new(config, &real, n_threads, log, access));
     let process = format!("{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
     let control = Arc::new(Control::new(config, process, listening.clone(), shared.clone()));
     let runtime = runtime("the control thread's runtime")?;
@@ -304,7 +306,7 @@ struct Worker {
 impl Worker {
     async fn run(self, listeners: Vec<StdListener>) {
         for listener in listeners {
-            if !self.open(None, listener) {
+            if !self.open(Door::World, listener) {
                 return;
             }
         }
@@ -320,8 +322,11 @@ impl Worker {
                     }
                     // Between two polls: no request of this thread is in the act of loading a table.
                     let number = *switches.borrow_and_update();
-                    for (network, listener) in self.shared.inside.take(self.thread) {
-                        if !self.open(Some(network), listener) {
+                    let inside = self.shared.inside.take(self.thread).into_iter();
+                    let ports = self.shared.ports.take(self.thread).into_iter();
+                    let new = inside.map(|(network, listener)| (Door::Inside(network), listener));
+                    for (door, listener) in new.chain(ports.map(|(port, listener)| (Door::Port(port), listener))) {
+                        if !self.open(door, listener) {
                             return;
                         }
                     }
@@ -343,9 +348,9 @@ impl Worker {
 
 impl Worker {
     /// Begins to accept; false if that cannot be.
-    fn open(&self, network: Option<NetworkNumber>, listener: StdListener) -> bool {
+    fn open(&self, door: Door, listener: StdListener) -> bool {
         match TcpListener::from_std(listener) {
-            Ok(listener) => drop(tokio::spawn(accept(self.shared.clone(), self.thread, network, listener))),
+            Ok(listener) => drop(tokio::spawn(accept(self.shared.clone(), self.thread, door, listener))),
             Err(e) => {
                 let fields = json!({ "problem": e.to_string() });
                 self.shared.log.event("error", "a listener cannot be used", fields);
@@ -356,17 +361,12 @@ impl Worker {
     }
 }
 
-/// Accepts until the edge stops, or until its environment, if it is one's, left the table.
-async fn accept(shared: Arc<Shared>, thread: usize, network: Option<NetworkNumber>, listener: TcpListener) {
+/// Accepts until the edge stops, or until what it is for left the table.
+async fn accept(shared: Arc<Shared>, thread: usize, door: Door, listener: TcpListener) {
     // A listener counts as a connection: nobody may believe that all are gone while one can still come.
     let _open = Open::new(&shared);
     let mut phase = shared.phase.subscribe();
-    let left = async {
-        match network {
-            Some(network) => shared.inside.left(network).await,
-            None => std::future::pending().await,
-        }
-    };
+    let left = door.left(&shared);
     tokio::pin!(left);
     loop {
         let accepted = tokio::select! {
@@ -375,7 +375,7 @@ async fn accept(shared: Arc<Shared>, thread: usize, network: Option<NetworkNumbe
             () = &mut left => break,
         };
         match accepted {
-            Ok((stream, peer)) => serve_client(&shared, thread, stream, peer),
+            Ok((stream, peer)) => door.admit(&shared, thread, stream, peer),
             // File descriptors or memory are used up; other errors belong to one connection.
             Err(e) if Errno::from_io_error(&e).is_some_and(|e| EXHAUSTED.contains(&e)) => {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -388,13 +388,14 @@ async fn accept(shared: Arc<Shared>, thread: usize, network: Option<NetworkNumbe
         while let Ok((stream, peer)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
-                serve_client(&shared, thread, stream, peer);
+                door.admit(&shared, thread, stream, peer);
             }
         }
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<StdListener> {
+/// A listener that shares its port with those of the other threads.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<StdListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -410,12 +411,17 @@ fn bind(address: SocketAddr) -> io::Result<StdListener> {
 /// Also finds out whether another process has the port: with `SO_REUSEPORT` the kernel would share it silently.
 fn bind_first(address: SocketAddr) -> io::Result<StdListener> {
     if address.port() != 0 {
-        let probe = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        probe.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            probe.set_only_v6(true)?;
-        }
-        probe.bind(&address.into())?;
+        probe(address)?;
     }
     bind(address)
+}
+
+/// Fails if anybody listens there.
+pub(crate) fn probe(address: SocketAddr) -> io::Result<()> {
+    let probe = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    probe.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        probe.set_only_v6(true)?;
+    }
+    probe.bind(&address.into())
 }

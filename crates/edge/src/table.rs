@@ -5,8 +5,10 @@ use crate::limits::{TABLE_POOLS_MAX, TABLE_ROUTES_MAX, TABLE_TARGETS_MAX};
 use crate::target::{Cells, TargetKey, TargetState};
 use kiln_model::edge::Tally;
 use kiln_model::route::{Pool, WeightedPool};
-use kiln_model::{CommitId, Digest, EnvRef, Generation, Health, NetworkNumber, RouteTable, ServiceName};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use kiln_model::{
+    CommitId, Digest, EnvRef, Generation, Health, NetworkNumber, RoutePolicy, RouteTable, ServiceName,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -30,6 +32,16 @@ pub enum TableError {
         host: String,
         /// Path.
         path: String,
+    },
+    /// Two raw TCP routes of one port.
+    #[error("port {port} is of {one}, and of {other} as well")]
+    Port {
+        /// The port.
+        port: u16,
+        /// Whose it is.
+        one: String,
+        /// Who wants it too.
+        other: String,
     },
     /// A route names no pool, or one that is not there.
     #[error("the route `{host}{path}` leads to pool {pool}, and there are {n_pools}")]
@@ -65,7 +77,7 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
         true => Err(TableError::TooLarge { what, found, limit }),
         false => Ok(()),
     };
-    limit("routes", table.routes.len() + table.internal.len(), TABLE_ROUTES_MAX)?;
+    limit("routes", table.routes.len() + table.internal.len() + table.tcp.len(), TABLE_ROUTES_MAX)?;
     limit("pools", table.pools.len(), TABLE_POOLS_MAX)?;
     limit("targets", table.pools.iter().map(|p| p.targets.len()).sum(), TABLE_TARGETS_MAX)?;
     let mut seen = HashSet::new();
@@ -93,6 +105,16 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
         }
         dangling(table, &route.pools, || route.host.clone(), "/")?;
     }
+    let mut seen = HashMap::new();
+    for route in &table.tcp {
+        dangling(table, &route.pools, || format!("tcp:{}", route.port), "")?;
+        if let Some(one) = seen.insert(route.port, owner(table, &route.pools)) {
+            return Err(TableError::Port { port: route.port, one, other: owner(table, &route.pools) });
+        }
+        if route.port == 0 {
+            return Err(TableError::Text { what: "port", text: route.port.to_string() });
+        }
+    }
     for pool in &table.pools {
         let mut seen = HashSet::new();
         if let Some(twice) = pool.targets.iter().find(|t| !seen.insert(&t.instance)) {
@@ -100,6 +122,11 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
         }
     }
     Ok(())
+}
+
+fn owner(table: &RouteTable, pools: &[WeightedPool]) -> String {
+    let pool = pools.first().and_then(|p| table.pools.get(p.pool));
+    pool.map_or_else(|| "nobody".to_owned(), |p| format!("service `{}` of `{}`", p.service, p.env))
 }
 
 fn is_host(host: &str) -> bool {
@@ -131,6 +158,7 @@ pub(crate) struct Upstream {
     pub(crate) env: EnvRef,
     pub(crate) service: ServiceName,
     pub(crate) health: Option<Health>,
+    pub(crate) proxy_protocol: bool,
     pub(crate) targets: Vec<Arc<TargetState>>,
     /// Counts of the requests that this pool got and had no instance for; one per environment.
     pub(crate) lost: Arc<Cells>,
@@ -144,6 +172,7 @@ pub(crate) struct Route {
     pools: Vec<(u64, usize)>,
     /// The first pool, whatever its weight: it tells whose the route is.
     first: Option<usize>,
+    pub(crate) policy: RoutePolicy,
 }
 
 /// See the module.
@@ -156,14 +185,16 @@ pub(crate) struct Compiled {
     any_host: Vec<Route>,
     /// The names inside, by environment.
     inside: HashMap<NetworkNumber, HashMap<String, Route>>,
+    /// Raw TCP routes, by port.
+    tcp: HashMap<u16, Route>,
     /// Identities of the targets, for the pools of connections.
     pub(crate) ids: HashSet<u64>,
 }
 
 /// What a lookup found.
 pub(crate) enum Found<'a> {
-    /// This pool; it may be empty.
-    Pool(&'a Upstream),
+    /// This pool of this route; it may be empty.
+    Pool(&'a Upstream, &'a Route),
     /// The route has no pool with a weight; this is its first one, if it has any.
     Nobody(Option<&'a Upstream>),
     /// There is no route at all: the edge has no table yet, or an empty one.
@@ -194,11 +225,26 @@ impl Compiled {
         let Some(route) = route else {
             return if empty { Found::Nothing } else { Found::NoRoute };
         };
+        self.pool(route, random)
+    }
+
+    /// The pool for a connection to the port of a raw TCP route.
+    pub(crate) fn find_port(&self, port: u16, random: u64) -> Found<'_> {
+        self.tcp.get(&port).map_or(Found::NoRoute, |route| self.pool(route, random))
+    }
+
+    /// The ports of raw TCP routes.
+    pub(crate) fn ports(&self) -> BTreeSet<u16> {
+        self.tcp.keys().copied().collect()
+    }
+
+    fn pool<'a>(&'a self, route: &'a Route, random: u64) -> Found<'a> {
         let Some((total, _)) = route.pools.last() else {
             return Found::Nobody(route.first.and_then(|n| self.pools.get(n)));
         };
         let chosen = route.pools.iter().find(|(sum, _)| random % total < *sum).map(|(_, index)| *index);
-        chosen.and_then(|n| self.pools.get(n)).map_or(Found::Nobody(None), Found::Pool)
+        let chosen = chosen.and_then(|n| self.pools.get(n));
+        chosen.map_or(Found::Nobody(None), |pool| Found::Pool(pool, route))
     }
 }
 
@@ -209,7 +255,7 @@ fn longest<'a>(routes: &'a [Route], path: &str) -> Option<&'a Route> {
     })
 }
 
-fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool]) -> Route {
+fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool], policy: &RoutePolicy) -> Route {
     let weighted = || shares.iter().filter(|p| p.weight > 0);
     let any_full = weighted().any(|p| !pools[p.pool].targets.is_empty());
     let mut sum = 0;
@@ -218,7 +264,7 @@ fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool]) -> Route {
         (sum, p.pool)
     });
     let (cumulative, first) = (cumulative.collect(), shares.first().map(|p| p.pool));
-    Route { path: trim(path).to_owned(), pools: cumulative, first }
+    Route { path: trim(path).to_owned(), pools: cumulative, first, policy: policy.clone() }
 }
 
 /// Everything that outlives a table: targets that were ever used, and counts of those that are gone.
@@ -255,7 +301,7 @@ impl Registry {
         let pools: Vec<Upstream> = table.pools.iter().map(|pool| self.upstream(pool)).collect();
         let mut compiled = Compiled { generation, digest, ..Compiled::default() };
         for route in &table.routes {
-            let ready = ready(&pools, &route.path, &route.pools);
+            let ready = ready(&pools, &route.path, &route.pools, &route.policy);
             match &route.host {
                 Some(host) => compiled.by_host.entry(host.clone()).or_default().push(ready),
                 None => compiled.any_host.push(ready),
@@ -265,8 +311,11 @@ impl Registry {
             routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         }
         for route in &table.internal {
-            let ready = ready(&pools, "/", &route.pools);
+            let ready = ready(&pools, "/", &route.pools, &RoutePolicy::default());
             compiled.inside.entry(route.network).or_default().insert(route.host.clone(), ready);
+        }
+        for route in &table.tcp {
+            compiled.tcp.insert(route.port, ready(&pools, "/", &route.pools, &route.policy));
         }
         compiled.ids = pools.iter().flat_map(|p| &p.targets).map(|t| t.id).collect();
         compiled.pools = pools;
@@ -295,6 +344,7 @@ impl Registry {
             env: pool.env.clone(),
             service: pool.service.clone(),
             health: pool.health.clone(),
+            proxy_protocol: pool.proxy_protocol,
             targets,
             lost,
         }

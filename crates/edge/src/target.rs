@@ -56,6 +56,8 @@ pub(crate) struct Cell {
     cut: AtomicU64,
     abandoned: AtomicU64,
     errors: AtomicU64,
+    connections: AtomicU64,
+    bytes: AtomicU64,
     latency: [AtomicU64; LATENCY_BUCKETS],
 }
 
@@ -90,6 +92,13 @@ impl Cells {
         };
     }
 
+    /// Counts what a raw connection carried, behind [`Cells::count`].
+    pub(crate) fn carried(&self, thread: usize, bytes: u64) {
+        let cell = self.of(thread);
+        cell.connections.fetch_add(1, Ordering::Release);
+        cell.bytes.fetch_add(bytes, Ordering::Release);
+    }
+
     pub(crate) fn in_flight(&self) -> u64 {
         self.0.iter().map(|c| c.in_flight.load(Ordering::Acquire)).sum()
     }
@@ -98,7 +107,8 @@ impl Cells {
         let sum = |f: fn(&Cell) -> &AtomicU64| self.0.iter().map(|c| f(c).load(Ordering::Acquire)).sum();
         let (failed, cut) = (sum(|c| &c.failed), sum(|c| &c.cut));
         let (abandoned, errors) = (sum(|c| &c.abandoned), sum(|c| &c.errors));
-        Tally { requests: sum(|c| &c.requests), failed, cut, abandoned, errors }
+        let (connections, bytes) = (sum(|c| &c.connections), sum(|c| &c.bytes));
+        Tally { requests: sum(|c| &c.requests), failed, cut, abandoned, errors, connections, bytes }
     }
 
     fn latency(&self) -> Vec<u64> {

@@ -13,6 +13,10 @@ mod faults;
 mod inside;
 #[path = "edge/protocol.rs"]
 mod protocol;
+#[path = "edge/proxy.rs"]
+mod proxy;
+#[path = "edge/raw.rs"]
+mod raw;
 #[path = "edge/reboot.rs"]
 mod reboot;
 #[path = "edge/stage.rs"]
@@ -35,7 +39,7 @@ fn main() -> ExitCode {
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
     let cases: Vec<Case> =
-        [cases::CASES, faults::CASES, inside::CASES, protocol::CASES, reboot::CASES].concat();
+        [cases::CASES, faults::CASES, inside::CASES, protocol::CASES, proxy::CASES, raw::CASES, reboot::CASES].concat();
     if args.iter().any(|a| a == "--list") {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
@@ -65,6 +69,7 @@ fn edge(args: &[String]) -> ExitCode {
     let mut config = EdgeConfig::new(values("--dir")[0], listen, boot);
     config.threads = Some(2);
     config.internal = values("--internal").first().map(|range| range.parse().expect("a range"));
+    config.proxies = values("--proxy-protocol").iter().map(|block| block.parse().expect("a block")).collect();
     config.access_log = args.iter().any(|a| a == "--access-log");
     for (name, timeout) in [
         ("TEST_ANSWER_TIMEOUT_MS", &mut config.answer_timeout),

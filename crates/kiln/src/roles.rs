@@ -36,6 +36,7 @@ impl Roles for Engines {
         let mut config = EdgeConfig::new(&arguments.dir, arguments.listen.clone(), boot);
         config.access_log = arguments.access_log;
         config.internal = arguments.internal;
+        config.proxies = arguments.proxy_protocol.clone();
         kiln_edge::run(config).map_err(|error| Failure::new(Code::AddressInUse, chain(&error)))
     }
 
@@ -96,6 +97,7 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         state: arguments.state.clone(),
         program,
         edge: arguments.edge.clone(),
+        proxies: arguments.edge_proxy_protocol.clone(),
         subnet,
         mirror: arguments.mirror.clone(),
         forced,

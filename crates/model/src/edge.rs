@@ -24,6 +24,16 @@ pub struct Tally {
     pub abandoned: u64,
     /// Of these: an instance answered with a status of 500 or above.
     pub errors: u64,
+    /// Of these: connections of raw TCP routes, each counted when it ended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub connections: u64,
+    /// Bytes that those carried, both ways together.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Tally {
@@ -39,6 +49,8 @@ impl Tally {
             cut: self.cut.saturating_sub(earlier.cut),
             abandoned: self.abandoned.saturating_sub(earlier.abandoned),
             errors: self.errors.saturating_sub(earlier.errors),
+            connections: self.connections.saturating_sub(earlier.connections),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
         }
     }
 
@@ -51,6 +63,8 @@ impl Tally {
             cut: self.cut + other.cut,
             abandoned: self.abandoned + other.abandoned,
             errors: self.errors + other.errors,
+            connections: self.connections + other.connections,
+            bytes: self.bytes + other.bytes,
         }
     }
 }
@@ -90,8 +104,14 @@ pub struct EdgeStatus {
     /// The fence of the table that it keeps; none before the first one, and from an older edge.
     #[serde(default)]
     pub fence: Option<Fence>,
+    /// The form of tables that it knows, see [`crate::route::TABLE_FORM`]; 0 from an older edge.
+    #[serde(default)]
+    pub form: u32,
     /// Addresses that take traffic, `IP:PORT`.
     pub listening: Vec<String>,
+    /// Ports of raw TCP routes that are listened on.
+    #[serde(default)]
+    pub ports: Vec<u16>,
     /// The range of service addresses that it serves; none if it serves none, as an older edge.
     #[serde(default)]
     pub internal: Option<String>,

@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod check;
+pub mod cidr;
 pub mod confinement;
 pub mod digest;
 pub mod edge;
@@ -23,6 +24,7 @@ pub mod mutation;
 pub mod network;
 pub mod op;
 pub mod pause;
+pub mod policy;
 pub mod recovery;
 pub mod release;
 pub mod requirement;
@@ -52,7 +54,9 @@ pub use recovery::{Memory, Origin, Recovery};
 pub use release::{Promotion, Release, ReleaseSpec};
 pub use requirement::Requirement;
 pub use rollout::{Rollout, RolloutKind, RolloutPhase};
-pub use route::{Generation, InternalRoute, RouteRule, RouteTable, Target};
+pub use cidr::Cidr;
+pub use policy::RoutePolicy;
+pub use route::{Generation, InternalRoute, RouteRule, RouteTable, Target, TcpRoute};
 pub use secret::{NO_SECRETS, Secret, SecretContent, SecretName, SecretValue, SecretValues, SecretVersion};
 pub use service::{Autoscale, Health, Resources, RolloutPolicy, ServiceSpec, Stop};
 pub use snapshot::{Environment, Snapshot};

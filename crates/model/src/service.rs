@@ -25,6 +25,9 @@ pub struct ServiceSpec {
     pub autoscale: Option<Autoscale>,
     /// The TCP port that it serves on, if any.
     pub port: Option<u16>,
+    /// Whether it expects a PROXY protocol header at the beginning of every connection to that port.
+    #[serde(default, skip_serializing_if = "crate::policy::is_false")]
+    pub proxy_protocol: bool,
     /// User name of the image or number.
     pub user: String,
     /// Environment variables beside those that kiln sets.

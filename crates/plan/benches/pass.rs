@@ -160,7 +160,7 @@ fn release(env: &EnvRef, project: usize, instances: u32) -> Release {
         keep_previous: Millis(600_000),
         deadline: Millis(60_000),
     };
-    let service = |n: usize| ServiceSpec {
+    let service = |n: usize| ServiceSpec { proxy_protocol: false,
         secrets: vec![],
         autoscale: None,
         name: ServiceName::new(format!("service-{n}")).unwrap(),
@@ -179,7 +179,7 @@ fn release(env: &EnvRef, project: usize, instances: u32) -> Release {
         stop: Stop::default(),
     };
     let services: BTreeMap<_, _> = (0..10).map(service).map(|s| (s.name.clone(), s)).collect();
-    let rule = |name: &ServiceName| RouteRule {
+    let rule = |name: &ServiceName| RouteRule { tcp: None, policy: Default::default(),
         host: Some(format!("{project}.example.com")),
         path: format!("/{name}"),
         service: name.clone(),

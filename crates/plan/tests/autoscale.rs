@@ -31,7 +31,7 @@ fn release() -> ReleaseSpec {
         pinned: true,
         images: vec![image],
         services: [(web(), service)].into(),
-        routes: vec![RouteRule { host: None, path: "/".into(), service: web() }],
+        routes: vec![RouteRule { tcp: None, policy: Default::default(), host: None, path: "/".into(), service: web() }],
     }
 }
 

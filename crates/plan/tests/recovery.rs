@@ -22,7 +22,7 @@ fn web() -> ServiceName {
 fn release(number: u64, strategy: Strategy) -> Release {
     let second = Millis::from_secs(1);
     let image = ImageName::new("web").unwrap();
-    let service = ServiceSpec {
+    let service = ServiceSpec { proxy_protocol: false,
         secrets: vec![],
         autoscale: None,
         name: web(),
@@ -59,7 +59,7 @@ fn release(number: u64, strategy: Strategy) -> Release {
             subject: String::new(),
             pinned: true,
             services: [(web(), service)].into(),
-            routes: vec![RouteRule { host: None, path: "/".into(), service: web() }],
+            routes: vec![RouteRule { tcp: None, policy: Default::default(), host: None, path: "/".into(), service: web() }],
             images: vec![image.clone()],
         },
         images: Some([(image, Digest::of(&[number as u8]))].into()),

@@ -129,7 +129,7 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
         kind: CheckKind::Http { port: 80, path: path.into(), status: None, contains: None, host: None },
         timeout: Millis(100),
     };
-    ServiceSpec {
+    ServiceSpec { proxy_protocol: false,
         autoscale: None,
         name: ServiceName::new(name).unwrap(),
         image: ImageName::new(name).unwrap(),
@@ -162,7 +162,7 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
 
 fn release(commit: u64, keep: u64) -> ReleaseSpec {
     let services = [service("api", 2, keep), service("web", 3, keep)];
-    let rule = |path: &str, service: &str| RouteRule {
+    let rule = |path: &str, service: &str| RouteRule { tcp: None, policy: Default::default(),
         host: None,
         path: path.into(),
         service: ServiceName::new(service).unwrap(),

@@ -8,6 +8,7 @@ mod confinement;
 pub mod error;
 pub mod lock;
 pub mod project;
+mod policy;
 mod reader;
 pub mod recipe;
 mod rollout;

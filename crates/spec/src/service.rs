@@ -45,6 +45,12 @@ pub(crate) fn read(
         let message = format!("`{}` has a port but neither `health` nor `validate`", table.name);
         sink.borrow_mut().push(table.span.clone(), message, Some(hint));
     }
+    let place = table.place("proxy_protocol");
+    let proxy_protocol = crate::policy::flag(&mut table, "proxy_protocol", sink);
+    if let (true, None, Some(span)) = (proxy_protocol, port, place) {
+        let hint = "add `port = …`, or leave `proxy_protocol` out".to_owned();
+        sink.borrow_mut().push(span, "`proxy_protocol` needs a service with a port", Some(hint));
+    }
     let (rollout, declared) = rollout::read(table.table("rollout", sink), sink);
     let spec = ServiceSpec {
         confinement: crate::confinement::read(&mut table, sink),
@@ -53,6 +59,7 @@ pub(crate) fn read(
         instances: autoscale.map_or(instances, |rule: Autoscale| instances.clamp(rule.min, rule.max)),
         autoscale,
         port,
+        proxy_protocol,
         user: user(&mut table, sink),
         env: env(&mut table, sink),
         secrets: secrets(&mut table, sink),

@@ -126,7 +126,7 @@ fn things(n: usize) -> String {
 
 /// `example.com/api → api`.
 pub(crate) fn route(route: &RouteRule) -> String {
-    format!("{}{} → {}", route.host.as_deref().unwrap_or("*"), route.path, route.service)
+    format!("{} → {}", route.place("*"), route.service)
 }
 
 fn services(view: &EnvironmentView) -> String {
@@ -201,7 +201,7 @@ mod tests {
                 validated: 3,
                 serving: 2,
             }],
-            routes: vec![RouteRule {
+            routes: vec![RouteRule { tcp: None, policy: Default::default(),
                 host: None,
                 path: "/".into(),
                 service: ServiceName::new("web").unwrap(),

@@ -7,6 +7,7 @@ use crate::stage::{Edge, env, fence, instance, pool, table};
 use kiln_edge::SpawnError;
 use kiln_edge::client::RouterError;
 use kiln_model::edge::Tally;
+use kiln_model::RoutePolicy;
 use kiln_model::route::TableRoute;
 use kiln_model::{Fence, Incarnation};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -128,7 +129,7 @@ fn routes() {
     ]);
     let mut add = |host: Option<&str>, path: &str, pool: usize| {
         let pools = vec![kiln_model::route::WeightedPool { pool, weight: 1 }];
-        routes.routes.push(TableRoute { host: host.map(Into::into), path: path.into(), pools });
+        routes.routes.push(TableRoute { host: host.map(Into::into), path: path.into(), pools, policy: RoutePolicy::default() });
     };
     add(None, "/api", 1);
     add(None, "/api/deep/", 2);

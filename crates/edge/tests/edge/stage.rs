@@ -16,6 +16,7 @@ pub(crate) struct Edge {
     pub(crate) address: SocketAddr,
     pub(crate) child: Option<Child>,
     internal: Option<ServiceRange>,
+    pub(crate) proxies: Vec<Cidr>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -39,6 +40,7 @@ pub(crate) fn pool(release: u64, targets: &[(u64, &Backend)]) -> Pool {
         port: b.address.port(),
     };
     Pool {
+        proxy_protocol: false,
         env: env(),
         service: ServiceName::new("web").unwrap(),
         release: ReleaseNumber(release),
@@ -54,7 +56,8 @@ pub(crate) fn table(pools: Vec<(Pool, u32)>) -> RouteTable {
     let weighted =
         pools.iter().enumerate().map(|(pool, (_, weight))| WeightedPool { pool, weight: *weight }).collect();
     RouteTable {
-        routes: vec![TableRoute { host: None, path: "/".into(), pools: weighted }],
+        routes: vec![TableRoute { host: None, path: "/".into(), pools: weighted, policy: RoutePolicy::default() }],
+        tcp: vec![],
         internal: vec![],
         pools: pools.into_iter().map(|(p, _)| p).collect(),
     }
@@ -77,7 +80,16 @@ impl Edge {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (address, internal) = (address.parse().unwrap(), internal.map(|range| range.parse().unwrap()));
-        let mut edge = Self { dir, address, child: None, internal, runtime };
+        let mut edge = Self { dir, address, child: None, internal, proxies: vec![], runtime };
+        edge.start();
+        edge
+    }
+
+    /// One that believes PROXY protocol headers of these addresses.
+    pub(crate) fn behind(proxies: &str) -> Self {
+        let mut edge = Self::new();
+        edge.kill();
+        edge.proxies = vec![proxies.parse().unwrap()];
         edge.start();
         edge
     }
@@ -85,14 +97,20 @@ impl Edge {
     pub(crate) fn start(&mut self) {
         let program = std::env::current_exe().unwrap();
         let started =
-            self.runtime.block_on(spawn_edge(&program, self.dir.path(), &[self.address], self.internal));
+            self.runtime.block_on(spawn_edge(
+                &program,
+                self.dir.path(),
+                &[self.address],
+                self.internal,
+                &self.proxies,
+            ));
         self.child = Some(started.expect("an edge"));
         self.address = self.status().listening[0].parse().unwrap();
     }
 
     pub(crate) fn spawn_error(&self, dir: &Path, address: SocketAddr) -> kiln_edge::SpawnError {
         let program = std::env::current_exe().unwrap();
-        match self.runtime.block_on(spawn_edge(&program, dir, &[address], None)) {
+        match self.runtime.block_on(spawn_edge(&program, dir, &[address], None, &[])) {
             Err(error) => error,
             Ok(mut child) => {
                 child.kill().unwrap();
