@@ -78,7 +78,8 @@ fn env() -> EnvRef {
 fn release() -> ReleaseSpec {
     let (name, image) = (ServiceName::new("web").unwrap(), ImageName::new("web").unwrap());
     let second = Millis::from_secs(1);
-    let service = ServiceSpec { proxy_protocol: false,
+    let service = ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         name: name.clone(),
         image: image.clone(),
@@ -107,7 +108,13 @@ fn release() -> ReleaseSpec {
         subject: String::new(),
         pinned: true,
         services: [(name.clone(), service)].into(),
-        routes: vec![RouteRule { tcp: None, policy: Default::default(), host: None, path: "/".into(), service: name }],
+        routes: vec![RouteRule {
+            tcp: None,
+            policy: Default::default(),
+            host: None,
+            path: "/".into(),
+            service: name,
+        }],
         images: vec![image],
         secrets: BTreeMap::new(),
         requires: None,

@@ -30,7 +30,8 @@ pub(crate) fn serve_client(
     let notes = Arc::new(Notes::default());
     let forwarded_for = HeaderValue::from_str(&ends.peer.ip().to_canonical().to_string());
     let forwarded_for = forwarded_for.unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-    let client = Client { shared: shared.clone(), thread, ends, forwarded_for, entrance, notes: notes.clone() };
+    let client =
+        Client { shared: shared.clone(), thread, ends, forwarded_for, entrance, notes: notes.clone() };
     let stream = Tapped::new(stream, notes, shared.stall_timeout);
     tokio::spawn(http1(Arc::new(client), stream, Open::new(shared)));
 }

@@ -219,6 +219,8 @@ impl Control {
             listening: self.listening.clone(),
             internal: self.shared.inside.range(),
             names: table.names() as u64,
+            waiting: registry.waiting(),
+            routes: registry.routes(),
             targets: targets.iter().map(|(t, in_table)| t.report(*in_table)).collect(),
             unrouted: registry.unrouted(),
         }

@@ -59,14 +59,7 @@ impl Door {
         });
     }
 
-    fn serve(
-        &self,
-        shared: &Arc<Shared>,
-        thread: usize,
-        stream: TcpStream,
-        ends: Ends,
-        entrance: Entrance,
-    ) {
+    fn serve(&self, shared: &Arc<Shared>, thread: usize, stream: TcpStream, ends: Ends, entrance: Entrance) {
         let _ = stream.set_nodelay(true);
         match self {
             Self::World | Self::Inside(_) => serve_client(shared, thread, stream, ends, entrance),

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod admission;
 mod alarm;
 mod choose;
 pub mod client;
@@ -28,20 +29,26 @@ mod health;
 mod inside;
 pub mod limits;
 mod log;
+mod meter;
 mod persist;
 mod pool;
 mod ports;
 mod proxy;
 mod proxy_protocol;
+mod rate;
 mod remote;
+mod rules;
 mod server;
 mod shared;
 mod splice;
+mod sticky;
 mod table;
 mod tap;
 mod target;
 mod tcp;
+mod trace;
 mod upload;
+mod watched;
 mod wire;
 
 pub use persist::kept_fence;

@@ -32,6 +32,16 @@ pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 pub const KEEPALIVE_PROBES: u32 = 3;
 /// Attempts of one request of any kind, connecting included; a bound, not a policy.
 pub const ATTEMPTS_MAX: u32 = 8;
+/// Clients that a route with a rate knows at once.
+pub const RATE_CLIENTS_MAX: usize = 64 * 1024;
+/// How often who waits for an instance looks whether one came back.
+pub const TURN_TICK: Duration = Duration::from_millis(100);
+/// Bytes of a body of unknown length that are held back to see whether it keeps to the limit of its route.
+pub const HOLD_BYTES_MAX: u64 = 256 * 1024;
+/// How long an answer may carry nothing, unless its route says so.
+pub const BODY_IDLE: Duration = Duration::from_secs(300);
+/// Counts of routes and releases outside the table that are still reported.
+pub const METERS_DEPARTED_MAX: usize = 256;
 /// Routes of one table, over all environments.
 pub const TABLE_ROUTES_MAX: usize = 16 * 1024;
 /// Pools of one table.

@@ -86,7 +86,11 @@ pub(crate) fn keep_only(ids: &HashSet<u64>) {
 }
 
 /// A new connection within `time`, with a PROXY protocol header if there is one.
-pub(crate) async fn connect(address: SocketAddr, time: Duration, header: Option<Vec<u8>>) -> io::Result<Sender> {
+pub(crate) async fn connect(
+    address: SocketAddr,
+    time: Duration,
+    header: Option<Vec<u8>>,
+) -> io::Result<Sender> {
     let own = header.is_some();
     let connected = async {
         let mut stream = TcpStream::connect(address).await?;

@@ -149,12 +149,15 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        for (peer, local) in [("192.0.2.1:40000", "198.51.100.2:443"), ("[2001:db8::1]:1", "[2001:db8::2]:65535")] {
+        for (peer, local) in
+            [("192.0.2.1:40000", "198.51.100.2:443"), ("[2001:db8::1]:1", "[2001:db8::2]:65535")]
+        {
             let ends = Ends { peer: peer.parse().unwrap(), local: local.parse().unwrap() };
             assert_eq!(read_back(&header(ends)), Some(ends));
         }
         // One that came as IPv6 is written as what it is; two families are written as one.
-        let mapped = Ends { peer: "[::ffff:192.0.2.1]:5".parse().unwrap(), local: "192.0.2.2:6".parse().unwrap() };
+        let mapped =
+            Ends { peer: "[::ffff:192.0.2.1]:5".parse().unwrap(), local: "192.0.2.2:6".parse().unwrap() };
         assert_eq!(read_back(&header(mapped)).unwrap().peer, "192.0.2.1:5".parse().unwrap());
         let mixed = Ends { peer: "192.0.2.1:5".parse().unwrap(), local: "[2001:db8::2]:6".parse().unwrap() };
         assert_eq!(read_back(&header(mixed)).unwrap().peer, "[::ffff:192.0.2.1]:5".parse().unwrap());

@@ -8,7 +8,9 @@
 //! so that here it always means the socket.
 
 use crate::alarm::Alarm;
-use crate::limits::{COPY_BYTES, HALF_CLOSED_IDLE, PIPE_BYTES, PIPES_KEPT, PIPES_MAX, SPLICE_AFTER, TURN_BYTES};
+use crate::limits::{
+    COPY_BYTES, HALF_CLOSED_IDLE, PIPE_BYTES, PIPES_KEPT, PIPES_MAX, SPLICE_AFTER, TURN_BYTES,
+};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use std::cell::{Cell, RefCell};
@@ -194,7 +196,11 @@ impl Way {
         match filled {
             Ok(n) => {
                 pipe.held = n;
-                if n > 0 { self.pipe = Some(pipe) } else { pipe.put_back() }
+                if n > 0 {
+                    self.pipe = Some(pipe)
+                } else {
+                    pipe.put_back()
+                }
                 Poll::Ready(Ok(Some(n)))
             }
             Err(e) => {

@@ -1,12 +1,17 @@
 //! The routing structure that the data path reads: compiled once from a [`RouteTable`], immutable, swapped whole.
 
+use crate::admission::Line;
 use crate::inside::Entrance;
-use crate::limits::{TABLE_POOLS_MAX, TABLE_ROUTES_MAX, TABLE_TARGETS_MAX};
+use crate::limits::{METERS_DEPARTED_MAX, TABLE_POOLS_MAX, TABLE_ROUTES_MAX, TABLE_TARGETS_MAX};
+use crate::meter::{Meter, MeterKey};
+use crate::rate::Limiter;
 use crate::target::{Cells, TargetKey, TargetState};
-use kiln_model::edge::Tally;
+use kiln_model::edge::{RouteStatus, Tally};
+use kiln_model::policy::Rate;
 use kiln_model::route::{Pool, WeightedPool};
 use kiln_model::{
-    CommitId, Digest, EnvRef, Generation, Health, NetworkNumber, RoutePolicy, RouteTable, ServiceName,
+    CommitId, Digest, EnvRef, Generation, Health, NetworkNumber, ReleaseNumber, RoutePolicy, RouteTable,
+    ServiceName,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -159,7 +164,10 @@ pub(crate) struct Upstream {
     pub(crate) service: ServiceName,
     pub(crate) health: Option<Health>,
     pub(crate) proxy_protocol: bool,
+    pub(crate) release: ReleaseNumber,
     pub(crate) targets: Vec<Arc<TargetState>>,
+    /// Those who wait for one of them.
+    pub(crate) line: Arc<Line>,
     /// Counts of the requests that this pool got and had no instance for; one per environment.
     pub(crate) lost: Arc<Cells>,
 }
@@ -173,6 +181,25 @@ pub(crate) struct Route {
     /// The first pool, whatever its weight: it tells whose the route is.
     first: Option<usize>,
     pub(crate) policy: RoutePolicy,
+    pub(crate) limiter: Option<Arc<Limiter>>,
+    meters: Vec<Arc<Meter>>,
+}
+
+impl Route {
+    /// The counts of this route and the pool's release.
+    pub(crate) fn meter(&self, pool: &Upstream) -> Option<&Arc<Meter>> {
+        self.meters.iter().find(|meter| meter.key.release == pool.release)
+    }
+
+    /// Whether more than one pool has a share.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.pools.len() > 1
+    }
+
+    /// The sum of the weights.
+    fn total(&self) -> u64 {
+        self.pools.last().map_or(0, |(total, _)| *total)
+    }
 }
 
 /// See the module.
@@ -209,8 +236,14 @@ impl Compiled {
         self.inside.values().map(HashMap::len).sum()
     }
 
-    /// The pool for a request; `random` chooses among weighted ones.
-    pub(crate) fn find(&self, entrance: Entrance, host: &str, path: &str, random: u64) -> Found<'_> {
+    /// The pool for a request; `place` chooses among weighted ones: any number, or for a sticky client, of the route's total.
+    pub(crate) fn find(
+        &self,
+        entrance: Entrance,
+        host: &str,
+        path: &str,
+        place: impl FnOnce(&Route, u64) -> u64,
+    ) -> Found<'_> {
         let (route, empty) = match entrance {
             Entrance::Outside => {
                 let exact = self.by_host.get(host).and_then(|routes| longest(routes, path));
@@ -225,7 +258,7 @@ impl Compiled {
         let Some(route) = route else {
             return if empty { Found::Nothing } else { Found::NoRoute };
         };
-        self.pool(route, random)
+        self.pool(route, place(route, route.total()))
     }
 
     /// The pool for a connection to the port of a raw TCP route.
@@ -239,9 +272,10 @@ impl Compiled {
     }
 
     fn pool<'a>(&'a self, route: &'a Route, random: u64) -> Found<'a> {
-        let Some((total, _)) = route.pools.last() else {
+        let total = route.total();
+        if total == 0 {
             return Found::Nobody(route.first.and_then(|n| self.pools.get(n)));
-        };
+        }
         let chosen = route.pools.iter().find(|(sum, _)| random % total < *sum).map(|(_, index)| *index);
         let chosen = chosen.and_then(|n| self.pools.get(n));
         chosen.map_or(Found::Nobody(None), |pool| Found::Pool(pool, route))
@@ -255,7 +289,19 @@ fn longest<'a>(routes: &'a [Route], path: &str) -> Option<&'a Route> {
     })
 }
 
-fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool], policy: &RoutePolicy) -> Route {
+/// What a route of the table says.
+struct Said<'a> {
+    /// What metrics call it.
+    name: String,
+    path: &'a str,
+    shares: &'a [WeightedPool],
+    policy: &'a RoutePolicy,
+}
+
+fn ready(registry: &mut Registry, pools: &[Upstream], said: Said<'_>) -> Route {
+    // The newest first: a sticky client's place means the same release however many shares there are.
+    let mut shares: Vec<&WeightedPool> = said.shares.iter().collect();
+    shares.sort_by_key(|p| std::cmp::Reverse(pools[p.pool].release));
     let weighted = || shares.iter().filter(|p| p.weight > 0);
     let any_full = weighted().any(|p| !pools[p.pool].targets.is_empty());
     let mut sum = 0;
@@ -263,8 +309,17 @@ fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool], policy: &Route
         sum += u64::from(p.weight);
         (sum, p.pool)
     });
-    let (cumulative, first) = (cumulative.collect(), shares.first().map(|p| p.pool));
-    Route { path: trim(path).to_owned(), pools: cumulative, first, policy: policy.clone() }
+    let (cumulative, first) = (cumulative.collect(), said.shares.first().map(|p| p.pool));
+    let limiter = said.policy.rate.map(|rate| registry.limiter(&said.name, rate));
+    let mut meters: Vec<Arc<Meter>> = vec![];
+    for share in said.shares {
+        let pool = &pools[share.pool];
+        if meters.iter().all(|meter| meter.key.release != pool.release) {
+            meters.push(registry.meter(pool, &said.name));
+        }
+    }
+    let (path, policy) = (trim(said.path).to_owned(), said.policy.clone());
+    Route { path, pools: cumulative, first, policy, limiter, meters }
 }
 
 /// Everything that outlives a table: targets that were ever used, and counts of those that are gone.
@@ -275,6 +330,10 @@ pub(crate) struct Registry {
     targets: HashMap<TargetKey, Arc<TargetState>>,
     lost: BTreeMap<EnvRef, Arc<Cells>>,
     folded: BTreeMap<EnvRef, Tally>,
+    lines: BTreeMap<(EnvRef, ServiceName), Arc<Line>>,
+    limiters: HashMap<String, Arc<Limiter>>,
+    /// Each with whether it is in the table.
+    meters: BTreeMap<MeterKey, (Arc<Meter>, bool)>,
     /// Requests that no environment is known for.
     pub(crate) unrouted: Arc<Cells>,
 }
@@ -287,6 +346,9 @@ impl Registry {
             targets: HashMap::new(),
             lost: BTreeMap::new(),
             folded: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            limiters: HashMap::new(),
+            meters: BTreeMap::new(),
             unrouted: Arc::new(Cells::new(n_threads)),
         }
     }
@@ -301,7 +363,9 @@ impl Registry {
         let pools: Vec<Upstream> = table.pools.iter().map(|pool| self.upstream(pool)).collect();
         let mut compiled = Compiled { generation, digest, ..Compiled::default() };
         for route in &table.routes {
-            let ready = ready(&pools, &route.path, &route.pools, &route.policy);
+            let name = format!("{}{}", route.host.as_deref().unwrap_or("*"), route.path);
+            let (path, shares, policy) = (&*route.path, &*route.pools, &route.policy);
+            let ready = ready(self, &pools, Said { name, path, shares, policy });
             match &route.host {
                 Some(host) => compiled.by_host.entry(host.clone()).or_default().push(ready),
                 None => compiled.any_host.push(ready),
@@ -311,12 +375,25 @@ impl Registry {
             routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         }
         for route in &table.internal {
-            let ready = ready(&pools, "/", &route.pools, &RoutePolicy::default());
+            let (name, policy) = (route.host.clone(), &RoutePolicy::default());
+            let ready = ready(self, &pools, Said { name, path: "/", shares: &route.pools, policy });
             compiled.inside.entry(route.network).or_default().insert(route.host.clone(), ready);
         }
         for route in &table.tcp {
-            compiled.tcp.insert(route.port, ready(&pools, "/", &route.pools, &route.policy));
+            let name = format!("tcp:{}", route.port);
+            let said = Said { name, path: "/", shares: &route.pools, policy: &route.policy };
+            compiled.tcp.insert(route.port, ready(self, &pools, said));
         }
+        self.meters.values_mut().for_each(|(_, in_table)| *in_table = false);
+        let routes =
+            compiled.by_host.values().flatten().chain(&compiled.any_host).chain(compiled.tcp.values());
+        for meter in routes.chain(compiled.inside.values().flat_map(HashMap::values)).flat_map(|r| &r.meters)
+        {
+            if let Some((_, in_table)) = self.meters.get_mut(&meter.key) {
+                *in_table = true;
+            }
+        }
+        self.forget_meters();
         compiled.ids = pools.iter().flat_map(|p| &p.targets).map(|t| t.id).collect();
         compiled.pools = pools;
         compiled
@@ -345,9 +422,48 @@ impl Registry {
             service: pool.service.clone(),
             health: pool.health.clone(),
             proxy_protocol: pool.proxy_protocol,
+            release: pool.release,
+            line: self.lines.entry((pool.env.clone(), pool.service.clone())).or_default().clone(),
             targets,
             lost,
         }
+    }
+
+    /// The buckets of a route; another rule begins anew.
+    fn limiter(&mut self, route: &str, rate: Rate) -> Arc<Limiter> {
+        let known = self.limiters.get(route).filter(|known| known.rate() == rate).cloned();
+        let limiter = known.unwrap_or_else(|| Arc::new(Limiter::new(rate)));
+        self.limiters.retain(|_, limiter| Arc::strong_count(limiter) > 1);
+        self.limiters.insert(route.to_owned(), limiter.clone());
+        limiter
+    }
+
+    fn meter(&mut self, pool: &Upstream, route: &str) -> Arc<Meter> {
+        let (env, service, release) = (pool.env.clone(), pool.service.clone(), pool.release);
+        let key = MeterKey { env, route: route.to_owned(), service, release };
+        let n_threads = self.n_threads;
+        let new = || (Arc::new(Meter::new(key.clone(), n_threads)), true);
+        self.meters.entry(key.clone()).or_insert_with(new).0.clone()
+    }
+
+    /// Drops the oldest releases' counts that are not in the table, beyond a bound.
+    fn forget_meters(&mut self) {
+        let mut gone: Vec<&MeterKey> =
+            self.meters.iter().filter(|(_, (_, used))| !used).map(|(k, _)| k).collect();
+        gone.sort_by_key(|key| key.release);
+        let surplus = gone.len().saturating_sub(METERS_DEPARTED_MAX);
+        let keys: Vec<MeterKey> = gone[..surplus].iter().map(|key| (*key).clone()).collect();
+        keys.iter().for_each(|key| drop(self.meters.remove(key)));
+    }
+
+    /// The counts of routes and releases.
+    pub(crate) fn routes(&self) -> Vec<RouteStatus> {
+        self.meters.values().map(|(meter, in_table)| meter.report(*in_table)).collect()
+    }
+
+    /// Requests that wait for an instance.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.lines.values().map(|line| u64::from(line.waiting())).sum()
     }
 
     fn target(&mut self, key: TargetKey, commit: &CommitId) -> Arc<TargetState> {

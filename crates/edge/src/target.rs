@@ -46,6 +46,12 @@ impl Outcome {
     }
 }
 
+/// The latency bucket of a time.
+pub(crate) fn bucket(took: Duration) -> usize {
+    let micros = took.as_micros() as u64;
+    (64 - (micros.max(1) - 1).leading_zeros() as usize).saturating_sub(7).min(LATENCY_BUCKETS - 1)
+}
+
 /// One thread's counts, on cache lines of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -78,10 +84,7 @@ impl Cells {
     /// than requests.
     pub(crate) fn count(&self, thread: usize, outcome: Outcome, status: u16, took: Duration) {
         let cell = self.of(thread);
-        let micros = took.as_micros() as u64;
-        let bucket =
-            (64 - (micros.max(1) - 1).leading_zeros() as usize).saturating_sub(7).min(LATENCY_BUCKETS - 1);
-        cell.latency[bucket].fetch_add(1, Ordering::Relaxed);
+        cell.latency[bucket(took)].fetch_add(1, Ordering::Relaxed);
         cell.requests.fetch_add(1, Ordering::Release);
         match outcome {
             Outcome::Answered if status >= 500 => cell.errors.fetch_add(1, Ordering::Release),
@@ -142,7 +145,11 @@ pub(crate) struct TargetState {
     /// Wakes the health task when the data path ejected it.
     pub(crate) ejection: Notify,
     ejected_at: AtomicU64,
+    /// Since it last answered, for the pauses of probes.
     ejections: AtomicU32,
+    n_ejections: AtomicU64,
+    /// Requests that it has from routes with a bound.
+    pub(crate) admitted: AtomicU32,
     failures: AtomicU32,
     reason: Mutex<Option<String>>,
 }
@@ -165,6 +172,8 @@ impl TargetState {
             ejection: Notify::new(),
             ejected_at: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
+            n_ejections: AtomicU64::new(0),
+            admitted: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             reason: Mutex::new(None),
         }
@@ -180,6 +189,7 @@ impl TargetState {
         if first {
             *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
             self.ejections.fetch_add(1, Ordering::Relaxed);
+            self.n_ejections.fetch_add(1, Ordering::Relaxed);
             self.ejection.notify_one();
         }
         first
@@ -229,6 +239,7 @@ impl TargetState {
             in_flight,
             ejected: at != 0,
             ejected_for: Millis(if at == 0 { 0 } else { now().saturating_sub(at) }),
+            ejections: self.n_ejections.load(Ordering::Relaxed),
             reason: self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             tally: self.cells.tally(),
             latency: self.cells.latency(),

@@ -5,10 +5,14 @@
 //! looks like a clean end.
 
 use crate::access::Record;
-use crate::choose;
+use crate::admission::Turn;
+use crate::choose::{self, NoTarget};
 use crate::flight::Flight;
 use crate::health::{failed, unreachable};
-use crate::limits::{CONNECT_TIMEOUT, KEEPALIVE_EVERY, KEEPALIVE_IDLE, KEEPALIVE_PROBES, TUNNEL_IDLE};
+use crate::limits::{
+    ATTEMPTS_MAX, CONNECT_TIMEOUT, KEEPALIVE_EVERY, KEEPALIVE_IDLE, KEEPALIVE_PROBES, TUNNEL_IDLE,
+};
+use crate::meter::Refused;
 use crate::proxy_protocol::{self, Ends};
 use crate::shared::{Open, Shared};
 use crate::splice::{End, Side, carry};
@@ -31,13 +35,7 @@ struct Reached {
 }
 
 /// Carries one connection from its first byte to its last.
-pub(crate) async fn serve(
-    shared: Arc<Shared>,
-    thread: usize,
-    port: u16,
-    mut client: TcpStream,
-    ends: Ends,
-) {
+pub(crate) async fn serve(shared: Arc<Shared>, thread: usize, port: u16, mut client: TcpStream, ends: Ends) {
     let _open = Open::new(&shared);
     let mut flight = Flight::new(thread, shared.unrouted.clone());
     flight.raw = true;
@@ -52,7 +50,7 @@ pub(crate) async fn serve(
     // What a canary is judged by: how fast it took the connection, not how long people stayed.
     flight.latency = Some(flight.elapsed());
     let carried = carry(&mut client, &mut stream, idle).await;
-    flight.bytes = carried.up + carried.down;
+    (flight.bytes_in, flight.bytes) = (carried.up, carried.down);
     let is_retired = || !shared.table.load().ids.contains(&target.id);
     flight.outcome = match &carried.end {
         // It was ended with its instance, in the middle of what the client was doing.
@@ -73,9 +71,17 @@ pub(crate) async fn serve(
 }
 
 /// Connects to an instance of whatever the port leads to at this moment. Nothing was sent yet, so that any other may have it.
-async fn reach(shared: &Shared, thread: usize, port: u16, ends: Ends, flight: &mut Flight) -> Option<Reached> {
+async fn reach(
+    shared: &Shared,
+    thread: usize,
+    port: u16,
+    ends: Ends,
+    flight: &mut Flight,
+) -> Option<Reached> {
     let mut tried: Vec<u64> = vec![];
-    for _ in 0..crate::limits::ATTEMPTS_MAX {
+    let mut turn: Option<Turn> = None;
+    let mut n_attempts = 0;
+    while n_attempts < ATTEMPTS_MAX {
         let table = shared.table.load_full();
         let (pool, route) = match table.find_port(port, choose::random()) {
             Found::Pool(pool, route) => (pool, route),
@@ -86,8 +92,29 @@ async fn reach(shared: &Shared, thread: usize, port: u16, ends: Ends, flight: &m
             Found::Nobody(None) | Found::Nothing | Found::NoRoute => return None,
         };
         flight.lost = pool.lost.clone();
-        let target = choose::target(pool, &tried, thread)?;
-        flight.retarget(target.clone());
+        flight.meter = route.meter(pool).cloned();
+        let bound = route.policy.in_flight;
+        // Who was refused by one had its turn.
+        let had_turn = turn.is_some() || !tried.is_empty();
+        let chosen = match choose::first(pool, &tried, thread, bound.as_ref(), had_turn) {
+            Ok(chosen) => chosen,
+            Err(NoTarget::Nobody) => return None,
+            Err(NoTarget::Full) => {
+                turn = turn.or_else(|| Turn::new(&pool.line, bound?));
+                match &turn {
+                    Some(turn) if turn.wait().await => continue,
+                    _ => {
+                        flight.refused = Some(Refused::Shed);
+                        return None;
+                    }
+                }
+            }
+        };
+        let target = chosen.0.clone();
+        flight.retarget(chosen);
+        turn = None;
+        flight.retries = n_attempts;
+        n_attempts += 1;
         let header = pool.proxy_protocol.then(|| proxy_protocol::header(ends));
         let time = route.policy.connect.map_or(CONNECT_TIMEOUT, Millis::duration);
         match connect(&target, time, header).await {
@@ -140,5 +167,6 @@ fn record(log: Arc<crate::log::Log>, port: u16) -> Record {
         host: HeaderValue::from_str(&format!(":{port}")).ok(),
         uri: Uri::from_static("/"),
         bytes: 0,
+        trace: [b'0'; 32],
     }
 }

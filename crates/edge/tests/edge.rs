@@ -38,8 +38,16 @@ fn main() -> ExitCode {
         return trivial_backend(&args[1]);
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let cases: Vec<Case> =
-        [cases::CASES, faults::CASES, inside::CASES, protocol::CASES, proxy::CASES, raw::CASES, reboot::CASES].concat();
+    let cases: Vec<Case> = [
+        cases::CASES,
+        faults::CASES,
+        inside::CASES,
+        protocol::CASES,
+        proxy::CASES,
+        raw::CASES,
+        reboot::CASES,
+    ]
+    .concat();
     if args.iter().any(|a| a == "--list") {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

@@ -14,7 +14,9 @@ pub struct Cidr {
 
 /// The text is no block.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a block of addresses such as `10.0.0.0/8` or `2001:db8::/32`, or has bits set behind its prefix")]
+#[error(
+    "`{0}` is not a block of addresses such as `10.0.0.0/8` or `2001:db8::/32`, or has bits set behind its prefix"
+)]
 pub struct CidrError(String);
 
 /// The address as a number, and how many bits it has.
@@ -83,7 +85,9 @@ mod tests {
             assert!(!block.contains(outside.parse().unwrap()), "{block} {outside}");
             assert_eq!(block.to_string().parse::<Cidr>(), Ok(block));
         }
-        for wrong in ["", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.0/x", "host/8", "::/129", "2001:db8::1/32", "10/8"] {
+        for wrong in
+            ["", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.0/x", "host/8", "::/129", "2001:db8::1/32", "10/8"]
+        {
             assert!(wrong.parse::<Cidr>().is_err(), "{wrong}");
         }
     }

@@ -31,7 +31,13 @@ fn release() -> ReleaseSpec {
         pinned: true,
         images: vec![image],
         services: [(web(), service)].into(),
-        routes: vec![RouteRule { tcp: None, policy: Default::default(), host: None, path: "/".into(), service: web() }],
+        routes: vec![RouteRule {
+            tcp: None,
+            policy: Default::default(),
+            host: None,
+            path: "/".into(),
+            service: web(),
+        }],
     }
 }
 
@@ -72,6 +78,7 @@ impl World {
             in_flight: 0,
             ejected: false,
             ejected_for: Millis(0),
+            ejections: 0,
             reason: None,
             tally: edge::Tally { requests: self.counts[id], ..Default::default() },
             latency: vec![],

@@ -20,7 +20,8 @@ fn web() -> ServiceName {
 fn release(env: &EnvRef, number: u64) -> Mutation {
     let second = Millis::from_secs(1);
     let image = ImageName::new("web").unwrap();
-    let service = ServiceSpec { proxy_protocol: false,
+    let service = ServiceSpec {
+        proxy_protocol: false,
         secrets: vec![],
         autoscale: None,
         name: web(),
@@ -51,7 +52,13 @@ fn release(env: &EnvRef, number: u64) -> Mutation {
         subject: String::new(),
         pinned: true,
         services: [(web(), service)].into(),
-        routes: vec![RouteRule { tcp: None, policy: Default::default(), host: Some(format!("{}.test", env.env)), path: "/".into(), service: web() }],
+        routes: vec![RouteRule {
+            tcp: None,
+            policy: Default::default(),
+            host: Some(format!("{}.test", env.env)),
+            path: "/".into(),
+            service: web(),
+        }],
         images: vec![image.clone()],
     };
     Mutation::PutRelease(Box::new(Release {
@@ -129,6 +136,7 @@ impl World {
             in_flight: 0,
             ejected: false,
             ejected_for: Millis(0),
+            ejections: 0,
             reason: None,
             tally: Default::default(),
             latency: vec![],

@@ -10,7 +10,8 @@ fn env(name: &str) -> EnvRef {
 }
 
 fn service(name: &str, port: Option<u16>) -> ServiceSpec {
-    ServiceSpec { proxy_protocol: false,
+    ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         name: ServiceName::new(name).unwrap(),
         image: ImageName::new("app").unwrap(),
@@ -46,7 +47,13 @@ fn release(host: &str) -> ReleaseSpec {
         pinned: true,
         images: vec![ImageName::new("app").unwrap()],
         services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
-        routes: vec![RouteRule { tcp: None, policy: Default::default(), host: Some(host.into()), path: "/".into(), service: web }],
+        routes: vec![RouteRule {
+            tcp: None,
+            policy: Default::default(),
+            host: Some(host.into()),
+            path: "/".into(),
+            service: web,
+        }],
         secrets: BTreeMap::new(),
         requires: None,
     }

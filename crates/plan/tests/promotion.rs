@@ -17,7 +17,8 @@ fn key(name: &str) -> SecretName {
 }
 
 fn service(secrets: &[&str]) -> ServiceSpec {
-    ServiceSpec { proxy_protocol: false,
+    ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         name: ServiceName::new("web").unwrap(),
         image: image(),

@@ -22,7 +22,8 @@ fn web() -> ServiceName {
 fn release(number: u64, strategy: Strategy) -> Release {
     let second = Millis::from_secs(1);
     let image = ImageName::new("web").unwrap();
-    let service = ServiceSpec { proxy_protocol: false,
+    let service = ServiceSpec {
+        proxy_protocol: false,
         secrets: vec![],
         autoscale: None,
         name: web(),
@@ -59,7 +60,13 @@ fn release(number: u64, strategy: Strategy) -> Release {
             subject: String::new(),
             pinned: true,
             services: [(web(), service)].into(),
-            routes: vec![RouteRule { tcp: None, policy: Default::default(), host: None, path: "/".into(), service: web() }],
+            routes: vec![RouteRule {
+                tcp: None,
+                policy: Default::default(),
+                host: None,
+                path: "/".into(),
+                service: web(),
+            }],
             images: vec![image.clone()],
         },
         images: Some([(image, Digest::of(&[number as u8]))].into()),
@@ -153,6 +160,7 @@ fn world(there: &[There], strategy: &Strategy) -> World {
         in_flight: 0,
         ejected: false,
         ejected_for: Millis(0),
+        ejections: 0,
         reason: None,
         tally: Default::default(),
         latency: vec![],

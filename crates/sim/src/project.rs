@@ -75,7 +75,8 @@ fn service(name: &str, instances: u32, keep: u64, drain: u64, strategy: &Strateg
         kind: CheckKind::Http { port: 80, path: path.into(), status: None, contains: None, host: None },
         timeout: Millis(100),
     };
-    ServiceSpec { proxy_protocol: false,
+    ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         secrets: vec![],
         name: service_name(name),
@@ -115,7 +116,9 @@ pub fn release(n: usize, commit: u64, keep: u64) -> ReleaseSpec {
         _ => vec![service("blog", 2, keep, 400, &strategy)],
     };
     let last = services.len() - 1;
-    let rule = |(index, service): (usize, &ServiceSpec)| RouteRule { tcp: None, policy: Default::default(),
+    let rule = |(index, service): (usize, &ServiceSpec)| RouteRule {
+        tcp: None,
+        policy: Default::default(),
         host: Some(host.clone()),
         path: if index == last { "/".into() } else { format!("/{}", service.name) },
         service: service.name.clone(),

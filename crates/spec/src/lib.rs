@@ -7,8 +7,8 @@
 mod confinement;
 pub mod error;
 pub mod lock;
-pub mod project;
 mod policy;
+pub mod project;
 mod reader;
 pub mod recipe;
 mod rollout;

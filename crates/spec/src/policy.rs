@@ -48,7 +48,8 @@ pub(crate) fn flag(table: &mut Table<'_>, key: &'static str, sink: Shared<'_, '_
 
 fn refuse(table: &mut Table<'_>, key: &'static str, sink: Shared<'_, '_>) {
     let Some(value) = table.take(key) else { return };
-    let message = format!("`{key}` in `{}` is of HTTP, and a `tcp` route carries bytes as they are", table.name);
+    let message =
+        format!("`{key}` in `{}` is of HTTP, and a `tcp` route carries bytes as they are", table.name);
     let hint = format!("remove `{key}`, or `tcp` if the service speaks HTTP");
     sink.borrow_mut().push(value.span, message, Some(hint));
 }

@@ -357,8 +357,9 @@ fn read_routes(
 ) -> Vec<RouteRule> {
     let mut rules: Vec<RouteRule> = vec![];
     let Some(value) = routes else { return rules };
-    let items =
-        value.as_array("routes", "an array of tables { host, path or tcp, service }", sink).unwrap_or_default();
+    let items = value
+        .as_array("routes", "an array of tables { host, path or tcp, service }", sink)
+        .unwrap_or_default();
     if items.len() > limits::ROUTES_MAX {
         value.wrong("routes", &format!("at most {} routes", limits::ROUTES_MAX), sink);
     }
@@ -368,7 +369,9 @@ fn read_routes(
         if let Some(other) = rules.iter().find(|other| other.is_same_place(&rule)) {
             let what = rule.place("any host, ");
             let message = match rule.tcp {
-                Some(_) => format!("there are two routes for {what}: `{}` and `{}`", other.service, rule.service),
+                Some(_) => {
+                    format!("there are two routes for {what}: `{}` and `{}`", other.service, rule.service)
+                }
                 None => format!("there are two routes for {what}"),
             };
             sink.borrow_mut().push(item.span, message, None);

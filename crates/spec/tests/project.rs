@@ -84,7 +84,8 @@ fn what_is_not_written_has_the_documented_value() {
     let project =
         Project::parse(&format!("{SMALL}[[routes]]\nhost = \"A.test\"\nservice = \"a\"\n"), "x").unwrap();
     let spec = project.environment(&EnvName::new("elsewhere").unwrap());
-    let expected = ServiceSpec { proxy_protocol: false,
+    let expected = ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         name: ServiceName::new("a").unwrap(),
         image: ImageName::new("a").unwrap(),
@@ -314,7 +315,11 @@ fn every_kind_of_mistake_is_found() {
             "`answer` in `[routes.timeouts]` is of HTTP",
         ),
         ("[services.a]", "[[routes]]\nservice = \"a\"\nin_flight = {}\n[services.a]", "has no `max`"),
-        ("[services.a]", "[[routes]]\nservice = \"a\"\nsticky = 1\n[services.a]", "`sticky` must be `true` or"),
+        (
+            "[services.a]",
+            "[[routes]]\nservice = \"a\"\nsticky = 1\n[services.a]",
+            "`sticky` must be `true` or",
+        ),
         (
             "[services.a]",
             "[[routes]]\nservice = \"a\"\nrate = { requests = 0 }\n[services.a]",

@@ -201,7 +201,9 @@ mod tests {
                 validated: 3,
                 serving: 2,
             }],
-            routes: vec![RouteRule { tcp: None, policy: Default::default(),
+            routes: vec![RouteRule {
+                tcp: None,
+                policy: Default::default(),
                 host: None,
                 path: "/".into(),
                 service: ServiceName::new("web").unwrap(),

@@ -6,8 +6,8 @@ use crate::client::{Conn, get, raw};
 use crate::stage::{Edge, env, fence, instance, pool, table};
 use kiln_edge::SpawnError;
 use kiln_edge::client::RouterError;
-use kiln_model::edge::Tally;
 use kiln_model::RoutePolicy;
+use kiln_model::edge::Tally;
 use kiln_model::route::TableRoute;
 use kiln_model::{Fence, Incarnation};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -129,7 +129,12 @@ fn routes() {
     ]);
     let mut add = |host: Option<&str>, path: &str, pool: usize| {
         let pools = vec![kiln_model::route::WeightedPool { pool, weight: 1 }];
-        routes.routes.push(TableRoute { host: host.map(Into::into), path: path.into(), pools, policy: RoutePolicy::default() });
+        routes.routes.push(TableRoute {
+            host: host.map(Into::into),
+            path: path.into(),
+            pools,
+            policy: RoutePolicy::default(),
+        });
     };
     add(None, "/api", 1);
     add(None, "/api/deep/", 2);

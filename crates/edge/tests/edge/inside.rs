@@ -46,7 +46,12 @@ fn table(public: Option<&str>, pools: Vec<(u64, &str, Pool)>) -> RouteTable {
         pools: share(n),
     };
     RouteTable {
-        routes: vec![TableRoute { host: public.map(Into::into), path: "/".into(), pools: share(0), policy: RoutePolicy::default() }],
+        routes: vec![TableRoute {
+            host: public.map(Into::into),
+            path: "/".into(),
+            pools: share(0),
+            policy: RoutePolicy::default(),
+        }],
         tcp: vec![],
         internal: pools.iter().enumerate().map(name).collect(),
         pools: pools.into_iter().map(|(_, _, pool)| pool).collect(),

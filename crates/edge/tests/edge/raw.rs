@@ -268,7 +268,10 @@ fn broken() {
     client.read_exact(&mut [0; 4]).unwrap();
     client.write_all(b"!").unwrap();
     let end = client.read(&mut [0; 16]);
-    assert!(end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset), "a cut looks like a clean end");
+    assert!(
+        end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset),
+        "a cut looks like a clean end"
+    );
     let mut client = open(port);
     client.write_all(b"c").unwrap();
     client.read_exact(&mut [0]).unwrap();
@@ -342,7 +345,10 @@ fn taken() {
         match edge.set(2, &both) {
             Err(RouterError::Invalid { detail, .. }) => {
                 assert!(detail.contains(&format!("`127.0.0.1:{bad}`")), "{detail}");
-                assert!(detail.contains("service `web` of `shop/production`") && detail.contains("hint:"), "{detail}");
+                assert!(
+                    detail.contains("service `web` of `shop/production`") && detail.contains("hint:"),
+                    "{detail}"
+                );
             }
             other => panic!("{other:?}"),
         }

@@ -56,7 +56,12 @@ pub(crate) fn table(pools: Vec<(Pool, u32)>) -> RouteTable {
     let weighted =
         pools.iter().enumerate().map(|(pool, (_, weight))| WeightedPool { pool, weight: *weight }).collect();
     RouteTable {
-        routes: vec![TableRoute { host: None, path: "/".into(), pools: weighted, policy: RoutePolicy::default() }],
+        routes: vec![TableRoute {
+            host: None,
+            path: "/".into(),
+            pools: weighted,
+            policy: RoutePolicy::default(),
+        }],
         tcp: vec![],
         internal: vec![],
         pools: pools.into_iter().map(|(p, _)| p).collect(),
@@ -96,14 +101,13 @@ impl Edge {
 
     pub(crate) fn start(&mut self) {
         let program = std::env::current_exe().unwrap();
-        let started =
-            self.runtime.block_on(spawn_edge(
-                &program,
-                self.dir.path(),
-                &[self.address],
-                self.internal,
-                &self.proxies,
-            ));
+        let started = self.runtime.block_on(spawn_edge(
+            &program,
+            self.dir.path(),
+            &[self.address],
+            self.internal,
+            &self.proxies,
+        ));
         self.child = Some(started.expect("an edge"));
         self.address = self.status().listening[0].parse().unwrap();
     }

@@ -14,10 +14,8 @@ pub(crate) fn free_routes(snapshot: &Snapshot, env: &EnvRef, spec: &ReleaseSpec)
         let target = newest_active(snapshot, &other.env).map(|r| r.to);
         for number in [other.serving, target].into_iter().flatten() {
             let Some(release) = snapshot.release(&other.env, number) else { continue };
-            let taken = spec
-                .routes
-                .iter()
-                .find(|mine| release.spec.routes.iter().any(|t| t.is_same_place(mine)));
+            let taken =
+                spec.routes.iter().find(|mine| release.spec.routes.iter().any(|t| t.is_same_place(mine)));
             if let Some(rule) = taken {
                 return Err(Refusal::RouteTaken { route: rule.place("*"), other: other.env.clone() });
             }

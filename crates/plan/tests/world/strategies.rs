@@ -389,7 +389,9 @@ fn services_may_differ_between_the_releases() {
             s.services.remove(&name("api"));
             s.routes.retain(|r| r.service.as_str() != "api");
             s.services.get_mut(&name("loses")).unwrap().port = None;
-            let rule = |path: &str, service: &str| RouteRule { tcp: None, policy: Default::default(),
+            let rule = |path: &str, service: &str| RouteRule {
+                tcp: None,
+                policy: Default::default(),
                 host: None,
                 path: path.into(),
                 service: name(service),
