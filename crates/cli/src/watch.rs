@@ -237,6 +237,12 @@ fn success(view: &RolloutView) -> String {
         "requests: {} before, {} during, {} after; failed {}; cut {}\n",
         receipt.before.requests, receipt.during.requests, receipt.after.requests, total.failed, total.cut
     ));
+    if total.connections > 0 {
+        text.push_str(&format!(
+            "raw connections among them: {} ended, which carried {} bytes\n",
+            total.connections, total.bytes
+        ));
+    }
     text.push_str(&view.rollback.as_ref().map(safety).unwrap_or_default());
     text
 }

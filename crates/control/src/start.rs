@@ -37,6 +37,8 @@ pub struct ControlConfig {
     pub edge_tls: Vec<SocketAddr>,
     /// The folder of the edge's certificates; none means `STATE/edge/certificates`.
     pub certificates: Option<PathBuf>,
+    /// Proxies in front of it whose PROXY protocol headers it believes.
+    pub proxies: Vec<kiln_model::Cidr>,
     /// Addresses of instances.
     pub subnet: Subnet,
     /// Where packages come from; none takes the host's.
@@ -159,6 +161,7 @@ impl Control {
                 tls: config.edge_tls.clone(),
                 certificates: config.certificates.clone(),
                 internal: Some(config.subnet.services()),
+                proxies: config.proxies.clone(),
             },
         };
         let keeper = Keeper::start(keeper).await?;

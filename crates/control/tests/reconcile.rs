@@ -79,6 +79,7 @@ fn release() -> ReleaseSpec {
     let (name, image) = (ServiceName::new("web").unwrap(), ImageName::new("web").unwrap());
     let second = Millis::from_secs(1);
     let service = ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         name: name.clone(),
         image: image.clone(),
@@ -109,10 +110,12 @@ fn release() -> ReleaseSpec {
         pinned: true,
         services: [(name.clone(), service)].into(),
         routes: vec![RouteRule {
+            tcp: None,
+            policy: Default::default(),
             host: None,
             path: "/".into(),
             service: name,
-            https: kiln_model::Https::default(),
+            https: Default::default(),
         }],
         images: vec![image],
         secrets: BTreeMap::new(),

@@ -3,6 +3,7 @@
 use crate::limits::{ACCESS_BUFFER_BYTES, ACCESS_TEXT_BYTES_MAX};
 use crate::log::Log;
 use crate::target::{Outcome, TargetState};
+use crate::trace::TraceId;
 use http::{HeaderValue, Method, Uri};
 use std::cell::RefCell;
 use std::io::Write;
@@ -23,6 +24,8 @@ pub(crate) struct Record {
     pub(crate) host: Option<HeaderValue>,
     pub(crate) uri: Uri,
     pub(crate) bytes: u64,
+    /// See [`crate::trace`]; zeros if it was refused before.
+    pub(crate) trace: TraceId,
 }
 
 impl Record {
@@ -51,6 +54,8 @@ impl Record {
         number(to, at);
         to.extend_from_slice(b",\"id\":");
         text(to, self.id.as_bytes());
+        to.extend_from_slice(b",\"trace\":");
+        text(to, &self.trace);
         to.extend_from_slice(b",\"method\":");
         text(to, self.method.as_str().as_bytes());
         to.extend_from_slice(b",\"host\":");
@@ -118,6 +123,7 @@ mod tests {
             host: HeaderValue::from_bytes(b"a\"\\\xff\t").ok(),
             uri: Uri::from_static("/x?y"),
             bytes: 7,
+            trace: *b"4bf92f3577b34da6a3ce929d0e0e4736",
         };
         let mut line = vec![];
         record.line(&mut line, None, 200, Outcome::Cut, Duration::from_micros(5));
@@ -127,6 +133,7 @@ mod tests {
             (&value["path"], &value["outcome"], &value["us"]),
             (&"/x".into(), &"cut".into(), &5.into())
         );
+        assert_eq!(value["trace"], "4bf92f3577b34da6a3ce929d0e0e4736");
         assert!(line.ends_with(b"}\n"));
     }
 }

@@ -1,8 +1,10 @@
 //! Which target of a pool gets a request, and whether a failed attempt may be repeated.
 
+use crate::admission::Slot;
 use crate::limits::{RETRY_TOKENS_MAX, RETRY_TOKENS_PER_REQUEST};
 use crate::table::Upstream;
 use crate::target::TargetState;
+use kiln_model::policy::InFlight;
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -37,6 +39,59 @@ pub(crate) fn spend() -> bool {
         TOKENS.set(left);
     }
     left >= 0.0
+}
+
+/// An instance for a request, and the place at it that the request holds if its route has a bound.
+pub(crate) type Chosen = (Arc<TargetState>, Option<Slot>);
+
+/// Why there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoTarget {
+    /// There is none that was not tried.
+    Nobody,
+    /// They all have as much as they may.
+    Full,
+}
+
+/// For a request that comes: as [`admitted`], but nobody overtakes those who wait. `waited` tells that it is one of them.
+pub(crate) fn first(
+    pool: &Upstream,
+    tried: &[u64],
+    thread: usize,
+    bound: Option<&InFlight>,
+    waited: bool,
+) -> Result<Chosen, NoTarget> {
+    if bound.is_some() && !waited && pool.line.waiting() > 0 {
+        return Err(if pool.targets.is_empty() { NoTarget::Nobody } else { NoTarget::Full });
+    }
+    admitted(pool, tried, thread, bound)
+}
+
+/// As [`target`], with a place if there is a bound.
+pub(crate) fn admitted(
+    pool: &Upstream,
+    tried: &[u64],
+    thread: usize,
+    bound: Option<&InFlight>,
+) -> Result<Chosen, NoTarget> {
+    let Some(bound) = bound else {
+        return target(pool, tried, thread).map(|t| (t, None)).ok_or(NoTarget::Nobody);
+    };
+    // Those who are full are as if they had been tried; but an ejected one is no way around them.
+    let well_only = pool.targets.iter().any(|t| !tried.contains(&t.id) && !t.ejected());
+    let mut out = tried.to_vec();
+    let no_way =
+        |t: &&Arc<TargetState>| t.admitted.load(Ordering::Relaxed) >= bound.max || (well_only && t.ejected());
+    out.extend(pool.targets.iter().filter(no_way).map(|t| t.id));
+    while let Some(target) = target(pool, &out, thread) {
+        if let Some(slot) = Slot::take(&target, &pool.line, bound.max) {
+            return Ok((target, Some(slot)));
+        }
+        // Another thread was faster.
+        out.push(target.id);
+    }
+    let any = pool.targets.iter().any(|t| !tried.contains(&t.id));
+    Err(if any { NoTarget::Full } else { NoTarget::Nobody })
 }
 
 /// The one with fewer requests in flight of two random targets that are not ejected. If all are, any: an unhealthy

@@ -3,8 +3,10 @@
 use crate::alarm::{Alarm, ConnectionTimer};
 use crate::guard::Guarded;
 use crate::h2::http2;
+use crate::inside::Entrance;
 use crate::limits::*;
 use crate::proxy::Client;
+use crate::proxy_protocol::Ends;
 use crate::shared::{Open, Phase, Shared};
 use crate::tap::{Notes, Tapped};
 use crate::target::Outcome;
@@ -15,7 +17,6 @@ use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -31,17 +32,17 @@ pub(crate) fn serve_client(
     shared: &Arc<Shared>,
     thread: usize,
     stream: TcpStream,
-    peer: SocketAddr,
+    ends: Ends,
+    entrance: Entrance,
     secure: bool,
 ) {
-    let _ = stream.set_nodelay(true);
     let notes = Arc::new(Notes::default());
-    let entrance = shared.inside.entrance(|| stream.local_addr().ok().map(|local| local.ip()));
-    let forwarded_for = HeaderValue::from_str(&peer.ip().to_canonical().to_string());
+    let forwarded_for = HeaderValue::from_str(&ends.peer.ip().to_canonical().to_string());
     let forwarded_for = forwarded_for.unwrap_or_else(|_| HeaderValue::from_static("unknown"));
     let make = |secure| Client {
         shared: shared.clone(),
         thread,
+        ends,
         forwarded_for,
         entrance,
         notes: notes.clone(),

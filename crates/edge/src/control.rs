@@ -8,6 +8,7 @@ use crate::shared::Shared;
 use crate::table;
 use crate::wire::{self, Answer, Ask};
 use kiln_model::edge::EdgeStatus;
+use kiln_model::route::TABLE_FORM;
 use kiln_model::{Digest, Fence, Generation, RouteTable};
 use serde_json::json;
 use std::path::PathBuf;
@@ -64,6 +65,10 @@ impl Control {
                         if let Err(e) = self.shared.inside.prepare(&kept.table) {
                             let fields = json!({ "problem": chain(&e) });
                             self.shared.log.event("error", "names inside do not work", fields);
+                        }
+                        if let Err(e) = self.shared.ports.prepare(&kept.table) {
+                            let fields = json!({ "problem": chain(&e) });
+                            self.shared.log.event("error", "raw TCP routes do not work", fields);
                         }
                         let digest = kept.table.digest();
                         current.kept = Some((kept.fence, kept.generation, digest));
@@ -146,9 +151,16 @@ impl Control {
                 self.shared.log.event("error", "table not usable yet", json!({ "problem": detail }));
                 return Answer::Failed { detail };
             }
+            if let Err(e) = self.shared.ports.prepare(&table) {
+                let detail = e.to_string();
+                self.shared.log.event("error", "table not usable", json!({ "problem": detail }));
+                return Answer::Invalid { detail };
+            }
             let kept = Kept { fence, generation, table, boot: self.boot.clone() };
             if let Err(e) = persist::save(&self.dir, &kept) {
                 self.shared.log.event("error", "table not stored", json!({ "problem": e.to_string() }));
+                // Nobody would accept what comes there.
+                self.shared.ports.keep_only(&self.shared.table.load().ports());
                 return Answer::Failed { detail: format!("the table could not be stored: {e}") };
             }
             current.kept = Some((fence, generation, digest));
@@ -177,6 +189,7 @@ impl Control {
         current.watchers.update(&self.shared, &compiled);
         current.switch = self.shared.switch(compiled);
         self.shared.inside.keep_only(table);
+        self.shared.ports.keep_only(&self.shared.table.load().ports());
     }
 
     async fn acknowledged(&self, current: &mut Current) -> bool {
@@ -202,10 +215,14 @@ impl Control {
             generation,
             digest,
             fence,
+            form: TABLE_FORM,
+            ports: self.shared.ports.open(),
             listening: self.listening.0.clone(),
             tls: self.shared.tls.as_ref().map(|tls| tls.status(&self.listening.1)),
             internal: self.shared.inside.range(),
             names: table.names() as u64,
+            waiting: registry.waiting(),
+            routes: registry.routes(),
             targets: targets.iter().map(|(t, in_table)| t.report(*in_table)).collect(),
             unrouted: registry.unrouted(),
         }

@@ -2,6 +2,7 @@
 //! what the data path ejected. A probe, never a client's request, finds out whether an ejected target lives again.
 
 use crate::limits::{CHECK_BODY_BYTES_MAX, CONNECT_TIMEOUT};
+use crate::proxy_protocol;
 use crate::shared::Shared;
 use crate::table::Compiled;
 use crate::target::TargetState;
@@ -16,6 +17,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
@@ -24,12 +26,12 @@ const EVERY_MIN: Duration = Duration::from_millis(50);
 
 /// The tasks, one per target of the table.
 #[derive(Debug, Default)]
-pub(crate) struct Watchers(HashMap<u64, (Option<Health>, JoinHandle<()>)>);
+pub(crate) struct Watchers(HashMap<u64, (Option<Health>, bool, JoinHandle<()>)>);
 
 impl Watchers {
     /// Makes the tasks those of `table`.
     pub(crate) fn update(&mut self, shared: &Arc<Shared>, table: &Compiled) {
-        self.0.retain(|id, (_, task)| {
+        self.0.retain(|id, (_, _, task)| {
             let keep = table.ids.contains(id);
             if !keep {
                 task.abort();
@@ -39,18 +41,21 @@ impl Watchers {
         for pool in &table.pools {
             for target in &pool.targets {
                 match self.0.get(&target.id) {
-                    Some((health, _)) if *health == pool.health => continue,
-                    Some((_, task)) => task.abort(),
+                    Some((health, header, _)) if (health, *header) == (&pool.health, pool.proxy_protocol) => {
+                        continue;
+                    }
+                    Some((_, _, task)) => task.abort(),
                     None => {}
                 }
-                let task = tokio::spawn(watch(shared.clone(), target.clone(), pool.health.clone()));
-                self.0.insert(target.id, (pool.health.clone(), task));
+                let (health, header) = (pool.health.clone(), pool.proxy_protocol);
+                let task = tokio::spawn(watch(shared.clone(), target.clone(), health.clone(), header));
+                self.0.insert(target.id, (health, header, task));
             }
         }
     }
 }
 
-async fn watch(shared: Arc<Shared>, target: Arc<TargetState>, health: Option<Health>) {
+async fn watch(shared: Arc<Shared>, target: Arc<TargetState>, health: Option<Health>, header: bool) {
     let (mut passed, mut failed) = (0, 0);
     loop {
         let out = target.ejected();
@@ -70,8 +75,8 @@ async fn watch(shared: Arc<Shared>, target: Arc<TargetState>, health: Option<Hea
             }
         }
         let result = match &health {
-            Some(health) => check(&target, health).await,
-            None => connect(target.key.address).await.map(drop),
+            Some(health) => check(&target, health, header).await,
+            None => connect(target.key.address, header).await.map(drop),
         };
         (passed, failed) = if result.is_ok() { (passed + 1, 0) } else { (0, failed + 1) };
         let instance = &target.key.instance;
@@ -87,19 +92,21 @@ async fn watch(shared: Arc<Shared>, target: Arc<TargetState>, health: Option<Hea
     }
 }
 
-async fn check(target: &TargetState, health: &Health) -> Result<(), String> {
+/// `header` tells that the instance expects one of the PROXY protocol.
+async fn check(target: &TargetState, health: &Health, header: bool) -> Result<(), String> {
     let attempt = async {
         match &health.check.kind {
             CheckKind::Http { port, path, status, contains, host } => {
                 let address = SocketAddr::new(target.key.address.ip(), *port);
-                http_check(address, path, *status, contains.as_deref(), host.as_deref()).await
+                let stream = connect(address, header).await?;
+                http_check(stream, address, path, *status, contains.as_deref(), host.as_deref()).await
             }
             CheckKind::Tcp { port } => {
-                connect(SocketAddr::new(target.key.address.ip(), *port)).await.map(drop)
+                connect(SocketAddr::new(target.key.address.ip(), *port), header).await.map(drop)
             }
             // Only who looks into the instance could run these. What the edge needs to know is whether it can send.
             CheckKind::File { .. } | CheckKind::Listening { .. } | CheckKind::Command { .. } => {
-                connect(target.key.address).await.map(drop)
+                connect(target.key.address, header).await.map(drop)
             }
         }
     };
@@ -113,21 +120,47 @@ async fn check(target: &TargetState, health: &Health) -> Result<(), String> {
     })
 }
 
-async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
-    match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+/// A connection to a target failed: refused at once, or broken for the last of several times, it is ejected.
+pub(crate) fn unreachable(shared: &Shared, target: &TargetState, error: &std::io::Error) {
+    let refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
+    let out = if refused { target.eject("connection refused") } else { target.failure(&error.to_string()) };
+    log_ejection(shared, target, out);
+}
+
+/// It broke an exchange, or did not answer.
+pub(crate) fn failed(shared: &Shared, target: &TargetState, reason: &str) {
+    log_ejection(shared, target, target.failure(reason));
+}
+
+fn log_ejection(shared: &Shared, target: &TargetState, out: bool) {
+    if out {
+        let fields = json!({ "instance": target.key.instance, "reason": target.report(true).reason });
+        shared.log.event("warn", "ejected", fields);
+    }
+}
+
+async fn connect(address: SocketAddr, header: bool) -> Result<TcpStream, String> {
+    let connected = async {
+        let mut stream = TcpStream::connect(address).await?;
+        if header {
+            stream.write_all(&proxy_protocol::own_header()).await?;
+        }
+        Ok::<_, std::io::Error>(stream)
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, connected).await {
         Ok(connected) => connected.map_err(|e| e.to_string()),
         Err(_) => Err(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
     }
 }
 
 async fn http_check(
+    stream: TcpStream,
     address: SocketAddr,
     path: &str,
     status: Option<u16>,
     contains: Option<&str>,
     host: Option<&str>,
 ) -> Result<(), String> {
-    let stream = connect(address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     let connection = tokio::spawn(connection);
     let request = Request::get(path)

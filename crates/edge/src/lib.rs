@@ -7,6 +7,7 @@
 //! client → guard (socket) → [tls] → tap (raw framing of HTTP/1) → hyper [h2] → gate → table → choose → pool → instance
 //!                                └── flight: counted once, when the answer ended
 //! service address:80 → inside: the same, by the names of one environment
+//! port of a raw TCP route → ports → door → tcp: table, choose, splice
 //! control.sock → control: fence, persist, switch, wait for the threads; health: one task per target
 //! ```
 //!
@@ -15,12 +16,14 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod admission;
 mod alarm;
 mod certificates;
 mod choose;
 pub mod client;
 mod connection;
 mod control;
+mod door;
 mod flight;
 mod gate;
 mod guard;
@@ -29,19 +32,29 @@ mod health;
 mod inside;
 pub mod limits;
 mod log;
+mod meter;
 mod mux;
 mod persist;
 mod pool;
+mod ports;
 mod proxy;
+mod proxy_protocol;
+mod rate;
 mod remote;
 mod replay;
+mod rules;
 mod server;
 mod shared;
+mod splice;
+mod sticky;
 mod table;
 mod tap;
 mod target;
+mod tcp;
 mod tls;
+mod trace;
 mod upload;
+mod watched;
 mod wire;
 
 pub use persist::kept_fence;

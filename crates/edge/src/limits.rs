@@ -4,6 +4,44 @@ use std::time::Duration;
 
 /// Bytes of one control message.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of the part of a PROXY protocol header behind its first 16.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
+/// How long a trusted proxy may take for it.
+pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes that are copied at once between the sockets of a raw connection.
+pub const COPY_BYTES: usize = 64 * 1024;
+/// Bytes one way without an answer after which the kernel moves what follows: below it, a pipe costs more than it saves.
+pub const SPLICE_AFTER: usize = 64 * 1024;
+/// Bytes that a pipe may hold.
+pub const PIPE_BYTES: usize = 1024 * 1024;
+/// Empty pipes that a thread keeps for the next who needs one.
+pub const PIPES_KEPT: usize = 32;
+/// Pipes of a thread; who comes later copies.
+pub const PIPES_MAX: usize = 256;
+/// Bytes one way of one connection before the other connections of its thread have their turn.
+pub const TURN_BYTES: u64 = 4 * 1024 * 1024;
+/// How long an upgraded or raw connection may carry nothing, unless its route says so.
+pub const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
+/// The same once one side of a raw connection has ended: the other may be gone without having said so.
+pub const HALF_CLOSED_IDLE: Duration = Duration::from_secs(30);
+/// When the kernel begins to ask whether the peer of a silent raw connection is still there, how often, and how many times.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// See [`KEEPALIVE_IDLE`].
+pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+/// See [`KEEPALIVE_IDLE`].
+pub const KEEPALIVE_PROBES: u32 = 3;
+/// Attempts of one request of any kind, connecting included; a bound, not a policy.
+pub const ATTEMPTS_MAX: u32 = 8;
+/// Clients that a route with a rate knows at once.
+pub const RATE_CLIENTS_MAX: usize = 64 * 1024;
+/// How often who waits for an instance looks whether one came back.
+pub const TURN_TICK: Duration = Duration::from_millis(100);
+/// Bytes of a body of unknown length that are held back to see whether it keeps to the limit of its route.
+pub const HOLD_BYTES_MAX: u64 = 256 * 1024;
+/// How long an answer may carry nothing, unless its route says so.
+pub const BODY_IDLE: Duration = Duration::from_secs(300);
+/// Counts of routes and releases outside the table that are still reported.
+pub const METERS_DEPARTED_MAX: usize = 256;
 /// Routes of one table, over all environments.
 pub const TABLE_ROUTES_MAX: usize = 16 * 1024;
 /// Pools of one table.
@@ -40,6 +78,8 @@ pub const RETRY_TOKENS_PER_REQUEST: f64 = 0.2;
 pub const FAILURES_MAX: u32 = 3;
 /// First pause before an ejected target is probed; it doubles with every further ejection.
 pub const PROBE_PAUSE: Duration = Duration::from_millis(250);
+/// Lines of one kind that a log gets in each ten seconds, where strangers can cause them.
+pub const SELDOM_PAUSE: Duration = Duration::from_secs(10);
 /// Doublings of [`PROBE_PAUSE`].
 pub const PROBE_DOUBLINGS_MAX: u32 = 5;
 /// Bytes of a health check's body that are searched.

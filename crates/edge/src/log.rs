@@ -1,11 +1,13 @@
 //! The edge's own log: JSON lines in files of bounded size. A full disk costs lines, never requests.
 
+use crate::limits::SELDOM_PAUSE;
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// A file that is renamed to `NAME.1` when it is full.
 #[derive(Debug)]
@@ -13,11 +15,14 @@ pub(crate) struct Log {
     path: PathBuf,
     bytes_max: u64,
     file: Mutex<Option<(File, u64)>>,
+    begun: Instant,
+    last_seldom: AtomicU64,
 }
 
 impl Log {
     pub(crate) fn new(dir: &Path, name: &str, bytes_max: u64) -> Self {
-        Self { path: dir.join(name), bytes_max, file: Mutex::new(None) }
+        let (begun, last_seldom) = (Instant::now(), AtomicU64::new(0));
+        Self { path: dir.join(name), bytes_max, file: Mutex::new(None), begun, last_seldom }
     }
 
     /// Appends whole lines; what cannot be written is dropped.
@@ -38,6 +43,16 @@ impl Log {
                 Ok(()) => *length += lines.len() as u64,
                 Err(_) => *slot = None,
             }
+        }
+    }
+
+    /// An event that strangers can cause: at most one in each [`SELDOM_PAUSE`] is written, of all of them.
+    pub(crate) fn seldom(&self, level: &str, message: &str, fields: Value) {
+        let now = self.begun.elapsed().as_millis() as u64 + 1;
+        let last = self.last_seldom.load(Ordering::Relaxed);
+        let due = last == 0 || now - last.min(now) >= SELDOM_PAUSE.as_millis() as u64;
+        if due && self.last_seldom.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.event(level, message, fields);
         }
     }
 

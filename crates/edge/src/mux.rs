@@ -2,7 +2,7 @@
 //! [`crate::pool`]. Of those who need a new connection at the same time one makes it and all share it.
 
 use crate::alarm::Alarm;
-use crate::limits::{CONNECT_TIMEOUT, HEAD_BYTES_MAX, LINK_IDLE_MAX, LINK_STREAMS_MAX, LINKS_MAX};
+use crate::limits::{HEAD_BYTES_MAX, LINK_IDLE_MAX, LINK_STREAMS_MAX, LINKS_MAX};
 use crate::pool::{Link, Sender};
 use crate::upload::RequestBody;
 use hyper::client::conn::http2::{self, SendRequest};
@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -58,7 +58,7 @@ impl Shared {
     fn lease(&self) -> Sender {
         self.usage.n_streams.fetch_add(1, Ordering::Relaxed);
         let lease = Lease { connection: self.connection.clone(), usage: self.usage.clone() };
-        Sender { connection: Link::Http2(lease), alarm: Alarm::new() }
+        Sender { connection: Link::Http2(lease), alarm: Alarm::new(), own: false }
     }
 
     fn n_streams(&self) -> usize {
@@ -86,14 +86,20 @@ thread_local! {
     static TARGETS: RefCell<HashMap<u64, Target>> = RefCell::default();
 }
 
-/// A stream on a connection that has room, and whether that is an old one; a new one if none has, or with `fresh_only`.
-pub(crate) async fn reach(id: u64, address: SocketAddr, fresh_only: bool) -> io::Result<(Sender, bool)> {
+/// A stream on a connection that has room, and whether that is an old one; a new one if none has, or with `fresh_only`, made
+/// within `time`.
+pub(crate) async fn reach(
+    id: u64,
+    address: SocketAddr,
+    time: Duration,
+    fresh_only: bool,
+) -> io::Result<(Sender, bool)> {
     if !fresh_only && let Some(sender) = existing(id) {
         return Ok((sender, true));
     }
     let mut attempt = TARGETS.with_borrow_mut(|targets| {
         let target = targets.entry(id).or_default();
-        target.attempt.get_or_insert_with(|| begin(id, address)).clone()
+        target.attempt.get_or_insert_with(|| begin(id, address, time)).clone()
     });
     let result = attempt.wait_for(Option::is_some).await.map(|result| result.clone());
     match result {
@@ -119,10 +125,10 @@ fn newest(id: u64) -> Option<Sender> {
 }
 
 /// Connects in a task of its own: whoever began it may go away.
-fn begin(id: u64, address: SocketAddr) -> Attempt {
+fn begin(id: u64, address: SocketAddr, time: Duration) -> Attempt {
     let (told, attempt) = watch::channel(None);
     tokio::spawn(async move {
-        let result = connect(address).await;
+        let result = connect(address, time).await;
         TARGETS.with_borrow_mut(|targets| {
             let target = targets.entry(id).or_default();
             target.attempt = None;
@@ -133,8 +139,8 @@ fn begin(id: u64, address: SocketAddr) -> Attempt {
     attempt
 }
 
-async fn connect(address: SocketAddr) -> io::Result<Shared> {
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+async fn connect(address: SocketAddr, time: Duration) -> io::Result<Shared> {
+    let stream = tokio::time::timeout(time, TcpStream::connect(address)).await;
     let stream = stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let _ = stream.set_nodelay(true);
     let mut builder = http2::Builder::new(TokioExecutor::new());

@@ -2,7 +2,7 @@
 //! connection of a retired release is never used for another one, even if the address is.
 
 use crate::alarm::Alarm;
-use crate::limits::{CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX, IDLE_MAX};
+use crate::limits::{IDLE_CONNECTIONS_MAX, IDLE_MAX};
 use crate::mux::Lease;
 use crate::upload::RequestBody;
 use http::{Request, Response};
@@ -16,6 +16,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 /// One connection to an instance.
@@ -24,6 +25,8 @@ pub(crate) struct Sender {
     pub(crate) connection: Link,
     /// For the answer that is waited for.
     pub(crate) alarm: Arc<Alarm>,
+    /// It began with the PROXY protocol header of one client: nobody else's request may go over it.
+    pub(crate) own: bool,
 }
 
 /// What carries a request.
@@ -90,7 +93,7 @@ pub(crate) fn get(id: u64, idle_max: Duration) -> Option<Sender> {
 
 /// Keeps a connection whose answer has ended.
 pub(crate) fn put(id: u64, sender: Sender) {
-    if sender.connection.is_closed() {
+    if sender.own || sender.connection.is_closed() {
         return;
     }
     // At the end of the thread the pool may be gone already; then so is the need for it.
@@ -118,11 +121,23 @@ pub(crate) fn keep_only(ids: &HashSet<u64>) {
     IDLE.with_borrow_mut(|pools| pools.retain(|id, _| ids.contains(id)));
 }
 
-/// A new connection.
-pub(crate) async fn connect(address: SocketAddr) -> io::Result<Sender> {
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+/// A new connection within `time`, with a PROXY protocol header if there is one.
+pub(crate) async fn connect(
+    address: SocketAddr,
+    time: Duration,
+    header: Option<Vec<u8>>,
+) -> io::Result<Sender> {
+    let own = header.is_some();
+    let connected = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let _ = stream.set_nodelay(true);
+        if let Some(header) = header {
+            stream.write_all(&header).await?;
+        }
+        Ok::<_, io::Error>(stream)
+    };
+    let stream = tokio::time::timeout(time, connected).await;
     let stream = stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    let _ = stream.set_nodelay(true);
     let mut builder = http1::Builder::new();
     builder.writev(false);
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
@@ -130,5 +145,5 @@ pub(crate) async fn connect(address: SocketAddr) -> io::Result<Sender> {
         // Its end is seen by whoever holds the sender.
         let _ = connection.with_upgrades().await;
     });
-    Ok(Sender { connection: Link::Http1(sender), alarm: Alarm::new() })
+    Ok(Sender { connection: Link::Http1(sender), alarm: Alarm::new(), own })
 }

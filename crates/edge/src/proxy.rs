@@ -1,45 +1,55 @@
 //! One request: the gate, the table, a target, the attempts, the answer.
 
 use crate::access::Record;
+use crate::admission::Turn;
+use crate::alarm::Alarm;
 use crate::certificates::Certificate;
-use crate::choose;
+use crate::choose::{self, NoTarget};
 use crate::flight::{AnswerBody, Flight};
 use crate::gate::{self, Origin};
+use crate::health;
 use crate::inside::Entrance;
-use crate::limits::{IDLE_MAX, IDLE_MAX_UNSAFE, RETRIES_MAX};
+use crate::limits::{
+    ATTEMPTS_MAX, BODY_IDLE, CONNECT_TIMEOUT, IDLE_MAX, IDLE_MAX_UNSAFE, RETRIES_MAX, TUNNEL_IDLE,
+};
+use crate::meter::Refused;
 use crate::mux;
 use crate::pool::{self, Sender};
+use crate::proxy_protocol::{self, Ends};
 use crate::replay::{Again, Kept};
+use crate::rules::{body_timeout, too_large};
 use crate::shared::{Open, Phase, Shared};
-use crate::table::{Found, Upstream};
+use crate::sticky::Place;
+use crate::table::{Found, Route, Upstream};
 use crate::tap::Notes;
 use crate::target::{Outcome, TargetState};
-use crate::upload::{Progress, RequestBody};
+use crate::trace::{self, TraceId};
+use crate::upload::{Progress, RequestBody, Streamed};
+use crate::watched::{Moved, Watched};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use kiln_model::Protocol;
-use serde_json::json;
+use kiln_model::{Millis, Protocol};
 use std::error::Error;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 static RELEASE: HeaderName = HeaderName::from_static("x-kiln-release");
 static INSTANCE: HeaderName = HeaderName::from_static("x-kiln-instance");
-/// Attempts of one request of any kind, connecting included; a bound, not a policy.
-const ATTEMPTS_MAX: u32 = 8;
 
 /// One client connection.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) shared: Arc<Shared>,
     pub(crate) thread: usize,
+    pub(crate) ends: Ends,
     pub(crate) forwarded_for: HeaderValue,
     pub(crate) entrance: Entrance,
     pub(crate) notes: Arc<Notes>,
@@ -51,10 +61,12 @@ pub(crate) struct Client {
 
 /// Why no instance answered.
 #[derive(Debug)]
-struct Failure {
-    status: StatusCode,
-    code: &'static str,
-    reason: String,
+pub(crate) struct Failure {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) reason: String,
+    /// Seconds after which it makes sense to ask again.
+    pub(crate) retry: Option<u64>,
 }
 
 /// What came of an exchange with one instance.
@@ -70,17 +82,18 @@ enum Exchange {
 }
 
 /// A request on its way: what of it is needed for another attempt.
-struct Message {
-    request: Option<Request<RequestBody>>,
+pub(crate) struct Message {
+    pub(crate) request: Option<Request<RequestBody>>,
     /// Head of a request that may be sent twice.
     spare: Option<(Method, Uri, HeaderMap)>,
     /// Gives its body out again, if it has one and that was kept.
     again: Option<Again>,
-    progress: Arc<Progress>,
+    pub(crate) progress: Arc<Progress>,
     idempotent: bool,
     upgrade: Option<OnUpgrade>,
     /// It came by HTTP/1.0.
     old: bool,
+    pub(crate) trace: TraceId,
 }
 
 impl Client {
@@ -110,6 +123,7 @@ impl Client {
                 host: request.headers().get(header::HOST).cloned(),
                 uri: request.uri().clone(),
                 bytes: 0,
+                trace: [b'0'; 32],
             }));
         }
         if let Err(refusal) = gate::check(&request, &self.notes) {
@@ -117,26 +131,22 @@ impl Client {
                 status: refusal.status,
                 code: "refused",
                 reason: format!("refused: {}", refusal.reason),
+                retry: None,
             };
             let mut answer = edge_answer(flight, failure);
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             return answer;
         }
         choose::earn();
-        let bodyless = request.body().is_end_stream();
-        let table = self.shared.table.load_full();
         let host = gate::host(request.headers().get(header::HOST));
         if self.shown.as_ref().is_some_and(|certificate| !certificate.covers(&host)) {
             let reason = "this connection was made for another host".to_owned();
-            let failure = Failure { status: StatusCode::MISDIRECTED_REQUEST, code: "misdirected", reason };
-            return unread_answer(flight, failure, bodyless);
+            let status = StatusCode::MISDIRECTED_REQUEST;
+            let failure = Failure { status, code: "misdirected", reason, retry: None };
+            return unread_answer(flight, failure, request.body().is_end_stream());
         }
-        let (found, https) = table.find(self.entrance, &host, request.uri().path(), choose::random());
-        if !self.secure && https.is_some_and(|https| https.only) {
-            return self.redirect(flight, &host, request.uri(), bodyless);
-        }
-        let hsts = https.filter(|_| self.secure).and_then(|https| https.hsts.clone());
-        let mut answer = self.lead(found, request, id, flight).await;
+        let mut hsts = None;
+        let mut answer = self.find_and_send(request, id, flight, &mut hsts).await;
         if let Some(hsts) = hsts {
             answer.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts);
         }
@@ -150,70 +160,146 @@ impl Client {
         let location = HeaderValue::from_str(&format!("https://{host}{port}{path}"));
         let Some(location) = location.ok().filter(|_| !host.is_empty()) else {
             let reason = "this is only served over HTTPS, and the request names no host".to_owned();
-            let failure = Failure { status: StatusCode::BAD_REQUEST, code: "https-only", reason };
+            let status = StatusCode::BAD_REQUEST;
+            let failure = Failure { status, code: "https-only", reason, retry: None };
             return unread_answer(flight, failure, bodyless);
         };
         let reason = "this is only served over HTTPS".to_owned();
-        let failure = Failure { status: StatusCode::PERMANENT_REDIRECT, code: "https-only", reason };
+        let status = StatusCode::PERMANENT_REDIRECT;
+        let failure = Failure { status, code: "https-only", reason, retry: None };
         let mut answer = unread_answer(flight, failure, bodyless);
         answer.headers_mut().insert(header::LOCATION, location);
         answer
     }
 
-    async fn lead(
+    /// Finds out whose it is and whether it may come in, waits for its turn if need be, and sends it.
+    async fn find_and_send(
         &self,
-        found: Found<'_>,
         request: Request<Incoming>,
         id: &HeaderValue,
         mut flight: Flight,
+        hsts: &mut Option<HeaderValue>,
     ) -> Response<AnswerBody> {
         let bodyless = request.body().is_end_stream();
-        let pool = match found {
-            Found::Pool(pool) => pool,
-            Found::Nobody(Some(pool)) => {
-                flight.lost = pool.lost.clone();
-                return unread_answer(flight, no_instance(pool), bodyless);
+        let (host, uri) = (request.headers().get(header::HOST).cloned(), request.uri().clone());
+        let (mut request, mut message) = (Some(request), None);
+        let (mut sticky, mut turn) = (None, None);
+        // Once for most. After every wait anew: the table may have been switched, and what left it may be gone.
+        loop {
+            let table = self.shared.table.load_full();
+            let place = |route: &Route, total| {
+                let headers = request.as_ref().map(Request::headers);
+                self.place(route, total, headers, &mut sticky)
+            };
+            let name = gate::host(host.as_ref());
+            let found = table.find(self.entrance, &name, uri.path(), place);
+            if !self.secure && found.https().is_some_and(|https| https.only) {
+                return self.redirect(flight, &name, &uri, bodyless);
             }
-            Found::Nothing | Found::Nobody(None) => {
-                let reason = "no route exists yet".to_owned();
-                let failure = Failure { status: StatusCode::SERVICE_UNAVAILABLE, code: "no-table", reason };
-                return unread_answer(flight, failure, bodyless);
+            *hsts = found.https().filter(|_| self.secure).and_then(|https| https.hsts.clone());
+            let (pool, route) = match found {
+                Found::Pool(pool, route) => (pool, route),
+                nobody => return self.nobody(&nobody, flight, bodyless),
+            };
+            flight.lost = pool.lost.clone();
+            flight.meter = route.meter(pool).cloned();
+            if let Some(request) = request.take() {
+                let mut accepted = match self.accept((pool, route), request, id, &mut flight) {
+                    Ok(accepted) => accepted,
+                    Err(refusal) => return unread_answer(flight, refusal, bodyless),
+                };
+                let held = self.hold(route, &mut accepted).await;
+                message = Some(accepted);
+                match held {
+                    Ok(false) => {}
+                    Ok(true) => continue,
+                    Err(refusal) => return unread_answer(flight, refusal, false),
+                }
+            }
+            let bound = route.policy.in_flight;
+            let first = match choose::first(pool, &[], self.thread, bound.as_ref(), turn.is_some()) {
+                Ok(first) => first,
+                Err(NoTarget::Nobody) => return unread_answer(flight, no_instance(pool), bodyless),
+                Err(NoTarget::Full) => {
+                    turn = turn.or_else(|| Turn::new(&pool.line, bound?));
+                    match &turn {
+                        Some(turn) if turn.wait().await => continue,
+                        _ => {
+                            flight.refused = Some(Refused::Shed);
+                            return unread_answer(flight, overloaded(pool), bodyless);
+                        }
+                    }
+                }
+            };
+            flight.retarget(first);
+            drop(turn);
+            let Some(message) = message else { return unread_answer(flight, no_instance(pool), bodyless) };
+            let progress = message.progress.clone();
+            let mut answer = self.send(pool, route, message, flight).await;
+            if !progress.ended.load(Ordering::Relaxed) {
+                close(&mut answer);
+            }
+            if let Some(cookie) = sticky.filter(|place| place.is_new).and_then(Place::cookie) {
+                answer.headers_mut().append(header::SET_COOKIE, cookie);
+            }
+            return answer;
+        }
+    }
+
+    /// Where a request stands among the shares of its route.
+    fn place(
+        &self,
+        route: &Route,
+        total: u64,
+        headers: Option<&HeaderMap>,
+        sticky: &mut Option<Place>,
+    ) -> u64 {
+        if !route.policy.sticky || !route.is_shared() {
+            return choose::random();
+        }
+        let place = sticky.or_else(|| headers.map(Place::of));
+        *sticky = place;
+        place.map_or_else(choose::random, |place| place.among(total))
+    }
+
+    /// The answer to a request that no pool gets.
+    fn nobody(&self, found: &Found<'_>, mut flight: Flight, bodyless: bool) -> Response<AnswerBody> {
+        let failure = match found {
+            Found::Nobody(Some(pool), _) => {
+                flight.lost = pool.lost.clone();
+                no_instance(pool)
             }
             Found::NoRoute => {
                 let reason = match self.entrance {
                     Entrance::Outside => "no route matches the host and path",
                     Entrance::Inside(_) => "no service of this environment has this name and a port",
                 };
-                let reason = reason.to_owned();
-                let failure = Failure { status: StatusCode::NOT_FOUND, code: "no-route", reason };
-                return unread_answer(flight, failure, bodyless);
+                Failure {
+                    status: StatusCode::NOT_FOUND,
+                    code: "no-route",
+                    reason: reason.to_owned(),
+                    retry: None,
+                }
             }
+            _ => unavailable("no-table", "no route exists yet".to_owned()),
         };
-        flight.lost = pool.lost.clone();
-        if pool.protocol == Protocol::H2c && gate::upgrade(&request).is_some() {
-            let reason = format!(
-                "service `{}` of `{}` speaks HTTP/2, where nothing is upgraded",
-                pool.service, pool.env
-            );
-            let failure = Failure { status: StatusCode::NOT_IMPLEMENTED, code: "no-upgrade", reason };
-            return unread_answer(flight, failure, bodyless);
-        }
-        let message = self.message(request, id, pool.protocol);
-        let progress = message.progress.clone();
-        let mut answer = self.send(pool, message, flight).await;
-        if !progress.ended.load(Ordering::Relaxed) {
-            close(&mut answer);
-        }
-        answer
+        unread_answer(flight, failure, bodyless)
     }
 
-    fn message(&self, mut request: Request<Incoming>, id: &HeaderValue, protocol: Protocol) -> Message {
+    pub(crate) fn message(
+        &self,
+        mut request: Request<Incoming>,
+        id: &HeaderValue,
+        protocol: Protocol,
+        body_max: u64,
+    ) -> Message {
         let to = gate::upgrade(&request);
         let upgrade = to.is_some().then(|| hyper::upgrade::on(&mut request));
         let old = request.version() == Version::HTTP_10;
         let (mut parts, body) = request.into_parts();
         let origin = Origin { peer: &self.forwarded_for, secure: self.secure, id };
         gate::outward(&mut parts, origin, to);
+        let trace = trace::continue_or_begin(&mut parts.headers);
         let bodyless = body.is_end_stream();
         let safe =
             [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(&parts.method);
@@ -221,31 +307,46 @@ impl Client {
         let may_be_refused = protocol == Protocol::H2c;
         let spare = idempotent || may_be_refused;
         let spare = spare.then(|| (parts.method.clone(), parts.uri.clone(), parts.headers.clone()));
-        let progress = Arc::new(Progress::new(bodyless));
+        let progress = Arc::new(Progress::new(bodyless, body_max));
         let (body, again) = match (bodyless, may_be_refused) {
             (true, _) => (RequestBody::Empty, None),
-            (false, false) => (RequestBody::Once(body, progress.clone()), None),
+            (false, false) => (RequestBody::Once(Streamed::new(body, progress.clone())), None),
             (false, true) => {
                 let (body, again) = Kept::keep(body, progress.clone());
                 (body, Some(again))
             }
         };
         let request = Some(Request::from_parts(parts, body));
-        Message { request, spare, again, progress, idempotent, upgrade, old }
+        Message { request, spare, again, progress, idempotent, upgrade, old, trace }
     }
 
-    async fn send(&self, pool: &Upstream, mut message: Message, mut flight: Flight) -> Response<AnswerBody> {
+    async fn send(
+        &self,
+        pool: &Upstream,
+        route: &Route,
+        mut message: Message,
+        mut flight: Flight,
+    ) -> Response<AnswerBody> {
         let mut tried: Vec<u64> = vec![];
         let mut retries = 0;
         let mut last = no_instance(pool);
         let mut again: Option<Arc<TargetState>> = None;
-        for _ in 0..ATTEMPTS_MAX {
+        let until = route.policy.total.map(|total| flight.start() + total.duration());
+        for attempt in 0..ATTEMPTS_MAX {
             let fresh_only = again.is_some();
-            let Some(target) = again.take().or_else(|| choose::target(pool, &tried, self.thread)) else {
-                break;
+            let current = if attempt == 0 { flight.target() } else { again.take() };
+            let target = match current {
+                Some(target) => target,
+                None => {
+                    let bound = route.policy.in_flight.as_ref();
+                    let Ok(next) = choose::admitted(pool, &tried, self.thread, bound) else { break };
+                    let target = next.0.clone();
+                    flight.retarget(next);
+                    target
+                }
             };
-            flight.retarget(target.clone());
-            let (sender, reused) = match reach(&target, &message, fresh_only).await {
+            flight.retries = attempt;
+            let (sender, reused) = match self.reach(pool, route, &target, &message, fresh_only).await {
                 Ok(reached) => reached,
                 Err(e) => {
                     last = self.unreachable(pool, &target, &e);
@@ -261,33 +362,20 @@ impl Client {
             if pool.protocol == Protocol::H2c {
                 gate::as_h2(&mut request, target.key.address);
             }
-            match self.exchange(sender, request, &message.progress).await {
+            match self.exchange(sender, request, &message.progress, self.times(route, until)).await {
                 Exchange::Answer(answer, sender) => {
                     target.success();
-                    return self.answer(answer, sender, &target, message, flight);
+                    return self.answer(answer, sender, &target, message, flight, (route, until));
                 }
                 Exchange::Unsent(request) => {
                     message.request = Some(*request);
                     again = Some(target);
                 }
-                Exchange::Timeout if message.progress.starved.load(Ordering::Relaxed) => {
-                    let reason = "the body of the request did not arrive".to_owned();
-                    return edge_answer(
-                        flight,
-                        Failure { status: StatusCode::REQUEST_TIMEOUT, code: "body-timeout", reason },
-                    );
-                }
-                Exchange::Timeout => {
-                    self.failed(&target, "it does not answer in time");
-                    let reason = format!("{} does not answer in time", name(pool, &target));
-                    return edge_answer(
-                        flight,
-                        Failure { status: StatusCode::GATEWAY_TIMEOUT, code: "timeout", reason },
-                    );
-                }
+                Exchange::Timeout => return self.late(pool, &target, &message, flight, until),
                 Exchange::Refused => {
-                    let text = format!("{} takes no requests", name(pool, &target));
-                    last = Failure { status: StatusCode::BAD_GATEWAY, code: "refused-stream", reason: text };
+                    let reason = format!("{} takes no requests", name(pool, &target));
+                    let status = StatusCode::BAD_GATEWAY;
+                    last = Failure { status, code: "refused-stream", reason, retry: None };
                     if retries == RETRIES_MAX || !choose::spend() {
                         break;
                     }
@@ -297,16 +385,20 @@ impl Client {
                     // It may only be this connection that takes no more.
                     again = other.is_none().then_some(target);
                 }
+                Exchange::Broken(_) if message.progress.too_large.load(Ordering::Relaxed) => {
+                    return edge_answer(flight, too_large(route));
+                }
                 Exchange::Broken(_) if message.progress.failed.load(Ordering::Relaxed) => {
                     return abandoned(flight);
                 }
                 Exchange::Broken(reason) => {
                     // The end of an idle connection says nothing about the instance.
                     if !reused {
-                        self.failed(&target, &reason);
+                        health::failed(&self.shared, &target, &reason);
                     }
                     let text = format!("{} closed the connection before it answered", name(pool, &target));
-                    last = Failure { status: StatusCode::BAD_GATEWAY, code: "reset", reason: text };
+                    last =
+                        Failure { status: StatusCode::BAD_GATEWAY, code: "reset", reason: text, retry: None };
                     if !message.idempotent || retries == RETRIES_MAX || !choose::spend() {
                         break;
                     }
@@ -320,6 +412,33 @@ impl Client {
         edge_answer(flight, last)
     }
 
+    /// How long the head of an answer may take, and when the whole has to be over.
+    fn times(&self, route: &Route, until: Option<Instant>) -> (Duration, Option<Instant>) {
+        (route.policy.answer.map_or(self.shared.answer_timeout, Millis::duration), until)
+    }
+
+    /// The answer to a request whose time is up.
+    fn late(
+        &self,
+        pool: &Upstream,
+        target: &TargetState,
+        message: &Message,
+        flight: Flight,
+        until: Option<Instant>,
+    ) -> Response<AnswerBody> {
+        if message.progress.starved.load(Ordering::Relaxed) {
+            return edge_answer(flight, body_timeout());
+        }
+        let (code, reason) = if until.is_some_and(|until| until <= Instant::now()) {
+            ("total-timeout", format!("{} did not end its answer in time", name(pool, target)))
+        } else {
+            health::failed(&self.shared, target, "it does not answer in time");
+            ("timeout", format!("{} does not answer in time", name(pool, target)))
+        };
+        let status = StatusCode::GATEWAY_TIMEOUT;
+        edge_answer(flight, Failure { status, code, reason, retry: None })
+    }
+
     /// Sends a request over a connection and waits for the head of the answer. Time counts while the body of the
     /// request does not move.
     async fn exchange(
@@ -327,10 +446,12 @@ impl Client {
         mut sender: Sender,
         request: Request<RequestBody>,
         progress: &Progress,
+        (timeout, until): (Duration, Option<Instant>),
     ) -> Exchange {
-        let timeout = self.shared.answer_timeout;
+        let left =
+            || until.map_or(timeout, |until| timeout.min(until.saturating_duration_since(Instant::now())));
         let alarm = sender.alarm.clone();
-        alarm.set(timeout);
+        alarm.set(left());
         let mut moved = progress.moves();
         let sent = {
             let mut sending = pin!(sender.connection.try_send_request(request));
@@ -340,11 +461,12 @@ impl Client {
                 }
                 while alarm.poll(cx).is_ready() {
                     let now = progress.moves();
-                    if now == moved {
+                    let left = left();
+                    if now == moved || left.is_zero() {
                         return Poll::Ready(None);
                     }
                     moved = now;
-                    alarm.set(timeout);
+                    alarm.set(left);
                 }
                 Poll::Pending
             })
@@ -371,6 +493,7 @@ impl Client {
         target: &Arc<TargetState>,
         message: Message,
         mut flight: Flight,
+        (route, until): (&Route, Option<Instant>),
     ) -> Response<AnswerBody> {
         let switching = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         flight.status = answer.status().as_u16();
@@ -384,19 +507,24 @@ impl Client {
         match (upstream, message.upgrade) {
             (Some(upstream), Some(client)) => {
                 self.notes.raw.store(true, Ordering::Relaxed);
-                tokio::spawn(tunnel(client, upstream, flight, Open::new(&self.shared)));
+                let idle = route.policy.idle.map_or(TUNNEL_IDLE, Millis::duration);
+                tokio::spawn(tunnel(client, upstream, flight, idle, Open::new(&self.shared)));
                 Response::from_parts(parts, AnswerBody::edge(Bytes::new(), None))
             }
             (Some(_), None) => {
                 let reason = format!("instance `{}` switched protocols unasked", target.key.instance);
-                edge_answer(flight, Failure { status: StatusCode::BAD_GATEWAY, code: "protocol", reason })
+                edge_answer(
+                    flight,
+                    Failure { status: StatusCode::BAD_GATEWAY, code: "protocol", reason, retry: None },
+                )
             }
             (None, _) => {
+                let idle = route.policy.idle.map_or(BODY_IDLE, Millis::duration);
                 let until_close =
                     (message.old && body.size_hint().exact().is_none()).then(|| self.notes.clone());
                 Response::from_parts(
                     parts,
-                    AnswerBody::instance(body, flight, (target.id, sender), until_close),
+                    AnswerBody::instance(body, flight, (target.id, sender), until_close, (idle, until)),
                 )
             }
         }
@@ -404,38 +532,38 @@ impl Client {
 
     fn unreachable(&self, pool: &Upstream, target: &TargetState, error: &std::io::Error) -> Failure {
         let was_out = target.ejected();
-        let refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
-        let out =
-            if refused { target.eject("connection refused") } else { target.failure(&error.to_string()) };
-        self.log_ejection(target, out);
+        health::unreachable(&self.shared, target, error);
         let status = if was_out { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY };
-        Failure { status, code: "connect", reason: format!("{} cannot be reached", name(pool, target)) }
-    }
-
-    fn failed(&self, target: &TargetState, reason: &str) {
-        let out = target.failure(reason);
-        self.log_ejection(target, out);
-    }
-
-    fn log_ejection(&self, target: &TargetState, out: bool) {
-        if out {
-            let fields = json!({ "instance": target.key.instance, "reason": target.report(true).reason });
-            self.shared.log.event("warn", "ejected", fields);
+        let retry = was_out.then_some(1);
+        Failure {
+            status,
+            code: "connect",
+            reason: format!("{} cannot be reached", name(pool, target)),
+            retry,
         }
     }
-}
 
-/// A connection for the message, and whether it has carried others. What must not be sent twice gets a fresh or
-/// recently used one: an older one may be closing at this moment.
-async fn reach(target: &TargetState, message: &Message, fresh_only: bool) -> std::io::Result<(Sender, bool)> {
-    let idle_max = if message.idempotent { IDLE_MAX } else { IDLE_MAX_UNSAFE };
-    let reusable = !fresh_only && message.upgrade.is_none();
-    if target.key.protocol == Protocol::H2c {
-        return mux::reach(target.id, target.key.address, fresh_only).await;
-    }
-    match reusable.then(|| pool::get(target.id, idle_max)).flatten() {
-        Some(sender) => Ok((sender, true)),
-        None => Ok((pool::connect(target.key.address).await?, false)),
+    /// A connection for the message, and whether it has carried others. What must not be sent twice gets a fresh or
+    /// recently used one: an older one may be closing at this moment.
+    async fn reach(
+        &self,
+        pool: &Upstream,
+        route: &Route,
+        target: &TargetState,
+        message: &Message,
+        fresh_only: bool,
+    ) -> std::io::Result<(Sender, bool)> {
+        let time = route.policy.connect.map_or(CONNECT_TIMEOUT, Millis::duration);
+        if target.key.protocol == Protocol::H2c {
+            return mux::reach(target.id, target.key.address, time, fresh_only).await;
+        }
+        let idle_max = if message.idempotent { IDLE_MAX } else { IDLE_MAX_UNSAFE };
+        let reusable = !fresh_only && message.upgrade.is_none() && !pool.proxy_protocol;
+        if let Some(sender) = reusable.then(|| pool::get(target.id, idle_max)).flatten() {
+            return Ok((sender, true));
+        }
+        let header = pool.proxy_protocol.then(|| proxy_protocol::header(self.ends));
+        Ok((pool::connect(target.key.address, time, header).await?, false))
     }
 }
 
@@ -466,7 +594,17 @@ fn name(pool: &Upstream, target: &TargetState) -> String {
 
 fn no_instance(pool: &Upstream) -> Failure {
     let reason = format!("service `{}` of `{}`: no instance is ready", pool.service, pool.env);
-    Failure { status: StatusCode::SERVICE_UNAVAILABLE, code: "no-instance", reason }
+    unavailable("no-instance", reason)
+}
+
+fn overloaded(pool: &Upstream) -> Failure {
+    let reason =
+        format!("service `{}` of `{}`: every instance has as much as it may", pool.service, pool.env);
+    unavailable("overloaded", reason)
+}
+
+fn unavailable(code: &'static str, reason: String) -> Failure {
+    Failure { status: StatusCode::SERVICE_UNAVAILABLE, code, reason, retry: Some(1) }
 }
 
 fn again_of((method, uri, headers): &(Method, Uri, HeaderMap)) -> Request<RequestBody> {
@@ -487,8 +625,8 @@ fn edge_answer(mut flight: Flight, failure: Failure) -> Response<AnswerBody> {
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(gate::ERROR.clone(), HeaderValue::from_static(failure.code));
-    if failure.status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    if let Some(seconds) = failure.retry {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     answer
 }
@@ -516,17 +654,34 @@ fn abandoned(mut flight: Flight) -> Response<AnswerBody> {
     answer
 }
 
-/// Carries an upgraded connection until either side ends it. It is in flight for as long.
-async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, mut flight: Flight, _open: Open) {
+/// Carries an upgraded connection until either side ends it, or nothing came for `idle`. It is in flight for as long.
+async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, mut flight: Flight, idle: Duration, _open: Open) {
     if let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) {
-        let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-        let _ = tokio::io::copy_bidirectional(&mut client, &mut upstream).await;
-        flight.outcome = Outcome::Answered;
+        let moved = Arc::new(Moved::default());
+        let mut client = Watched { io: TokioIo::new(client), moved: moved.clone() };
+        let mut upstream = TokioIo::new(upstream);
+        let alarm = Alarm::new();
+        alarm.set(idle);
+        let mut seen = (0, 0);
+        let mut copy = pin!(tokio::io::copy_bidirectional(&mut client, &mut upstream));
+        let ended = poll_fn(|cx| {
+            if copy.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            let now = moved.now();
+            if now != seen {
+                seen = now;
+                alarm.set(idle);
+            }
+            alarm.poll(cx).map(|()| false)
+        });
+        flight.outcome = if ended.await { Outcome::Answered } else { Outcome::Abandoned };
+        (flight.bytes_in, flight.bytes) = moved.now();
     }
 }
 
 /// 32 hexadecimal digits.
-fn request_id() -> HeaderValue {
+pub(crate) fn request_id() -> HeaderValue {
     let number = u128::from(choose::random()) << 64 | u128::from(choose::random());
     let digit = |n: usize| b"0123456789abcdef"[(number >> (124 - 4 * n)) as usize & 15];
     let text: [u8; 32] = std::array::from_fn(digit);

@@ -6,7 +6,7 @@ use crate::server::{StartFailure, control_socket, failure_path};
 use crate::wire::{self, Answer, Ask};
 use async_trait::async_trait;
 use kiln_model::edge::EdgeStatus;
-use kiln_model::{Fence, Generation, RouteTable, ServiceRange};
+use kiln_model::{Cidr, Fence, Generation, RouteTable, ServiceRange};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -138,10 +138,12 @@ pub struct Listen {
     pub certificates: Option<PathBuf>,
     /// The service addresses of environments.
     pub internal: Option<ServiceRange>,
+    /// Proxies whose PROXY protocol headers it believes.
+    pub proxies: Vec<Cidr>,
 }
 
-/// Starts `PROGRAM edge --dir DIR --listen ADDR… [--listen-tls ADDR…] [--internal RANGE]` with no terminal, in a session of its own, and waits until it
-/// answers. The caller may drop the child: the edge lives on.
+/// Starts `PROGRAM edge --dir DIR --listen ADDR… [--listen-tls ADDR…] [--internal RANGE] [--proxy-protocol BLOCK]…` with no terminal, in a
+/// session of its own, and waits until it answers. The caller may drop the child: the edge lives on.
 pub async fn spawn_edge(program: &Path, dir: &Path, listen: &Listen) -> Result<Child, SpawnError> {
     if listen.plain.is_empty() && listen.tls.is_empty() {
         return Err(SpawnError::NoAddress { dir: dir.to_owned() });
@@ -163,6 +165,9 @@ pub async fn spawn_edge(program: &Path, dir: &Path, listen: &Listen) -> Result<C
     }
     if let Some(range) = listen.internal {
         command.arg("--internal").arg(range.to_string());
+    }
+    for block in &listen.proxies {
+        command.arg("--proxy-protocol").arg(block.to_string());
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(panics).current_dir("/");
     let started = command.spawn();

@@ -3,10 +3,9 @@
 //! sent of it is kept up to a limit.
 
 use crate::limits::REPLAY_BYTES_MAX;
-use crate::upload::{Progress, RequestBody};
+use crate::upload::{Polled, Progress, RequestBody, Streamed, longer};
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use std::pin::Pin;
+use hyper::body::{Frame, Incoming, SizeHint};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,8 +17,7 @@ const LET_GO_MAX: Duration = Duration::from_secs(1);
 /// What is known of a body.
 #[derive(Debug)]
 struct State {
-    rest: Incoming,
-    progress: Arc<Progress>,
+    rest: Streamed,
     sent: Vec<Bytes>,
     n_bytes: usize,
     /// More was sent than is kept.
@@ -67,23 +65,25 @@ pub(crate) struct Kept {
 impl Kept {
     /// A body that nothing was sent of, and what gives it out again.
     pub(crate) fn keep(rest: Incoming, progress: Arc<Progress>) -> (RequestBody, Again) {
-        let state = State { rest, progress, sent: vec![], n_bytes: 0, is_over: false };
+        let rest = Streamed::new(rest, progress);
+        let state = State { rest, sent: vec![], n_bytes: 0, is_over: false };
         let home = Arc::<Home>::default();
         let kept = Self { state: Some(state), home: home.clone(), next: 0 };
         (RequestBody::Kept(kept), Again(home))
     }
 
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    /// What was not sent yet.
+    pub(crate) fn rest(&mut self) -> Option<&mut Streamed> {
+        self.state.as_mut().map(|state| &mut state.rest)
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
         let Some(state) = &mut self.state else { return Poll::Ready(None) };
         if let Some(bytes) = state.sent.get(self.next) {
             self.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
         }
-        let polled = Pin::new(&mut state.rest).poll_frame(cx);
-        state.progress.saw(&polled, || state.rest.is_end_stream());
+        let polled = state.rest.poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) if !state.is_over => match frame.data_ref() {
                 Some(bytes) if state.n_bytes + bytes.len() <= REPLAY_BYTES_MAX => {
@@ -109,13 +109,7 @@ impl Kept {
     pub(crate) fn size_hint(&self) -> SizeHint {
         let Some(state) = &self.state else { return SizeHint::with_exact(0) };
         let before: u64 = state.sent.iter().skip(self.next).map(|bytes| bytes.len() as u64).sum();
-        let rest = state.rest.size_hint();
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower() + before);
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + before);
-        }
-        hint
+        longer(&state.rest.size_hint(), before)
     }
 }
 

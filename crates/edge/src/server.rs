@@ -2,15 +2,15 @@
 
 use crate::access;
 use crate::alarm;
-use crate::connection::serve_client;
 use crate::control::{Control, chain};
+use crate::door::Door;
 use crate::limits::*;
 use crate::log::Log;
 use crate::mux;
 use crate::pool;
 use crate::shared::{Open, Phase, Shared};
 use crate::tls::Tls;
-use kiln_model::{NetworkNumber, ServiceRange};
+use kiln_model::{Cidr, ServiceRange};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -45,6 +45,8 @@ pub struct EdgeConfig {
     pub certificates: Option<PathBuf>,
     /// Where instances find the services of their environment by name; none serves no names.
     pub internal: Option<ServiceRange>,
+    /// Proxies whose PROXY protocol headers are believed, and have to come.
+    pub proxies: Vec<Cidr>,
     /// Which boot of the host this is: no target of a table that was kept in another one is sent anything.
     pub boot: String,
     /// Data-path threads; none means one per core.
@@ -66,6 +68,7 @@ impl EdgeConfig {
             listen_tls: vec![],
             certificates: None,
             internal: None,
+            proxies: vec![],
             boot: boot.into(),
             threads: None,
             access_log: false,
@@ -197,21 +200,17 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     }
     raise_descriptors();
     // All sockets are bound before the first one is served.
-    let mut per_thread: Vec<Vec<Door>> = (0..n_threads).map(|_| vec![]).collect();
+    let mut per_thread: Vec<Vec<(Door, StdListener)>> = (0..n_threads).map(|_| vec![]).collect();
     let (mut listening, mut listening_tls) = (vec![], vec![]);
     let plain = config.listen.iter().map(|address| (address, false));
     for (address, secure) in plain.chain(config.listen_tls.iter().map(|address| (address, true))) {
         let first = bind_first(*address).map_err(|source| EdgeError::Bind { address: *address, source })?;
         let real = first.local_addr().unwrap_or(*address);
-        if secure {
-            listening_tls.push(real)
-        } else {
-            listening.push(real.to_string())
-        }
-        per_thread[0].push(Door { listener: first, secure });
+        if secure { &mut listening_tls } else { &mut listening }.push(real);
+        per_thread[0].push((Door::World { secure }, first));
         for doors in &mut per_thread[1..] {
             let listener = bind(real).map_err(|source| EdgeError::Bind { address: real, source })?;
-            doors.push(Door { listener, secure });
+            doors.push((Door::World { secure }, listener));
         }
     }
     let tls = if listening_tls.is_empty() { None } else { Some(Arc::new(certificates(config)?)) };
@@ -220,10 +219,11 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     let https_port = https_port.filter(|port| *port != 443);
     let access = config.access_log.then(|| Arc::new(Log::new(dir, "access.log", ACCESS_LOG_BYTES_MAX)));
     let log = Log::new(dir, "edge.log", LOG_BYTES_MAX);
-    let shared = Shared::new(config, n_threads, log, access, tls, https_port);
-    let shared = Arc::new(shared);
+    let real: Vec<SocketAddr> = listening.iter().chain(&listening_tls).copied().collect();
+    let shared = Arc::new(Shared::new(config, &real, n_threads, log, access, tls, https_port));
     let process = format!("{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
-    let listening = (listening, listening_tls.iter().map(ToString::to_string).collect());
+    let texts = |all: Vec<SocketAddr>| all.iter().map(ToString::to_string).collect();
+    let listening = (texts(listening), texts(listening_tls));
     let control = Arc::new(Control::new(config, process, listening, shared.clone()));
     let runtime = runtime("the control thread's runtime")?;
     let _entered = runtime.enter();
@@ -245,12 +245,6 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     );
     drop(lock);
     result
-}
-
-/// A listener, and whether TLS is spoken there.
-struct Door {
-    listener: StdListener,
-    secure: bool,
 }
 
 /// The folder of certificates, without reading it yet.
@@ -282,7 +276,7 @@ fn runtime(what: &'static str) -> Result<Runtime, EdgeError> {
 async fn live(
     shared: &Arc<Shared>,
     control: &Arc<Control>,
-    per_thread: Vec<Vec<Door>>,
+    per_thread: Vec<Vec<(Door, StdListener)>>,
     socket: UnixListener,
 ) -> Result<(), EdgeError> {
     let on = |kind| signal(kind).map_err(|source| EdgeError::Runtime { what: "a signal handler", source });
@@ -348,9 +342,9 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(self, doors: Vec<Door>) {
-        for Door { listener, secure } in doors {
-            if !self.open(None, listener, secure) {
+    async fn run(self, listeners: Vec<(Door, StdListener)>) {
+        for (door, listener) in listeners {
+            if !self.open(door, listener) {
                 return;
             }
         }
@@ -366,8 +360,11 @@ impl Worker {
                     }
                     // Between two polls: no request of this thread is in the act of loading a table.
                     let number = *switches.borrow_and_update();
-                    for (network, listener) in self.shared.inside.take(self.thread) {
-                        if !self.open(Some(network), listener, false) {
+                    let inside = self.shared.inside.take(self.thread).into_iter();
+                    let ports = self.shared.ports.take(self.thread).into_iter();
+                    let new = inside.map(|(network, listener)| (Door::Inside(network), listener));
+                    for (door, listener) in new.chain(ports.map(|(port, listener)| (Door::Port(port), listener))) {
+                        if !self.open(door, listener) {
                             return;
                         }
                     }
@@ -392,11 +389,9 @@ impl Worker {
 
 impl Worker {
     /// Begins to accept; false if that cannot be.
-    fn open(&self, network: Option<NetworkNumber>, listener: StdListener, secure: bool) -> bool {
+    fn open(&self, door: Door, listener: StdListener) -> bool {
         match TcpListener::from_std(listener) {
-            Ok(listener) => {
-                drop(tokio::spawn(accept(self.shared.clone(), self.thread, network, listener, secure)));
-            }
+            Ok(listener) => drop(tokio::spawn(accept(self.shared.clone(), self.thread, door, listener))),
             Err(e) => {
                 let fields = json!({ "problem": e.to_string() });
                 self.shared.log.event("error", "a listener cannot be used", fields);
@@ -407,23 +402,12 @@ impl Worker {
     }
 }
 
-/// Accepts until the edge stops, or until its environment, if it is one's, left the table.
-async fn accept(
-    shared: Arc<Shared>,
-    thread: usize,
-    network: Option<NetworkNumber>,
-    listener: TcpListener,
-    secure: bool,
-) {
+/// Accepts until the edge stops, or until what it is for left the table.
+async fn accept(shared: Arc<Shared>, thread: usize, door: Door, listener: TcpListener) {
     // A listener counts as a connection: nobody may believe that all are gone while one can still come.
     let _open = Open::new(&shared);
     let mut phase = shared.phase.subscribe();
-    let left = async {
-        match network {
-            Some(network) => shared.inside.left(network).await,
-            None => std::future::pending().await,
-        }
-    };
+    let left = door.left(&shared);
     tokio::pin!(left);
     loop {
         let accepted = tokio::select! {
@@ -432,7 +416,7 @@ async fn accept(
             () = &mut left => break,
         };
         match accepted {
-            Ok((stream, peer)) => serve_client(&shared, thread, stream, peer, secure),
+            Ok((stream, peer)) => door.admit(&shared, thread, stream, peer),
             // File descriptors or memory are used up; other errors belong to one connection.
             Err(e) if Errno::from_io_error(&e).is_some_and(|e| EXHAUSTED.contains(&e)) => {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -445,13 +429,14 @@ async fn accept(
         while let Ok((stream, peer)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
-                serve_client(&shared, thread, stream, peer, secure);
+                door.admit(&shared, thread, stream, peer);
             }
         }
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<StdListener> {
+/// A listener that shares its port with those of the other threads.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<StdListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -467,12 +452,17 @@ fn bind(address: SocketAddr) -> io::Result<StdListener> {
 /// Also finds out whether another process has the port: with `SO_REUSEPORT` the kernel would share it silently.
 fn bind_first(address: SocketAddr) -> io::Result<StdListener> {
     if address.port() != 0 {
-        let probe = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        probe.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            probe.set_only_v6(true)?;
-        }
-        probe.bind(&address.into())?;
+        probe(address)?;
     }
     bind(address)
+}
+
+/// Fails if anybody listens there.
+pub(crate) fn probe(address: SocketAddr) -> io::Result<()> {
+    let probe = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    probe.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        probe.set_only_v6(true)?;
+    }
+    probe.bind(&address.into())
 }

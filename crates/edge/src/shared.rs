@@ -2,10 +2,13 @@
 
 use crate::inside::Inside;
 use crate::log::Log;
+use crate::ports::Ports;
 use crate::server::EdgeConfig;
 use crate::table::{Compiled, Registry};
 use crate::tls::Tls;
 use arc_swap::ArcSwap;
+use kiln_model::Cidr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,6 +36,10 @@ pub(crate) struct Shared {
     pub(crate) unrouted: Arc<crate::target::Cells>,
     /// Listeners for instances.
     pub(crate) inside: Inside,
+    /// Listeners of raw TCP routes.
+    pub(crate) ports: Ports,
+    /// Whose PROXY protocol headers are believed.
+    proxies: Vec<Cidr>,
     pub(crate) log: Log,
     pub(crate) access: Option<Arc<Log>>,
     pub(crate) answer_timeout: Duration,
@@ -56,6 +63,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(
         config: &EdgeConfig,
+        listening: &[SocketAddr],
         n_threads: usize,
         log: Log,
         access: Option<Arc<Log>>,
@@ -68,6 +76,8 @@ impl Shared {
             unrouted: registry.unrouted.clone(),
             registry: Mutex::new(registry),
             inside: Inside::new(config.internal, n_threads),
+            ports: Ports::new(listening, n_threads),
+            proxies: config.proxies.clone(),
             log,
             access,
             answer_timeout: config.answer_timeout,
@@ -81,6 +91,11 @@ impl Shared {
             seen: (0..n_threads).map(|_| AtomicU64::new(0)).collect(),
             seen_changed: Notify::new(),
         }
+    }
+
+    /// Whether connections from there begin with a PROXY protocol header.
+    pub(crate) fn trusts(&self, peer: IpAddr) -> bool {
+        self.proxies.iter().any(|block| block.contains(peer))
     }
 
     pub(crate) fn registry(&self) -> MutexGuard<'_, Registry> {

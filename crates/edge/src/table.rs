@@ -1,15 +1,20 @@
 //! The routing structure that the data path reads: compiled once from a [`RouteTable`], immutable, swapped whole.
 
+use crate::admission::Line;
 use crate::inside::Entrance;
-use crate::limits::{TABLE_POOLS_MAX, TABLE_ROUTES_MAX, TABLE_TARGETS_MAX};
+use crate::limits::{METERS_DEPARTED_MAX, TABLE_POOLS_MAX, TABLE_ROUTES_MAX, TABLE_TARGETS_MAX};
+use crate::meter::{Meter, MeterKey};
+use crate::rate::Limiter;
 use crate::target::{Cells, TargetKey, TargetState};
 use http::HeaderValue;
-use kiln_model::edge::Tally;
+use kiln_model::edge::{RouteStatus, Tally};
+use kiln_model::policy::Rate;
 use kiln_model::route::{Pool, WeightedPool};
 use kiln_model::{
-    CommitId, Digest, EnvRef, Generation, Health, Https, NetworkNumber, Protocol, RouteTable, ServiceName,
+    CommitId, Digest, EnvRef, Generation, Health, Https, NetworkNumber, Protocol, ReleaseNumber, RoutePolicy,
+    RouteTable, ServiceName,
 };
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -33,6 +38,16 @@ pub enum TableError {
         host: String,
         /// Path.
         path: String,
+    },
+    /// Two raw TCP routes of one port.
+    #[error("port {port} is of {one}, and of {other} as well")]
+    Port {
+        /// The port.
+        port: u16,
+        /// Whose it is.
+        one: String,
+        /// Who wants it too.
+        other: String,
     },
     /// A route names no pool, or one that is not there.
     #[error("the route `{host}{path}` leads to pool {pool}, and there are {n_pools}")]
@@ -68,7 +83,7 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
         true => Err(TableError::TooLarge { what, found, limit }),
         false => Ok(()),
     };
-    limit("routes", table.routes.len() + table.internal.len(), TABLE_ROUTES_MAX)?;
+    limit("routes", table.routes.len() + table.internal.len() + table.tcp.len(), TABLE_ROUTES_MAX)?;
     limit("pools", table.pools.len(), TABLE_POOLS_MAX)?;
     limit("targets", table.pools.iter().map(|p| p.targets.len()).sum(), TABLE_TARGETS_MAX)?;
     let mut seen = HashSet::new();
@@ -96,6 +111,16 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
         }
         dangling(table, &route.pools, || route.host.clone(), "/")?;
     }
+    let mut seen = HashMap::new();
+    for route in &table.tcp {
+        dangling(table, &route.pools, || format!("tcp:{}", route.port), "")?;
+        if let Some(one) = seen.insert(route.port, owner(table, &route.pools)) {
+            return Err(TableError::Port { port: route.port, one, other: owner(table, &route.pools) });
+        }
+        if route.port == 0 {
+            return Err(TableError::Text { what: "port", text: route.port.to_string() });
+        }
+    }
     for pool in &table.pools {
         let mut seen = HashSet::new();
         if let Some(twice) = pool.targets.iter().find(|t| !seen.insert(&t.instance)) {
@@ -103,6 +128,11 @@ pub(crate) fn validate(table: &RouteTable) -> Result<(), TableError> {
         }
     }
     Ok(())
+}
+
+fn owner(table: &RouteTable, pools: &[WeightedPool]) -> String {
+    let pool = pools.first().and_then(|p| table.pools.get(p.pool));
+    pool.map_or_else(|| "nobody".to_owned(), |p| format!("service `{}` of `{}`", p.service, p.env))
 }
 
 fn is_host(host: &str) -> bool {
@@ -134,8 +164,12 @@ pub(crate) struct Upstream {
     pub(crate) env: EnvRef,
     pub(crate) service: ServiceName,
     pub(crate) health: Option<Health>,
+    pub(crate) proxy_protocol: bool,
+    pub(crate) release: ReleaseNumber,
     pub(crate) targets: Vec<Arc<TargetState>>,
     pub(crate) protocol: Protocol,
+    /// Those who wait for one of them.
+    pub(crate) line: Arc<Line>,
     /// Counts of the requests that this pool got and had no instance for; one per environment.
     pub(crate) lost: Arc<Cells>,
 }
@@ -148,7 +182,10 @@ pub(crate) struct Route {
     pools: Vec<(u64, usize)>,
     /// The first pool, whatever its weight: it tells whose the route is.
     first: Option<usize>,
-    https: Secure,
+    pub(crate) https: Secure,
+    pub(crate) policy: RoutePolicy,
+    pub(crate) limiter: Option<Arc<Limiter>>,
+    meters: Vec<Arc<Meter>>,
 }
 
 /// What a route says of HTTPS, ready for use.
@@ -167,6 +204,23 @@ impl From<Https> for Secure {
     }
 }
 
+impl Route {
+    /// The counts of this route and the pool's release.
+    pub(crate) fn meter(&self, pool: &Upstream) -> Option<&Arc<Meter>> {
+        self.meters.iter().find(|meter| meter.key.release == pool.release)
+    }
+
+    /// Whether more than one pool has a share.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.pools.len() > 1
+    }
+
+    /// The sum of the weights.
+    fn total(&self) -> u64 {
+        self.pools.last().map_or(0, |(total, _)| *total)
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Compiled {
@@ -177,20 +231,32 @@ pub(crate) struct Compiled {
     any_host: Vec<Route>,
     /// The names inside, by environment.
     inside: HashMap<NetworkNumber, HashMap<String, Route>>,
+    /// Raw TCP routes, by port.
+    tcp: HashMap<u16, Route>,
     /// Identities of the targets, for the pools of connections.
     pub(crate) ids: HashSet<u64>,
 }
 
 /// What a lookup found.
 pub(crate) enum Found<'a> {
-    /// This pool; it may be empty.
-    Pool(&'a Upstream),
-    /// The route has no pool with a weight; this is its first one, if it has any.
-    Nobody(Option<&'a Upstream>),
+    /// This pool of this route; it may be empty.
+    Pool(&'a Upstream, &'a Route),
+    /// The route has no pool with a weight; the pool is its first one, if it has any.
+    Nobody(Option<&'a Upstream>, &'a Route),
     /// There is no route at all: the edge has no table yet, or an empty one.
     Nothing,
     /// No route matches.
     NoRoute,
+}
+
+impl Found<'_> {
+    /// What the route says of HTTPS, if there is one.
+    pub(crate) fn https(&self) -> Option<&Secure> {
+        match self {
+            Self::Pool(_, route) | Self::Nobody(_, route) => Some(&route.https),
+            Self::Nothing | Self::NoRoute => None,
+        }
+    }
 }
 
 impl Compiled {
@@ -199,14 +265,14 @@ impl Compiled {
         self.inside.values().map(HashMap::len).sum()
     }
 
-    /// The pool for a request, and what its route says of HTTPS; `random` chooses among weighted ones.
+    /// The pool for a request; `place` chooses among weighted ones: any number, or for a sticky client, of the route's total.
     pub(crate) fn find(
         &self,
         entrance: Entrance,
         host: &str,
         path: &str,
-        random: u64,
-    ) -> (Found<'_>, Option<&Secure>) {
+        place: impl FnOnce(&Route, u64) -> u64,
+    ) -> Found<'_> {
         let (route, empty) = match entrance {
             Entrance::Outside => {
                 let exact = self.by_host.get(host).and_then(|routes| longest(routes, path));
@@ -219,14 +285,29 @@ impl Compiled {
             }
         };
         let Some(route) = route else {
-            return (if empty { Found::Nothing } else { Found::NoRoute }, None);
+            return if empty { Found::Nothing } else { Found::NoRoute };
         };
-        let Some((total, _)) = route.pools.last() else {
-            return (Found::Nobody(route.first.and_then(|n| self.pools.get(n))), Some(&route.https));
-        };
+        self.pool(route, place(route, route.total()))
+    }
+
+    /// The pool for a connection to the port of a raw TCP route.
+    pub(crate) fn find_port(&self, port: u16, random: u64) -> Found<'_> {
+        self.tcp.get(&port).map_or(Found::NoRoute, |route| self.pool(route, random))
+    }
+
+    /// The ports of raw TCP routes.
+    pub(crate) fn ports(&self) -> BTreeSet<u16> {
+        self.tcp.keys().copied().collect()
+    }
+
+    fn pool<'a>(&'a self, route: &'a Route, random: u64) -> Found<'a> {
+        let total = route.total();
+        if total == 0 {
+            return Found::Nobody(route.first.and_then(|n| self.pools.get(n)), route);
+        }
         let chosen = route.pools.iter().find(|(sum, _)| random % total < *sum).map(|(_, index)| *index);
-        let found = chosen.and_then(|n| self.pools.get(n)).map_or(Found::Nobody(None), Found::Pool);
-        (found, Some(&route.https))
+        let chosen = chosen.and_then(|n| self.pools.get(n));
+        chosen.map_or(Found::Nobody(None, route), |pool| Found::Pool(pool, route))
     }
 }
 
@@ -237,7 +318,20 @@ fn longest<'a>(routes: &'a [Route], path: &str) -> Option<&'a Route> {
     })
 }
 
-fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool], https: Https) -> Route {
+/// What a route of the table says.
+struct Said<'a> {
+    /// What metrics call it.
+    name: String,
+    path: &'a str,
+    shares: &'a [WeightedPool],
+    https: Https,
+    policy: &'a RoutePolicy,
+}
+
+fn ready(registry: &mut Registry, pools: &[Upstream], said: Said<'_>) -> Route {
+    // The newest first: a sticky client's place means the same release however many shares there are.
+    let mut shares: Vec<&WeightedPool> = said.shares.iter().collect();
+    shares.sort_by_key(|p| std::cmp::Reverse(pools[p.pool].release));
     let weighted = || shares.iter().filter(|p| p.weight > 0);
     let any_full = weighted().any(|p| !pools[p.pool].targets.is_empty());
     let mut sum = 0;
@@ -245,8 +339,17 @@ fn ready(pools: &[Upstream], path: &str, shares: &[WeightedPool], https: Https) 
         sum += u64::from(p.weight);
         (sum, p.pool)
     });
-    let (cumulative, first) = (cumulative.collect(), shares.first().map(|p| p.pool));
-    Route { path: trim(path).to_owned(), pools: cumulative, first, https: https.into() }
+    let (cumulative, first) = (cumulative.collect(), said.shares.first().map(|p| p.pool));
+    let limiter = said.policy.rate.map(|rate| registry.limiter(&said.name, rate));
+    let mut meters: Vec<Arc<Meter>> = vec![];
+    for share in said.shares {
+        let pool = &pools[share.pool];
+        if meters.iter().all(|meter| meter.key.release != pool.release) {
+            meters.push(registry.meter(pool, &said.name));
+        }
+    }
+    let (path, policy) = (trim(said.path).to_owned(), said.policy.clone());
+    Route { path, pools: cumulative, first, https: said.https.into(), policy, limiter, meters }
 }
 
 /// Everything that outlives a table: targets that were ever used, and counts of those that are gone.
@@ -257,6 +360,10 @@ pub(crate) struct Registry {
     targets: HashMap<TargetKey, Arc<TargetState>>,
     lost: BTreeMap<EnvRef, Arc<Cells>>,
     folded: BTreeMap<EnvRef, Tally>,
+    lines: BTreeMap<(EnvRef, ServiceName), Arc<Line>>,
+    limiters: HashMap<String, Arc<Limiter>>,
+    /// Each with whether it is in the table.
+    meters: BTreeMap<MeterKey, (Arc<Meter>, bool)>,
     /// Requests that no environment is known for.
     pub(crate) unrouted: Arc<Cells>,
 }
@@ -269,6 +376,9 @@ impl Registry {
             targets: HashMap::new(),
             lost: BTreeMap::new(),
             folded: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            limiters: HashMap::new(),
+            meters: BTreeMap::new(),
             unrouted: Arc::new(Cells::new(n_threads)),
         }
     }
@@ -283,7 +393,9 @@ impl Registry {
         let pools: Vec<Upstream> = table.pools.iter().map(|pool| self.upstream(pool)).collect();
         let mut compiled = Compiled { generation, digest, ..Compiled::default() };
         for route in &table.routes {
-            let ready = ready(&pools, &route.path, &route.pools, route.https);
+            let name = format!("{}{}", route.host.as_deref().unwrap_or("*"), route.path);
+            let (path, shares, policy) = (&*route.path, &*route.pools, &route.policy);
+            let ready = ready(self, &pools, Said { name, path, shares, https: route.https, policy });
             match &route.host {
                 Some(host) => compiled.by_host.entry(host.clone()).or_default().push(ready),
                 None => compiled.any_host.push(ready),
@@ -294,9 +406,26 @@ impl Registry {
         }
         for route in &table.internal {
             // Between services there is no TLS, so nothing is asked of it.
-            let ready = ready(&pools, "/", &route.pools, Https::default());
+            let (name, https, policy) = (route.host.clone(), Https::default(), &RoutePolicy::default());
+            let ready = ready(self, &pools, Said { name, path: "/", shares: &route.pools, https, policy });
             compiled.inside.entry(route.network).or_default().insert(route.host.clone(), ready);
         }
+        for route in &table.tcp {
+            let name = format!("tcp:{}", route.port);
+            let (shares, https, policy) = (&*route.pools, Https::default(), &route.policy);
+            let said = Said { name, path: "/", shares, https, policy };
+            compiled.tcp.insert(route.port, ready(self, &pools, said));
+        }
+        self.meters.values_mut().for_each(|(_, in_table)| *in_table = false);
+        let routes =
+            compiled.by_host.values().flatten().chain(&compiled.any_host).chain(compiled.tcp.values());
+        for meter in routes.chain(compiled.inside.values().flat_map(HashMap::values)).flat_map(|r| &r.meters)
+        {
+            if let Some((_, in_table)) = self.meters.get_mut(&meter.key) {
+                *in_table = true;
+            }
+        }
+        self.forget_meters();
         compiled.ids = pools.iter().flat_map(|p| &p.targets).map(|t| t.id).collect();
         compiled.pools = pools;
         compiled
@@ -325,10 +454,50 @@ impl Registry {
             env: pool.env.clone(),
             service: pool.service.clone(),
             health: pool.health.clone(),
+            proxy_protocol: pool.proxy_protocol,
+            release: pool.release,
+            line: self.lines.entry((pool.env.clone(), pool.service.clone())).or_default().clone(),
             targets,
             protocol: pool.protocol,
             lost,
         }
+    }
+
+    /// The buckets of a route; another rule begins anew.
+    fn limiter(&mut self, route: &str, rate: Rate) -> Arc<Limiter> {
+        let known = self.limiters.get(route).filter(|known| known.rate() == rate).cloned();
+        let limiter = known.unwrap_or_else(|| Arc::new(Limiter::new(rate)));
+        self.limiters.retain(|_, limiter| Arc::strong_count(limiter) > 1);
+        self.limiters.insert(route.to_owned(), limiter.clone());
+        limiter
+    }
+
+    fn meter(&mut self, pool: &Upstream, route: &str) -> Arc<Meter> {
+        let (env, service, release) = (pool.env.clone(), pool.service.clone(), pool.release);
+        let key = MeterKey { env, route: route.to_owned(), service, release };
+        let n_threads = self.n_threads;
+        let new = || (Arc::new(Meter::new(key.clone(), n_threads)), true);
+        self.meters.entry(key.clone()).or_insert_with(new).0.clone()
+    }
+
+    /// Drops the oldest releases' counts that are not in the table, beyond a bound.
+    fn forget_meters(&mut self) {
+        let mut gone: Vec<&MeterKey> =
+            self.meters.iter().filter(|(_, (_, used))| !used).map(|(k, _)| k).collect();
+        gone.sort_by_key(|key| key.release);
+        let surplus = gone.len().saturating_sub(METERS_DEPARTED_MAX);
+        let keys: Vec<MeterKey> = gone[..surplus].iter().map(|key| (*key).clone()).collect();
+        keys.iter().for_each(|key| drop(self.meters.remove(key)));
+    }
+
+    /// The counts of routes and releases.
+    pub(crate) fn routes(&self) -> Vec<RouteStatus> {
+        self.meters.values().map(|(meter, in_table)| meter.report(*in_table)).collect()
+    }
+
+    /// Requests that wait for an instance.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.lines.values().map(|line| u64::from(line.waiting())).sum()
     }
 
     fn target(&mut self, key: TargetKey, commit: &CommitId) -> Arc<TargetState> {

@@ -46,6 +46,12 @@ impl Outcome {
     }
 }
 
+/// The latency bucket of a time.
+pub(crate) fn bucket(took: Duration) -> usize {
+    let micros = took.as_micros() as u64;
+    (64 - (micros.max(1) - 1).leading_zeros() as usize).saturating_sub(7).min(LATENCY_BUCKETS - 1)
+}
+
 /// One thread's counts, on cache lines of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -56,6 +62,8 @@ pub(crate) struct Cell {
     cut: AtomicU64,
     abandoned: AtomicU64,
     errors: AtomicU64,
+    connections: AtomicU64,
+    bytes: AtomicU64,
     latency: [AtomicU64; LATENCY_BUCKETS],
 }
 
@@ -76,10 +84,7 @@ impl Cells {
     /// than requests.
     pub(crate) fn count(&self, thread: usize, outcome: Outcome, status: u16, took: Duration) {
         let cell = self.of(thread);
-        let micros = took.as_micros() as u64;
-        let bucket =
-            (64 - (micros.max(1) - 1).leading_zeros() as usize).saturating_sub(7).min(LATENCY_BUCKETS - 1);
-        cell.latency[bucket].fetch_add(1, Ordering::Relaxed);
+        cell.latency[bucket(took)].fetch_add(1, Ordering::Relaxed);
         cell.requests.fetch_add(1, Ordering::Release);
         match outcome {
             Outcome::Answered if status >= 500 => cell.errors.fetch_add(1, Ordering::Release),
@@ -90,6 +95,13 @@ impl Cells {
         };
     }
 
+    /// Counts what a raw connection carried, behind [`Cells::count`].
+    pub(crate) fn carried(&self, thread: usize, bytes: u64) {
+        let cell = self.of(thread);
+        cell.connections.fetch_add(1, Ordering::Release);
+        cell.bytes.fetch_add(bytes, Ordering::Release);
+    }
+
     pub(crate) fn in_flight(&self) -> u64 {
         self.0.iter().map(|c| c.in_flight.load(Ordering::Acquire)).sum()
     }
@@ -98,7 +110,8 @@ impl Cells {
         let sum = |f: fn(&Cell) -> &AtomicU64| self.0.iter().map(|c| f(c).load(Ordering::Acquire)).sum();
         let (failed, cut) = (sum(|c| &c.failed), sum(|c| &c.cut));
         let (abandoned, errors) = (sum(|c| &c.abandoned), sum(|c| &c.errors));
-        Tally { requests: sum(|c| &c.requests), failed, cut, abandoned, errors }
+        let (connections, bytes) = (sum(|c| &c.connections), sum(|c| &c.bytes));
+        Tally { requests: sum(|c| &c.requests), failed, cut, abandoned, errors, connections, bytes }
     }
 
     fn latency(&self) -> Vec<u64> {
@@ -133,7 +146,11 @@ pub(crate) struct TargetState {
     /// Wakes the health task when the data path ejected it.
     pub(crate) ejection: Notify,
     ejected_at: AtomicU64,
+    /// Since it last answered, for the pauses of probes.
     ejections: AtomicU32,
+    n_ejections: AtomicU64,
+    /// Requests that it has from routes with a bound.
+    pub(crate) admitted: AtomicU32,
     failures: AtomicU32,
     reason: Mutex<Option<String>>,
 }
@@ -156,6 +173,8 @@ impl TargetState {
             ejection: Notify::new(),
             ejected_at: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
+            n_ejections: AtomicU64::new(0),
+            admitted: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             reason: Mutex::new(None),
         }
@@ -171,6 +190,7 @@ impl TargetState {
         if first {
             *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
             self.ejections.fetch_add(1, Ordering::Relaxed);
+            self.n_ejections.fetch_add(1, Ordering::Relaxed);
             self.ejection.notify_one();
         }
         first
@@ -220,6 +240,7 @@ impl TargetState {
             in_flight,
             ejected: at != 0,
             ejected_for: Millis(if at == 0 { 0 } else { now().saturating_sub(at) }),
+            ejections: self.n_ejections.load(Ordering::Relaxed),
             reason: self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             tally: self.cells.tally(),
             latency: self.cells.latency(),

@@ -19,6 +19,10 @@ mod inside;
 mod programs;
 #[path = "edge/protocol.rs"]
 mod protocol;
+#[path = "edge/proxy.rs"]
+mod proxy;
+#[path = "edge/raw.rs"]
+mod raw;
 #[path = "edge/reboot.rs"]
 mod reboot;
 #[path = "edge/stage.rs"]
@@ -48,6 +52,8 @@ fn main() -> ExitCode {
         faults::CASES,
         inside::CASES,
         protocol::CASES,
+        proxy::CASES,
+        raw::CASES,
         reboot::CASES,
         tls::CASES,
         h2::CASES,
@@ -84,6 +90,7 @@ fn edge(args: &[String]) -> ExitCode {
     config.listen_tls = values("--listen-tls").iter().map(|a| a.parse().expect("an address")).collect();
     config.threads = Some(2);
     config.internal = values("--internal").first().map(|range| range.parse().expect("a range"));
+    config.proxies = values("--proxy-protocol").iter().map(|block| block.parse().expect("a block")).collect();
     config.access_log = args.iter().any(|a| a == "--access-log");
     for (name, timeout) in [
         ("TEST_ANSWER_TIMEOUT_MS", &mut config.answer_timeout),

@@ -43,6 +43,7 @@ impl Roles for Engines {
             let kept = kiln_sys::privilege::not_dumpable();
             kept.map_err(|error| Failure::new(Code::HostUnable, error.line()))?;
         }
+        config.proxies = arguments.proxy_protocol.clone();
         kiln_edge::run(config).map_err(|error| Failure::new(Code::AddressInUse, chain(&error)))
     }
 
@@ -114,6 +115,7 @@ async fn serve(arguments: &ServeArgs) -> Result<(), Failure> {
         edge: arguments.edge.clone(),
         edge_tls: arguments.edge_tls.clone(),
         certificates: absolute(arguments.certificates.as_deref())?,
+        proxies: arguments.edge_proxy_protocol.clone(),
         subnet,
         mirror: arguments.mirror.clone(),
         forced,

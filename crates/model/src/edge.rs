@@ -24,6 +24,16 @@ pub struct Tally {
     pub abandoned: u64,
     /// Of these: an instance answered with a status of 500 or above.
     pub errors: u64,
+    /// Of these: connections of raw TCP routes, each counted when it ended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub connections: u64,
+    /// Bytes that those carried, both ways together.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Tally {
@@ -39,6 +49,8 @@ impl Tally {
             cut: self.cut.saturating_sub(earlier.cut),
             abandoned: self.abandoned.saturating_sub(earlier.abandoned),
             errors: self.errors.saturating_sub(earlier.errors),
+            connections: self.connections.saturating_sub(earlier.connections),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
         }
     }
 
@@ -51,6 +63,8 @@ impl Tally {
             cut: self.cut + other.cut,
             abandoned: self.abandoned + other.abandoned,
             errors: self.errors + other.errors,
+            connections: self.connections + other.connections,
+            bytes: self.bytes + other.bytes,
         }
     }
 }
@@ -90,17 +104,29 @@ pub struct EdgeStatus {
     /// The fence of the table that it keeps; none before the first one, and from an older edge.
     #[serde(default)]
     pub fence: Option<Fence>,
+    /// The form of tables that it knows, see [`crate::route::TABLE_FORM`]; 0 from an older edge.
+    #[serde(default)]
+    pub form: u32,
     /// Addresses that take traffic, `IP:PORT`.
     pub listening: Vec<String>,
     /// The same over TLS; none if it listens for none, as an older edge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsStatus>,
+    /// Ports of raw TCP routes that are listened on.
+    #[serde(default)]
+    pub ports: Vec<u16>,
     /// The range of service addresses that it serves; none if it serves none, as an older edge.
     #[serde(default)]
     pub internal: Option<String>,
     /// How many names its table has.
     #[serde(default)]
     pub names: u64,
+    /// Requests that wait for an instance that is not full.
+    #[serde(default)]
+    pub waiting: u64,
+    /// Per route and release, those in the table and some that were.
+    #[serde(default)]
+    pub routes: Vec<RouteStatus>,
     /// Per instance, those in the table and those that still have requests in flight or counts.
     pub targets: Vec<TargetStatus>,
     /// Requests that no pool got (no route matched, the pool was empty), per environment where one is known.
@@ -139,10 +165,51 @@ pub struct TargetStatus {
     pub ejected: bool,
     /// For how long it has been ejected.
     pub ejected_for: Millis,
+    /// How often it was ejected.
+    #[serde(default)]
+    pub ejections: u64,
     /// Why, in one line.
     pub reason: Option<String>,
     /// Counts.
     pub tally: Tally,
+    /// Requests per latency bucket, see [`LATENCY_BUCKETS`].
+    pub latency: Vec<u64>,
+}
+
+/// What was counted of one route and release. Monotone while one edge process lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteStatus {
+    /// Host and path with `*` for any host, `tcp:PORT`, or the name inside.
+    pub route: String,
+    /// Whose.
+    pub env: EnvRef,
+    /// Which service.
+    pub service: ServiceName,
+    /// Of which release.
+    pub release: ReleaseNumber,
+    /// Whether it is in the table in use.
+    pub in_table: bool,
+    /// Requests by the first digit of the status, from 0 to 5; 0 has no status: raw connections, and clients that went away
+    /// before.
+    pub statuses: Vec<u64>,
+    /// Of these: see [`Tally::failed`].
+    pub failed: u64,
+    /// Of these: see [`Tally::cut`].
+    pub cut: u64,
+    /// Of these: see [`Tally::abandoned`].
+    pub abandoned: u64,
+    /// Bytes of the bodies of requests, or from clients of raw connections.
+    pub bytes_in: u64,
+    /// Bytes of the bodies of answers, or to clients.
+    pub bytes_out: u64,
+    /// Attempts beyond the first ones.
+    pub retries: u64,
+    /// Of the failed: sent away because every instance was full.
+    pub shed: u64,
+    /// Refused with 429 because a client asked too often.
+    pub limited: u64,
+    /// Microseconds that all of them took together.
+    pub micros: u64,
     /// Requests per latency bucket, see [`LATENCY_BUCKETS`].
     pub latency: Vec<u64>,
 }

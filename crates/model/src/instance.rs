@@ -174,6 +174,9 @@ pub struct InstanceSpec {
     pub peers: Vec<ServiceName>,
     /// The port that it will listen on.
     pub port: Option<u16>,
+    /// See [`crate::ServiceSpec::proxy_protocol`].
+    #[serde(default, skip_serializing_if = "crate::policy::is_false")]
+    pub proxy_protocol: bool,
     /// How it is asked to end.
     pub stop: Stop,
     /// What it is of, for a store that lost its row; none in specifications of an older kiln.

@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod check;
+pub mod cidr;
 pub mod confinement;
 pub mod digest;
 pub mod edge;
@@ -23,6 +24,7 @@ pub mod mutation;
 pub mod network;
 pub mod op;
 pub mod pause;
+pub mod policy;
 pub mod recovery;
 pub mod release;
 pub mod requirement;
@@ -36,6 +38,7 @@ pub mod time;
 
 pub use answer::Answered;
 pub use check::{Check, CheckKind, Evidence};
+pub use cidr::Cidr;
 pub use confinement::{Capability, Confinement, Egress, Isolation, Seccomp};
 pub use digest::{CommitId, Digest};
 pub use event::Event;
@@ -48,11 +51,12 @@ pub use mutation::Mutation;
 pub use network::{NetworkNumber, ServiceRange};
 pub use op::{Op, OpKey};
 pub use pause::{Damaged, Hold, Pause};
+pub use policy::RoutePolicy;
 pub use recovery::{Memory, Origin, Recovery};
 pub use release::{Promotion, Release, ReleaseSpec};
 pub use requirement::Requirement;
 pub use rollout::{Rollout, RolloutKind, RolloutPhase};
-pub use route::{Generation, Hsts, Https, InternalRoute, Protocol, RouteRule, RouteTable, Target};
+pub use route::{Generation, Hsts, Https, InternalRoute, Protocol, RouteRule, RouteTable, Target, TcpRoute};
 pub use secret::{NO_SECRETS, Secret, SecretContent, SecretName, SecretValue, SecretValues, SecretVersion};
 pub use service::{Autoscale, Health, Resources, RolloutPolicy, ServiceSpec, Stop};
 pub use snapshot::{Environment, Snapshot};

@@ -6,6 +6,8 @@ pub const SERVICES_MAX: usize = 64;
 pub const IMAGES_MAX: usize = 64;
 /// Routes in one environment.
 pub const ROUTES_MAX: usize = 256;
+/// Requests that an instance may have at once, that may wait, or that a client may make, as far as a route can ask for.
+pub const IN_FLIGHT_MAX: u64 = 1_000_000;
 /// Instances of one service.
 pub const INSTANCES_PER_SERVICE_MAX: u32 = 250;
 /// `validate` checks of one service.

@@ -3,6 +3,7 @@
 use crate::digest::{CommitId, Digest};
 use crate::ids::{EnvRef, InstanceId, ReleaseNumber, ServiceName, number};
 use crate::network::NetworkNumber;
+use crate::policy::{RoutePolicy, is_false};
 use crate::service::Health;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -11,6 +12,10 @@ number!(
     /// The number of a route table. Higher wins.
     Generation
 );
+
+/// The form of tables, raised when they get a part that an older edge would drop: one that knows the form and has another digest
+/// lost something, and is sent the table again.
+pub const TABLE_FORM: u32 = 1;
 
 /// A route of a release: which requests go to which service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -24,6 +29,27 @@ pub struct RouteRule {
     /// Whether plain HTTP is enough for it.
     #[serde(default, skip_serializing_if = "Https::is_default")]
     pub https: Https,
+    /// The port of a raw TCP route; such a one has no host, and its path is `/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<u16>,
+    /// What it asks of the edge.
+    #[serde(default, skip_serializing_if = "RoutePolicy::is_default")]
+    pub policy: RoutePolicy,
+}
+
+impl RouteRule {
+    /// Whether both would get the same requests.
+    pub fn is_same_place(&self, other: &RouteRule) -> bool {
+        (&self.host, &self.path, self.tcp) == (&other.host, &other.path, other.tcp)
+    }
+
+    /// What it is for, as people write it; `any` stands for any host.
+    pub fn place(&self, any: &str) -> String {
+        match self.tcp {
+            Some(port) => format!("tcp:{port}"),
+            None => format!("{}{}", self.host.as_deref().unwrap_or(any), self.path),
+        }
+    }
 }
 
 /// What a route says of HTTP over TLS. Requests between services of an environment are not concerned.
@@ -99,6 +125,9 @@ pub struct RouteTable {
     /// world may use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub internal: Vec<InternalRoute>,
+    /// Raw TCP routes. A list of its own, for the same reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tcp: Vec<TcpRoute>,
     /// Where they lead.
     pub pools: Vec<Pool>,
 }
@@ -122,6 +151,21 @@ pub struct TableRoute {
     /// See [`RouteRule::https`].
     #[serde(default, skip_serializing_if = "Https::is_default")]
     pub https: Https,
+    /// See [`RouteRule::policy`].
+    #[serde(default, skip_serializing_if = "RoutePolicy::is_default")]
+    pub policy: RoutePolicy,
+}
+
+/// A port of the edge whose connections go to instances as they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpRoute {
+    /// The port, on every address of the edge.
+    pub port: u16,
+    /// See [`TableRoute::pools`].
+    pub pools: Vec<WeightedPool>,
+    /// See [`RouteRule::policy`]; only what is not of HTTP.
+    #[serde(default, skip_serializing_if = "RoutePolicy::is_default")]
+    pub policy: RoutePolicy,
 }
 
 /// A route for requests that arrive at the service address of one environment, and for no others.
@@ -159,6 +203,9 @@ pub struct Pool {
     pub image: Digest,
     /// The active check that the edge runs; only http and tcp.
     pub health: Option<Health>,
+    /// Whether connections to them begin with a PROXY protocol header.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub proxy_protocol: bool,
     /// Where to.
     pub targets: Vec<Target>,
     /// What its instances speak.

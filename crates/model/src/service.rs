@@ -29,6 +29,9 @@ pub struct ServiceSpec {
     /// What it speaks there.
     #[serde(default, skip_serializing_if = "Protocol::is_default")]
     pub protocol: Protocol,
+    /// Whether it expects a PROXY protocol header at the beginning of every connection to that port.
+    #[serde(default, skip_serializing_if = "crate::policy::is_false")]
+    pub proxy_protocol: bool,
     /// User name of the image or number.
     pub user: String,
     /// Environment variables beside those that kiln sets.

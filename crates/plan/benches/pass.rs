@@ -112,6 +112,7 @@ impl World {
                     in_flight: 0,
                     ejected: false,
                     ejected_for: Millis(0),
+                    ejections: 0,
                     reason: None,
                     tally: Default::default(),
                     latency: vec![0; kiln_model::edge::LATENCY_BUCKETS + 1],
@@ -161,6 +162,7 @@ fn release(env: &EnvRef, project: usize, instances: u32) -> Release {
         deadline: Millis(60_000),
     };
     let service = |n: usize| ServiceSpec {
+        proxy_protocol: false,
         secrets: vec![],
         autoscale: None,
         name: ServiceName::new(format!("service-{n}")).unwrap(),
@@ -181,6 +183,8 @@ fn release(env: &EnvRef, project: usize, instances: u32) -> Release {
     };
     let services: BTreeMap<_, _> = (0..10).map(service).map(|s| (s.name.clone(), s)).collect();
     let rule = |name: &ServiceName| RouteRule {
+        tcp: None,
+        policy: Default::default(),
         host: Some(format!("{project}.example.com")),
         path: format!("/{name}"),
         service: name.clone(),

@@ -303,6 +303,7 @@ pub fn spec(instance: &Instance, release: &Release, manifest: ImageManifest) -> 
     // Without a number there is no address that a name could mean.
     let peers = peers.filter(|_| instance.network.is_given());
     Some(InstanceSpec {
+        proxy_protocol: service.proxy_protocol,
         id: instance.id.clone(),
         env: instance.env.clone(),
         release: instance.release,

@@ -93,6 +93,7 @@ fn unmixed_releases(after: &Snapshot, plan: &Plan) -> Vec<String> {
     }
     let mut broken = BTreeSet::new();
     let routes = table.routes.iter().map(|r| &r.pools).chain(table.internal.iter().map(|r| &r.pools));
+    let routes = routes.chain(table.tcp.iter().map(|r| &r.pools));
     for pools in routes {
         let found: Vec<_> = pools.iter().filter_map(|p| Some((table.pools.get(p.pool)?, p.weight))).collect();
         let Some((pool, _)) = found.first() else { continue };

@@ -125,10 +125,10 @@ fn variables(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
 }
 
 fn routes(old: Option<&ReleaseSpec>, new: &ReleaseSpec) -> Vec<String> {
-    let word = |route: &RouteRule| format!("{}{}", route.host.as_deref().unwrap_or("any host"), route.path);
+    let word = |route: &RouteRule| route.place("any host");
     let before = |route: &RouteRule| {
         let mut all = old.into_iter().flat_map(|old| &old.routes);
-        all.find(|other| other.host == route.host && other.path == route.path)
+        all.find(|other| other.is_same_place(route))
     };
     let mut lines: Vec<String> = new
         .routes
@@ -144,7 +144,7 @@ fn routes(old: Option<&ReleaseSpec>, new: &ReleaseSpec) -> Vec<String> {
     let gone = old
         .into_iter()
         .flat_map(|old| &old.routes)
-        .filter(|old| !new.routes.iter().any(|route| route.host == old.host && route.path == old.path));
+        .filter(|old| !new.routes.iter().any(|route| route.is_same_place(old)));
     lines.extend(gone.map(|route| format!("remove the route {}", word(route))));
     lines
 }

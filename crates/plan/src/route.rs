@@ -7,7 +7,7 @@ use kiln_model::edge::EdgeStatus;
 use kiln_model::mix::BASELINE_SLOT;
 use kiln_model::mutant::{Mutant, planted};
 use kiln_model::network::internal_host;
-use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
+use kiln_model::route::{InternalRoute, Pool, TABLE_FORM, TableRoute, TcpRoute, WeightedPool};
 use kiln_model::{
     EnvRef, Environment, Instance, InstanceId, InstanceState, Mutation, OpKey, Release, RouteTable,
     ServiceName, ServiceSpec, Share, Snapshot, Target,
@@ -49,8 +49,14 @@ pub(crate) fn table_around(snapshot: &Snapshot, still: &BTreeSet<EnvRef>) -> Rou
         let half = usize::from(planted(Mutant::HalfSwitch) && release.number.0 > 1);
         for rule in release.spec.routes.iter().skip(half) {
             let Some(pools) = pools.of(&mut table, &rule.service) else { continue };
-            let (host, path) = (rule.host.clone(), rule.path.clone());
-            table.routes.push(TableRoute { host, path, pools, https: rule.https });
+            let policy = rule.policy.clone();
+            match rule.tcp {
+                Some(port) => table.tcp.push(TcpRoute { port, pools, policy }),
+                None => {
+                    let (host, path) = (rule.host.clone(), rule.path.clone());
+                    table.routes.push(TableRoute { host, path, pools, https: rule.https, policy });
+                }
+            }
         }
         // One that an older kiln made has no service address until its next rollout.
         let named =
@@ -107,6 +113,7 @@ impl Pools<'_> {
             commit: release.spec.commit.clone(),
             image: release.image_of(spec)?,
             health: spec.health.clone(),
+            proxy_protocol: spec.proxy_protocol,
             targets: targets(snapshot, environment, release, spec, &slots),
             protocol: spec.protocol,
         })
@@ -198,15 +205,15 @@ fn targets(
     targets
 }
 
-/// Whether the edge serves names and its table has lost them: an edge that does not know names wrote it down, and this one
+/// Whether the edge knows parts of the table that its own has lost: an edge that does not know them wrote it down, and this one
 /// read it. The generation is the right one, so the edge would refuse the same one with other content.
 fn lost_names(draft: &Draft<'_>) -> bool {
     let (generation, table) = &draft.snapshot.route;
+    let digest = || draft.snapshot.route_digest.unwrap_or_else(|| table.digest());
     let lost = |edge: &EdgeStatus| {
-        edge.generation == *generation
-            && edge.internal.is_some()
-            && edge.names == 0
-            && !table.internal.is_empty()
+        let names = edge.internal.is_some() && edge.names == 0 && !table.internal.is_empty();
+        let other = || edge.digest.is_some_and(|kept| kept != digest());
+        edge.generation == *generation && (names || (edge.form >= TABLE_FORM && other()))
     };
     draft.route_settled() && draft.observed.edge.as_ref().is_some_and(lost)
 }

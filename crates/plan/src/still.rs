@@ -5,7 +5,7 @@
 //! switch are there, and an edge that lost its table has nothing else to serve.
 
 use crate::observed::Observed;
-use kiln_model::route::{InternalRoute, Pool, TableRoute, WeightedPool};
+use kiln_model::route::{InternalRoute, Pool, TableRoute, TcpRoute, WeightedPool};
 use kiln_model::{Damaged, EnvRef, Hold, InstanceId, InstanceState, OpKey, RouteTable, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -107,6 +107,9 @@ pub(crate) fn keep(table: &mut RouteTable, snapshot: &Snapshot, env: &EnvRef) {
     };
     for route in &last.routes {
         table.routes.extend(renumbered(&route.pools).map(|pools| TableRoute { pools, ..route.clone() }));
+    }
+    for route in &last.tcp {
+        table.tcp.extend(renumbered(&route.pools).map(|pools| TcpRoute { pools, ..route.clone() }));
     }
     for route in &last.internal {
         table.internal.extend(renumbered(&route.pools).map(|pools| InternalRoute { pools, ..route.clone() }));

@@ -32,10 +32,12 @@ fn release() -> ReleaseSpec {
         images: vec![image],
         services: [(web(), service)].into(),
         routes: vec![RouteRule {
+            tcp: None,
+            policy: Default::default(),
             host: None,
             path: "/".into(),
             service: web(),
-            https: kiln_model::Https::default(),
+            https: Default::default(),
         }],
     }
 }
@@ -77,6 +79,7 @@ impl World {
             in_flight: 0,
             ejected: false,
             ejected_for: Millis(0),
+            ejections: 0,
             reason: None,
             tally: edge::Tally { requests: self.counts[id], ..Default::default() },
             latency: vec![],

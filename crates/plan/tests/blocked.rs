@@ -21,6 +21,7 @@ fn release(env: &EnvRef, number: u64) -> Mutation {
     let second = Millis::from_secs(1);
     let image = ImageName::new("web").unwrap();
     let service = ServiceSpec {
+        proxy_protocol: false,
         secrets: vec![],
         autoscale: None,
         name: web(),
@@ -53,10 +54,12 @@ fn release(env: &EnvRef, number: u64) -> Mutation {
         pinned: true,
         services: [(web(), service)].into(),
         routes: vec![RouteRule {
+            tcp: None,
+            policy: Default::default(),
             host: Some(format!("{}.test", env.env)),
             path: "/".into(),
             service: web(),
-            https: kiln_model::Https::default(),
+            https: Default::default(),
         }],
         images: vec![image.clone()],
     };
@@ -135,6 +138,7 @@ impl World {
             in_flight: 0,
             ejected: false,
             ejected_for: Millis(0),
+            ejections: 0,
             reason: None,
             tally: Default::default(),
             latency: vec![],

@@ -11,6 +11,7 @@ fn env(name: &str) -> EnvRef {
 
 fn service(name: &str, port: Option<u16>) -> ServiceSpec {
     ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         name: ServiceName::new(name).unwrap(),
         image: ImageName::new("app").unwrap(),
@@ -48,10 +49,12 @@ fn release(host: &str) -> ReleaseSpec {
         images: vec![ImageName::new("app").unwrap()],
         services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
         routes: vec![RouteRule {
+            tcp: None,
+            policy: Default::default(),
             host: Some(host.into()),
             path: "/".into(),
             service: web,
-            https: kiln_model::Https::default(),
+            https: Default::default(),
         }],
         secrets: BTreeMap::new(),
         requires: None,

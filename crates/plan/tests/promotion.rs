@@ -18,6 +18,7 @@ fn key(name: &str) -> SecretName {
 
 fn service(secrets: &[&str]) -> ServiceSpec {
     ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         name: ServiceName::new("web").unwrap(),
         image: image(),

@@ -23,6 +23,7 @@ fn release(number: u64, strategy: Strategy) -> Release {
     let second = Millis::from_secs(1);
     let image = ImageName::new("web").unwrap();
     let service = ServiceSpec {
+        proxy_protocol: false,
         secrets: vec![],
         autoscale: None,
         name: web(),
@@ -61,10 +62,12 @@ fn release(number: u64, strategy: Strategy) -> Release {
             pinned: true,
             services: [(web(), service)].into(),
             routes: vec![RouteRule {
+                tcp: None,
+                policy: Default::default(),
                 host: None,
                 path: "/".into(),
                 service: web(),
-                https: kiln_model::Https::default(),
+                https: Default::default(),
             }],
             images: vec![image.clone()],
         },
@@ -159,6 +162,7 @@ fn world(there: &[There], strategy: &Strategy) -> World {
         in_flight: 0,
         ejected: false,
         ejected_for: Millis(0),
+        ejections: 0,
         reason: None,
         tally: Default::default(),
         latency: vec![],

@@ -130,6 +130,7 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
         timeout: Millis(100),
     };
     ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         name: ServiceName::new(name).unwrap(),
         image: ImageName::new(name).unwrap(),
@@ -164,6 +165,8 @@ fn service(name: &str, instances: u32, keep: u64) -> ServiceSpec {
 fn release(commit: u64, keep: u64) -> ReleaseSpec {
     let services = [service("api", 2, keep), service("web", 3, keep)];
     let rule = |path: &str, service: &str| RouteRule {
+        tcp: None,
+        policy: Default::default(),
         host: None,
         path: path.into(),
         service: ServiceName::new(service).unwrap(),
@@ -262,6 +265,7 @@ impl World {
             in_flight: self.flights.iter().filter(|(flying, _)| flying == *id).count() as u64,
             ejected: false,
             ejected_for: Millis(0),
+            ejections: 0,
             reason: None,
             tally: self.counts.get(*id).map(|c| c.0).unwrap_or_default(),
             latency: self.counts.get(*id).map(|c| c.1.clone()).unwrap_or_default(),

@@ -56,6 +56,7 @@ pub fn spec(sequence: u64) -> InstanceSpec {
         config: ImageConfig::default(),
     };
     InstanceSpec {
+        proxy_protocol: false,
         id: InstanceId::new(&service, sequence),
         env: EnvRef {
             project: ProjectName::new("project").expect("a legal name"),

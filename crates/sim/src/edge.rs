@@ -169,6 +169,7 @@ impl Edge {
                 in_flight,
                 ejected: hung.is_some(),
                 ejected_for: Millis(hung.map_or(0, |since| world.now - since)),
+                ejections: 0,
                 reason: hung.map(|_| "no answer".to_owned()),
                 tally: Tally::default(),
                 latency: vec![],

@@ -76,6 +76,7 @@ fn service(name: &str, instances: u32, keep: u64, drain: u64, strategy: &Strateg
         timeout: Millis(100),
     };
     ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         secrets: vec![],
         name: service_name(name),
@@ -117,6 +118,8 @@ pub fn release(n: usize, commit: u64, keep: u64) -> ReleaseSpec {
     };
     let last = services.len() - 1;
     let rule = |(index, service): (usize, &ServiceSpec)| RouteRule {
+        tcp: None,
+        policy: Default::default(),
         host: Some(host.clone()),
         path: if index == last { "/".into() } else { format!("/{}", service.name) },
         service: service.name.clone(),

@@ -8,6 +8,7 @@ mod confinement;
 pub mod error;
 mod https;
 pub mod lock;
+mod policy;
 pub mod project;
 mod reader;
 pub mod recipe;

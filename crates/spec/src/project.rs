@@ -357,17 +357,24 @@ fn read_routes(
 ) -> Vec<RouteRule> {
     let mut rules: Vec<RouteRule> = vec![];
     let Some(value) = routes else { return rules };
-    let items =
-        value.as_array("routes", "an array of tables { host, path, service }", sink).unwrap_or_default();
+    let items = value
+        .as_array("routes", "an array of tables { host, path or tcp, service }", sink)
+        .unwrap_or_default();
     if items.len() > limits::ROUTES_MAX {
         value.wrong("routes", &format!("at most {} routes", limits::ROUTES_MAX), sink);
     }
     for item in items {
         let Some(table) = item.as_table("[[routes]]".into(), sink) else { continue };
         let Some(rule) = route(table, services, sink) else { continue };
-        if rules.iter().any(|r| r.host == rule.host && r.path == rule.path) {
-            let what = format!("{}{}", rule.host.as_deref().unwrap_or("any host, "), rule.path);
-            sink.borrow_mut().push(item.span, format!("there are two routes for {what}"), None);
+        if let Some(other) = rules.iter().find(|other| other.is_same_place(&rule)) {
+            let what = rule.place("any host, ");
+            let message = match rule.tcp {
+                Some(_) => {
+                    format!("there are two routes for {what}: `{}` and `{}`", other.service, rule.service)
+                }
+                None => format!("there are two routes for {what}"),
+            };
+            sink.borrow_mut().push(item.span, message, None);
         } else {
             rules.push(rule);
         }
@@ -380,10 +387,9 @@ fn route(
     services: &BTreeMap<ServiceName, ServiceSpec>,
     sink: Shared<'_, '_>,
 ) -> Option<RouteRule> {
-    if table.has("tcp") {
-        table.reserved("tcp", "only http routes exist so far", sink);
-        return None;
-    }
+    let is_tcp = table.has("tcp");
+    let policy = crate::policy::read(&mut table, is_tcp, sink);
+    let tcp = table.integer("tcp", 1..=65535, sink).and_then(|port| u16::try_from(port).ok());
     let host = table.string("host", sink).and_then(|(host, span)| {
         let host = host.to_ascii_lowercase();
         if !service::is_host(&host) {
@@ -421,5 +427,8 @@ fn route(
         let hint = format!("add `port = …` to `[services.{name}]`");
         sink.borrow_mut().push(span, format!("service `{name}` has no port to route to"), Some(hint));
     }
-    Some(RouteRule { host, path, service: spec.name.clone(), https })
+    if is_tcp && tcp.is_none() {
+        return None;
+    }
+    Some(RouteRule { host, path, service: spec.name.clone(), https, tcp, policy })
 }

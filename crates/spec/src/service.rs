@@ -45,6 +45,12 @@ pub(crate) fn read(
         let message = format!("`{}` has a port but neither `health` nor `validate`", table.name);
         sink.borrow_mut().push(table.span.clone(), message, Some(hint));
     }
+    let place = table.place("proxy_protocol");
+    let proxy_protocol = crate::policy::flag(&mut table, "proxy_protocol", sink);
+    if let (true, None, Some(span)) = (proxy_protocol, port, place) {
+        let hint = "add `port = …`, or leave `proxy_protocol` out".to_owned();
+        sink.borrow_mut().push(span, "`proxy_protocol` needs a service with a port", Some(hint));
+    }
     let (rollout, declared) = rollout::read(table.table("rollout", sink), sink);
     let spec = ServiceSpec {
         confinement: crate::confinement::read(&mut table, sink),
@@ -54,6 +60,7 @@ pub(crate) fn read(
         autoscale,
         port,
         protocol: protocol(&mut table, port, sink),
+        proxy_protocol,
         user: user(&mut table, sink),
         env: env(&mut table, sink),
         secrets: secrets(&mut table, sink),

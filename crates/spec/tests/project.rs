@@ -85,6 +85,7 @@ fn what_is_not_written_has_the_documented_value() {
         Project::parse(&format!("{SMALL}[[routes]]\nhost = \"A.test\"\nservice = \"a\"\n"), "x").unwrap();
     let spec = project.environment(&EnvName::new("elsewhere").unwrap());
     let expected = ServiceSpec {
+        proxy_protocol: false,
         autoscale: None,
         name: ServiceName::new("a").unwrap(),
         image: ImageName::new("a").unwrap(),
@@ -327,8 +328,39 @@ fn every_kind_of_mistake_is_found() {
         ("name = \"x\"", "name = \"x\"\n[data.main]\nkind = \"postgres\"", "`data` is not available yet"),
         (
             "[services.a]",
-            "[[routes]]\nservice = \"a\"\ntcp = 5\n[services.a]",
-            "`tcp` in `[[routes]]` is not available",
+            "[[routes]]\nservice = \"a\"\ntcp = 0\n[services.a]",
+            "`tcp` must be a whole number from 1 to 65535",
+        ),
+        (
+            "[services.a]",
+            "[[routes]]\nservice = \"a\"\ntcp = 5\n[[routes]]\nservice = \"a\"\ntcp = 5\n[services.a]",
+            "there are two routes for tcp:5: `a` and `a`",
+        ),
+        (
+            "[services.a]",
+            "[[routes]]\nservice = \"a\"\ntcp = 5\nhost = \"x\"\n[services.a]",
+            "`host` in `[[routes]]` is of HTTP",
+        ),
+        (
+            "[services.a]",
+            "[[routes]]\nservice = \"a\"\ntcp = 5\ntimeouts = { answer = \"1s\" }\n[services.a]",
+            "`answer` in `[routes.timeouts]` is of HTTP",
+        ),
+        ("[services.a]", "[[routes]]\nservice = \"a\"\nin_flight = {}\n[services.a]", "has no `max`"),
+        (
+            "[services.a]",
+            "[[routes]]\nservice = \"a\"\nsticky = 1\n[services.a]",
+            "`sticky` must be `true` or",
+        ),
+        (
+            "[services.a]",
+            "[[routes]]\nservice = \"a\"\nrate = { requests = 0 }\n[services.a]",
+            "`requests` must be a whole number from 1",
+        ),
+        (
+            "[services.a]",
+            "[[routes]]\nservice = \"a\"\ntimeouts = { idle = \"0s\" }\n[services.a]",
+            "`idle` must be at least",
         ),
         ("[services.a]", "[[routes]]\nservice = \"b\"\n[services.a]", "there is no service `b`"),
         (

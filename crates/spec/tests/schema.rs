@@ -4,12 +4,13 @@ use kiln_spec::Project;
 use serde_json::{Value, json};
 
 const SCHEMA: &str = include_str!("../../../docs/kiln.schema.json");
-const EXAMPLES: [&str; 5] = [
+const EXAMPLES: [&str; 6] = [
     include_str!("../../../examples/shop/kiln.toml"),
     include_str!("../../../examples/guestbook/kiln.toml"),
     include_str!("../../../examples/compiled/kiln.toml"),
     CANARY,
     ROLLING,
+    EDGE,
 ];
 const CANARY: &str = r#"
 name = "x"
@@ -25,6 +26,30 @@ strategy = "canary"
 keep_previous = "5m"
 steps = [{ weight = 5, for = "1m" }, { weight = 50, for = "5m" }]
 analysis = { min_requests = 50, errors = 0.5, latency = 2, latency_floor = "10ms", hold = "10m" }
+"#;
+const EDGE: &str = r#"
+name = "x"
+[images.a]
+base = "scratch"
+[services.a]
+image = "a"
+command = ["/a"]
+port = 80
+proxy_protocol = true
+health = { tcp = true }
+[[routes]]
+path = "/api"
+service = "a"
+timeouts = { connect = "1s", answer = "5s", idle = "1m", total = "10m" }
+body_max = "1MiB"
+in_flight = { max = 10, queue = 5, wait = "2s" }
+rate = { requests = 10, per = "1m", burst = 20 }
+sticky = true
+[[routes]]
+tcp = 5432
+service = "a"
+timeouts = { connect = "1s", idle = "1h" }
+in_flight = { max = 10 }
 "#;
 const ROLLING: &str = r#"
 name = "x"

@@ -3,7 +3,7 @@
 use super::serve::traffic_address;
 use crate::{Context, Failure};
 use clap::Args;
-use kiln_model::ServiceRange;
+use kiln_model::{Cidr, ServiceRange};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -34,6 +34,10 @@ pub struct EdgeArgs {
     /// `--subnet`, as in `10.83.224.0/19`; without it there are no names inside
     #[arg(long, value_name = "CIDR")]
     pub internal: Option<ServiceRange>,
+    /// A proxy in front of this one, or a block of them, whose PROXY protocol headers (version 2) are believed; from there every
+    /// connection has to begin with one. May be given several times
+    #[arg(long, value_name = "CIDR")]
+    pub proxy_protocol: Vec<Cidr>,
     /// Log every request
     #[arg(long)]
     pub access_log: bool,

@@ -3,6 +3,7 @@
 use crate::{Context, Failure};
 use clap::Args;
 use kiln_api::{Address, address};
+use kiln_model::Cidr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -39,6 +40,9 @@ pub struct ServeArgs {
     /// The load balancer's folder of certificates, pairs of `NAME.crt` and `NAME.key` in PEM [default: `edge/certificates` in the state folder]
     #[arg(long, value_name = "DIR")]
     pub certificates: Option<PathBuf>,
+    /// A proxy in front of the load balancer, or a block of them, whose PROXY protocol headers (version 2) it believes; from there every connection has to begin with one. May be given several times; a running load balancer keeps what it has
+    #[arg(long, value_name = "CIDR")]
+    pub edge_proxy_protocol: Vec<Cidr>,
     /// The network that instances get their addresses from
     #[arg(long, value_name = "CIDR", default_value = "10.83.0.0/16")]
     pub subnet: String,

@@ -133,7 +133,7 @@ fn things(n: usize) -> String {
 
 /// `example.com/api → api`.
 pub(crate) fn route(route: &RouteRule) -> String {
-    format!("{}{} → {}", route.host.as_deref().unwrap_or("*"), route.path, route.service)
+    format!("{} → {}", route.place("*"), route.service)
 }
 
 fn services(view: &EnvironmentView) -> String {
@@ -209,6 +209,8 @@ mod tests {
                 serving: 2,
             }],
             routes: vec![RouteRule {
+                tcp: None,
+                policy: Default::default(),
                 host: None,
                 path: "/".into(),
                 service: ServiceName::new("web").unwrap(),

@@ -183,6 +183,7 @@ fn edge(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> E
     let folder = dir.join(format!("edge-{}", address.port()));
     let program = std::env::current_exe().expect("this program");
     let pool = Pool {
+        proxy_protocol: false,
         env: EnvRef::try_from("bench/production".to_owned()).expect("an environment"),
         service: ServiceName::new("web").expect("a name"),
         release: ReleaseNumber(1),
@@ -198,7 +199,14 @@ fn edge(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> E
     };
     let pools = vec![WeightedPool { pool: 0, weight: 1 }];
     let table = RouteTable {
-        routes: vec![TableRoute { host: None, path: "/".into(), pools, https: kiln_model::Https::default() }],
+        routes: vec![TableRoute {
+            host: None,
+            path: "/".into(),
+            pools,
+            https: kiln_model::Https::default(),
+            policy: RoutePolicy::default(),
+        }],
+        tcp: vec![],
         internal: vec![],
         pools: vec![pool],
     };

@@ -6,6 +6,7 @@ use crate::client::{Conn, get, raw};
 use crate::stage::{Edge, env, fence, instance, pool, table};
 use kiln_edge::SpawnError;
 use kiln_edge::client::RouterError;
+use kiln_model::RoutePolicy;
 use kiln_model::edge::Tally;
 use kiln_model::route::TableRoute;
 use kiln_model::{Fence, Incarnation};
@@ -133,6 +134,7 @@ fn routes() {
             path: path.into(),
             pools,
             https: kiln_model::Https::default(),
+            policy: RoutePolicy::default(),
         });
     };
     add(None, "/api", 1);

@@ -7,7 +7,7 @@ use crate::stage::{Edge, env, pool};
 use kiln_edge::client::RouterError;
 use kiln_model::edge::EdgeStatus;
 use kiln_model::route::{Pool, TableRoute, WeightedPool};
-use kiln_model::{EnvRef, InternalRoute, NetworkNumber, RouteTable, ServiceRange};
+use kiln_model::{EnvRef, InternalRoute, NetworkNumber, RoutePolicy, RouteTable, ServiceRange};
 use kiln_sys::netlink::{Netlink, Route};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -51,10 +51,23 @@ fn table(public: Option<&str>, pools: Vec<(u64, &str, Pool)>) -> RouteTable {
             path: "/".into(),
             pools: share(0),
             https: kiln_model::Https::default(),
+            policy: RoutePolicy::default(),
         }],
+        tcp: vec![],
         internal: pools.iter().enumerate().map(name).collect(),
         pools: pools.into_iter().map(|(_, _, pool)| pool).collect(),
     }
+}
+
+/// An edge that believes headers of `proxies`, and where instances ask it for `web.internal`.
+pub(crate) fn edge_with_name(backend: &Backend, proxies: &str) -> (Edge, SocketAddr) {
+    let mut edge = Edge::at("127.0.0.1:0", Some(RANGE));
+    edge.kill();
+    edge.proxies = vec![proxies.parse().unwrap()];
+    edge.start();
+    let network = service(1);
+    edge.set(1, &table(None, vec![(1, "web.internal", pool(1, &[(1, backend)]))])).unwrap();
+    (edge, network)
 }
 
 fn ask(address: SocketAddr, host: &str) -> Got {

@@ -18,6 +18,7 @@ pub(crate) struct Edge {
     internal: Option<ServiceRange>,
     /// Where it listens for TLS, if it does.
     pub(crate) tls: Option<SocketAddr>,
+    pub(crate) proxies: Vec<Cidr>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -41,6 +42,7 @@ pub(crate) fn pool(release: u64, targets: &[(u64, &Backend)]) -> Pool {
         port: b.address.port(),
     };
     Pool {
+        proxy_protocol: false,
         env: env(),
         service: ServiceName::new("web").unwrap(),
         release: ReleaseNumber(release),
@@ -57,7 +59,14 @@ pub(crate) fn table(pools: Vec<(Pool, u32)>) -> RouteTable {
     let weighted =
         pools.iter().enumerate().map(|(pool, (_, weight))| WeightedPool { pool, weight: *weight }).collect();
     RouteTable {
-        routes: vec![TableRoute { host: None, path: "/".into(), pools: weighted, https: Https::default() }],
+        routes: vec![TableRoute {
+            host: None,
+            path: "/".into(),
+            pools: weighted,
+            https: Https::default(),
+            policy: RoutePolicy::default(),
+        }],
+        tcp: vec![],
         internal: vec![],
         pools: pools.into_iter().map(|(p, _)| p).collect(),
     }
@@ -80,7 +89,7 @@ impl Edge {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (address, internal) = (address.parse().unwrap(), internal.map(|range| range.parse().unwrap()));
-        let mut edge = Self { dir, address, child: None, internal, tls: None, runtime };
+        let mut edge = Self { dir, address, child: None, internal, tls: None, proxies: vec![], runtime };
         edge.start();
         edge
     }
@@ -93,7 +102,17 @@ impl Edge {
         std::fs::create_dir(&certificates).unwrap();
         prepare(&certificates);
         let address: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let mut edge = Self { dir, address, child: None, internal: None, tls: Some(address), runtime };
+        let (tls, proxies) = (Some(address), vec![]);
+        let mut edge = Self { dir, address, child: None, internal: None, tls, proxies, runtime };
+        edge.start();
+        edge
+    }
+
+    /// One that believes PROXY protocol headers of these addresses.
+    pub(crate) fn behind(proxies: &str) -> Self {
+        let mut edge = Self::new();
+        edge.kill();
+        edge.proxies = vec![proxies.parse().unwrap()];
         edge.start();
         edge
     }
@@ -113,6 +132,7 @@ impl Edge {
             tls: self.tls.into_iter().collect(),
             certificates: None,
             internal: self.internal,
+            proxies: self.proxies.clone(),
         }
     }
 

@@ -57,7 +57,7 @@ pub enum Refusal {
     /// Another environment has that route already.
     #[error("the route `{route}` is taken by `{other}`")]
     RouteTaken {
-        /// Host and path.
+        /// Host and path, or `tcp:PORT`.
         route: String,
         /// By which environment.
         other: EnvRef,
@@ -207,9 +207,9 @@ impl Refusal {
             Refusal::DamagedHold { .. } => {
                 Some("restore another backup: `kiln restore FILE --replace`".into())
             }
-            Refusal::RouteTaken { .. } => {
-                Some("give one of them another `host` or `path`, or `kiln destroy` the other".into())
-            }
+            Refusal::RouteTaken { .. } => Some(
+                "give one of them another `host`, `path` or `tcp` port, or `kiln destroy` the other".into(),
+            ),
             Refusal::AlreadySwitched { .. } => {
                 Some("`kiln rollback` brings the previous release back".into())
             }

@@ -8,19 +8,16 @@ use kiln_model::{
 };
 use std::sync::Arc;
 
-/// The same (host, path) twice on one edge is an error, found before anything is baked.
+/// The same (host, path) or port twice on one edge is an error, found before anything is baked.
 pub(crate) fn free_routes(snapshot: &Snapshot, env: &EnvRef, spec: &ReleaseSpec) -> Result<(), Refusal> {
     for other in snapshot.environments.values().filter(|e| &e.env != env && !e.destroyed) {
         let target = newest_active(snapshot, &other.env).map(|r| r.to);
         for number in [other.serving, target].into_iter().flatten() {
             let Some(release) = snapshot.release(&other.env, number) else { continue };
-            let taken = spec
-                .routes
-                .iter()
-                .find(|mine| release.spec.routes.iter().any(|t| t.host == mine.host && t.path == mine.path));
+            let taken =
+                spec.routes.iter().find(|mine| release.spec.routes.iter().any(|t| t.is_same_place(mine)));
             if let Some(rule) = taken {
-                let route = format!("{}{}", rule.host.as_deref().unwrap_or("*"), rule.path);
-                return Err(Refusal::RouteTaken { route, other: other.env.clone() });
+                return Err(Refusal::RouteTaken { route: rule.place("*"), other: other.env.clone() });
             }
         }
     }

@@ -390,6 +390,8 @@ fn services_may_differ_between_the_releases() {
             s.routes.retain(|r| r.service.as_str() != "api");
             s.services.get_mut(&name("loses")).unwrap().port = None;
             let rule = |path: &str, service: &str| RouteRule {
+                tcp: None,
+                policy: Default::default(),
                 host: None,
                 path: path.into(),
                 service: name(service),

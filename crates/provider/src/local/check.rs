@@ -17,7 +17,6 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
 
 /// Bytes of a file in an instance that a check reads.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -68,13 +67,15 @@ pub(super) async fn run(target: Target, check: &Check) -> Outcome {
         CheckKind::Http { port, path, status, contains, host } => {
             let begun = Instant::now();
             let host = host.unwrap_or_else(|| target.address.to_string());
-            let get = http::get((target.address, port).into(), &host, &path);
+            let own = target.spec.proxy_protocol && target.spec.port == Some(port);
+            let get = http::get((target.address, port).into(), &host, &path, own);
             let answer = tokio::time::timeout(limit, get).await.map_err(|_| late())?.map_err(text)?;
             judge(&answer, status, contains.as_deref(), begun.elapsed())
         }
         CheckKind::Tcp { port } => {
             let begun = Instant::now();
-            let connect = TcpStream::connect((target.address, port));
+            let own = target.spec.proxy_protocol && target.spec.port == Some(port);
+            let connect = http::connect((target.address, port).into(), own);
             tokio::time::timeout(limit, connect).await.map_err(|_| late())?.map_err(text)?;
             Ok(format!("connected in {} ms", begun.elapsed().as_millis()))
         }

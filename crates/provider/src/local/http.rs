@@ -30,13 +30,25 @@ pub(crate) struct Answer {
     pub body: Vec<u8>,
 }
 
-/// Sends one request and reads the answer. The caller limits the time.
-pub(crate) async fn get(address: SocketAddr, host: &str, path: &str) -> io::Result<Answer> {
+/// The header of the PROXY protocol, version 2, of a connection that is nobody's but the proxy's own: LOCAL, without addresses.
+const OWN_HEADER: &[u8; 16] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
+/// A connection; `own` tells that who listens there expects a header of the PROXY protocol.
+pub(crate) async fn connect(address: SocketAddr, own: bool) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).await?;
+    if own {
+        stream.write_all(OWN_HEADER).await?;
+    }
+    Ok(stream)
+}
+
+/// Sends one request and reads the answer. The caller limits the time. For `own` see [`connect`].
+pub(crate) async fn get(address: SocketAddr, host: &str, path: &str, own: bool) -> io::Result<Answer> {
     let plain = |text: &str| text.bytes().all(|b| b > b' ' && b != 0x7f);
     if !plain(host) || !plain(path) || !path.starts_with('/') {
         return Err(bad("the check's path or host holds a blank or a control character"));
     }
-    let mut stream = TcpStream::connect(address).await?;
+    let mut stream = connect(address, own).await?;
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: kiln-check\r\nAccept: */*\r\nConnection: close\r\n\r\n"
     );
