@@ -42,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) log: Log,
     pub(crate) access: Option<Arc<Log>>,
     pub(crate) answer_timeout: Duration,
+    pub(crate) head_timeout: Duration,
     pub(crate) stall_timeout: Duration,
     /// For those who wait for a change.
     pub(crate) phase: watch::Sender<Phase>,
@@ -74,6 +75,7 @@ impl Shared {
             log,
             access,
             answer_timeout: config.answer_timeout,
+            head_timeout: config.head_timeout,
             stall_timeout: config.stall_timeout,
             phase: watch::Sender::new(Phase::Open),
             phase_now: AtomicU8::new(Phase::Open as u8),
