@@ -115,7 +115,8 @@ fn case_18() {
     let (a, b) = (Backend::new("a"), Backend::new("b"));
     let edge = Edge::with(pool(1, &[(1, &a), (2, &b)]));
     let address = a.address;
-    (a.kill(), b.kill());
+    a.kill();
+    b.kill();
     edge.wait("both are out", |s| {
         let got = get(edge.address, "/").unwrap();
         assert!(got.status == 502 || got.status == 503, "{got:?}");
