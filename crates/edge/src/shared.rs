@@ -106,6 +106,11 @@ impl Shared {
         number
     }
 
+    /// Has every thread look for new listeners.
+    pub(crate) fn nudge(&self) {
+        self.switch.send_modify(|n| *n += 1);
+    }
+
     /// Called by a data-path thread between two requests.
     pub(crate) fn saw(&self, thread: usize, number: u64) {
         self.seen[thread].store(number, Ordering::Release);

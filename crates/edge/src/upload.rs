@@ -110,10 +110,13 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let held = self.held.pop_front();
+        let (held, is_last) = (self.held.pop_front(), self.held.is_empty());
         let Some((body, progress)) = &mut self.rest else { return Poll::Ready(held.map(Ok)) };
         if let Some(frame) = held {
             progress.moves.fetch_add(1, Ordering::Relaxed);
+            if is_last && body.is_end_stream() {
+                progress.ended.store(true, Ordering::Relaxed);
+            }
             return Poll::Ready(Some(Ok(frame)));
         }
         let polled = Pin::new(&mut *body).poll_frame(cx).map_err(BodyError::from);
