@@ -20,6 +20,7 @@ mod machines;
 mod old_host;
 mod operations;
 mod promotion;
+mod raw_routes;
 mod rebuilt;
 mod restored;
 mod retention;
@@ -71,6 +72,7 @@ fn main() {
         ("crash_moments", crashes::moments),
         ("deploys_under_load", deploys::run),
         ("internal_names", internal_names::run),
+        ("raw_routes", raw_routes::run),
         ("strategies_canary", strategies::canary),
         ("strategies_rolling", strategies::rolling),
         ("strategies_warm_rollback", strategies::warm),

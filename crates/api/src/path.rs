@@ -87,6 +87,8 @@ pub const INSTANCE: &str = "/v1/instance/{id}";
 pub const LOGS: &str = "/v1/logs";
 /// GET with [`crate::environment::Scope`]: [`crate::why::WhyView`].
 pub const WHY: &str = "/v1/why";
+/// GET: what the load balancer counts, in the text form of Prometheus.
+pub const METRICS: &str = "/v1/metrics";
 /// GET with [`crate::audit::AuditQuery`]: [`crate::audit::AuditView`].
 pub const AUDIT: &str = "/v1/audit";
 /// GET: [`crate::audit::VerifyView`].

@@ -28,7 +28,9 @@ enum Client {
     Wrk,
 }
 
-const PLAIN: Setup = Setup { threads: 1, log: true };
+const PLAIN: Setup = Setup { threads: 1, log: true, raw: false };
+/// A raw TCP route, beside haproxy in its TCP mode with `option splice-auto`.
+const RAW: Setup = Setup { threads: 1, log: false, raw: true };
 
 const SCENARIOS: &[Scenario] = &[
     Scenario { name: "small", setup: PLAIN, path: "/small", connections: 64, client: Client::Wrk },
@@ -48,6 +50,8 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario { name: "10k", setup: PLAIN, path: "/10k", connections: 64, client: Client::Wrk },
     Scenario { name: "1m", setup: PLAIN, path: "/1m", connections: 16, client: Client::Wrk },
+    Scenario { name: "tcp-small", setup: RAW, path: "/small", connections: 64, client: Client::Wrk },
+    Scenario { name: "tcp-1m", setup: RAW, path: "/1m", connections: 16, client: Client::Wrk },
 ];
 
 fn main() -> ExitCode {
@@ -74,9 +78,10 @@ fn main() -> ExitCode {
 }
 
 fn compare(scenario: &Scenario, dir: &std::path::Path, backend: &peers::Backend, rounds: u64, seconds: u64) {
-    let all: Vec<Peer> = [Kind::Haproxy, Kind::Nginx, Kind::Edge]
-        .map(|kind| Peer::start(kind, scenario.setup, dir, backend))
-        .into();
+    // Debian's nginx has no TCP without a module.
+    let kinds = [Kind::Haproxy, Kind::Nginx, Kind::Edge];
+    let kinds = kinds.into_iter().filter(|kind| !(scenario.setup.raw && *kind == Kind::Nginx));
+    let all: Vec<Peer> = kinds.map(|kind| Peer::start(kind, scenario.setup, dir, backend)).collect();
     let mut results: Vec<Vec<Round>> = vec![vec![]; all.len()];
     // The first round fills caches and pools.
     for n in 0..=rounds {

@@ -129,7 +129,7 @@ where
     let connection = http1::Builder::new()
         .writev(false)
         .timer(ConnectionTimer(alarm.clone()))
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(shared.head_timeout)
         .max_headers(HEADERS_MAX)
         .max_header_size(HEAD_BYTES_MAX)
         .max_buf_size(HEAD_BYTES_MAX)

@@ -66,7 +66,7 @@ impl Control {
                             let fields = json!({ "problem": chain(&e) });
                             self.shared.log.event("error", "names inside do not work", fields);
                         }
-                        if let Err(e) = self.shared.ports.prepare(&kept.table) {
+                        for e in self.shared.ports.restore(&kept.table) {
                             let fields = json!({ "problem": chain(&e) });
                             self.shared.log.event("error", "raw TCP routes do not work", fields);
                         }
@@ -206,6 +206,9 @@ impl Control {
             let current = self.current.lock().await;
             (current.used, current.kept.map(|(fence, ..)| fence))
         };
+        if self.shared.ports.retry() {
+            self.shared.nudge();
+        }
         let table = self.shared.table.load_full();
         let mut registry = self.shared.registry();
         registry.fold(&table, DEPARTED_MAX);

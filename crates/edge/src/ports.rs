@@ -6,7 +6,7 @@
 //! ```
 
 use crate::server::{bind, probe};
-use kiln_model::RouteTable;
+use kiln_model::{RouteTable, TcpRoute};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -39,6 +39,8 @@ pub(crate) struct Ports {
     open: watch::Sender<BTreeSet<u16>>,
     held: Mutex<HashMap<u16, Weak<u16>>>,
     waiting: Box<[Mutex<Waiting>]>,
+    /// What could not be listened on when the table of the last run was restored: somebody else may let go of it.
+    missing: Mutex<Vec<TcpRoute>>,
 }
 
 impl Ports {
@@ -47,7 +49,8 @@ impl Ports {
         let addresses: BTreeSet<IpAddr> = listen.iter().map(SocketAddr::ip).collect();
         let waiting = (0..n_threads).map(|_| Mutex::default()).collect();
         let open = watch::Sender::new(BTreeSet::new());
-        Self { addresses: addresses.into_iter().collect(), open, held: Mutex::default(), waiting }
+        let addresses = addresses.into_iter().collect();
+        Self { addresses, open, held: Mutex::default(), waiting, missing: Mutex::default() }
     }
 
     /// The ports that are listened on.
@@ -88,6 +91,31 @@ impl Ports {
         Ok(())
     }
 
+    /// Listens on as many ports of a restored table as possible, and remembers the others for [`Ports::retry`].
+    pub(crate) fn restore(&self, table: &RouteTable) -> Vec<PortError> {
+        let mut errors = vec![];
+        for route in &table.tcp {
+            let one =
+                RouteTable { tcp: vec![route.clone()], pools: table.pools.clone(), ..RouteTable::default() };
+            if let Err(e) = self.prepare(&one) {
+                lock(&self.missing).push(route.clone());
+                errors.push(e);
+            }
+        }
+        errors
+    }
+
+    /// Tries again what [`Ports::restore`] could not; true if there are new listeners.
+    pub(crate) fn retry(&self) -> bool {
+        let mut missing = lock(&self.missing);
+        let before = missing.len();
+        missing.retain(|route| {
+            let one = RouteTable { tcp: vec![route.clone()], ..RouteTable::default() };
+            self.prepare(&one).is_err()
+        });
+        missing.len() < before
+    }
+
     /// Lets go of the ports that are not among `wanted`.
     pub(crate) fn keep_only(&self, wanted: &BTreeSet<u16>) {
         self.open.send_if_modified(|open| {
@@ -95,6 +123,7 @@ impl Ports {
             open.retain(|port| wanted.contains(port));
             open.len() != before
         });
+        lock(&self.missing).retain(|route| wanted.contains(&route.port));
         for waiting in &self.waiting {
             lock(waiting).retain(|(held, _)| wanted.contains(held));
         }

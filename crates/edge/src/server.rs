@@ -55,6 +55,8 @@ pub struct EdgeConfig {
     pub access_log: bool,
     /// How long an instance may take until the head of its answer.
     pub answer_timeout: Duration,
+    /// How long a client may take for the head of a request.
+    pub head_timeout: Duration,
     /// How long a client may take nothing of what it is sent.
     pub stall_timeout: Duration,
 }
@@ -73,6 +75,7 @@ impl EdgeConfig {
             threads: None,
             access_log: false,
             answer_timeout: ANSWER_TIMEOUT,
+            head_timeout: HEAD_TIMEOUT,
             stall_timeout: STALL_TIMEOUT,
         }
     }

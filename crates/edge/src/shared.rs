@@ -43,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) log: Log,
     pub(crate) access: Option<Arc<Log>>,
     pub(crate) answer_timeout: Duration,
+    pub(crate) head_timeout: Duration,
     pub(crate) stall_timeout: Duration,
     /// None if nothing listens for it.
     pub(crate) tls: Option<Arc<Tls>>,
@@ -81,6 +82,7 @@ impl Shared {
             log,
             access,
             answer_timeout: config.answer_timeout,
+            head_timeout: config.head_timeout,
             stall_timeout: config.stall_timeout,
             tls,
             https_port,
@@ -111,6 +113,11 @@ impl Shared {
             number = *n;
         });
         number
+    }
+
+    /// Has every thread look for new listeners.
+    pub(crate) fn nudge(&self) {
+        self.switch.send_modify(|n| *n += 1);
     }
 
     /// Called by a data-path thread between two requests.

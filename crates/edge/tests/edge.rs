@@ -25,6 +25,8 @@ mod proxy;
 mod raw;
 #[path = "edge/reboot.rs"]
 mod reboot;
+#[path = "edge/resilience.rs"]
+mod resilience;
 #[path = "edge/stage.rs"]
 mod stage;
 
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         protocol::CASES,
         proxy::CASES,
         raw::CASES,
+        resilience::CASES,
         reboot::CASES,
         tls::CASES,
         h2::CASES,
@@ -94,6 +97,7 @@ fn edge(args: &[String]) -> ExitCode {
     config.access_log = args.iter().any(|a| a == "--access-log");
     for (name, timeout) in [
         ("TEST_ANSWER_TIMEOUT_MS", &mut config.answer_timeout),
+        ("TEST_HEAD_TIMEOUT_MS", &mut config.head_timeout),
         ("TEST_STALL_TIMEOUT_MS", &mut config.stall_timeout),
     ] {
         if let Ok(ms) = std::env::var(name) {

@@ -241,3 +241,73 @@ fn an_edge_that_lost_the_names_gets_them_in_a_new_generation() {
     snapshot.apply(&again);
     assert_eq!(proposed(Some("10.83.224.0/19"), 0, &snapshot), None);
 }
+
+/// A release whose `api` is reached by a port of the edge, with a header that says who the client is.
+fn raw_release(port: u16) -> ReleaseSpec {
+    let mut spec = release("one.test");
+    let api = ServiceName::new("api").unwrap();
+    let idle = RoutePolicy { idle: Some(Millis(5000)), ..RoutePolicy::default() };
+    let (host, path, service) = (None, "/".to_owned(), api.clone());
+    spec.routes.push(RouteRule { host, path, service, tcp: Some(port), policy: idle });
+    spec.services.get_mut(&api).unwrap().proxy_protocol = true;
+    spec
+}
+
+#[test]
+fn a_raw_route_is_in_the_table_with_what_it_asks_for() {
+    let mut snapshot = Snapshot::default();
+    submit(&mut snapshot, Command::Deploy { env: env("one"), spec: Box::new(raw_release(5432)) });
+    serve(&mut snapshot, "one");
+    let table = route::table(&snapshot);
+    assert_eq!((table.routes.len(), table.tcp.len()), (1, 1), "{table:?}");
+    let raw = &table.tcp[0];
+    assert_eq!((raw.port, raw.policy.idle), (5432, Some(Millis(5000))));
+    let pool = &table.pools[raw.pools[0].pool];
+    assert_eq!((pool.service.as_str(), pool.targets.len(), pool.targets[0].port), ("api", 1, 9000));
+    assert!(pool.proxy_protocol && !table.pools[table.routes[0].pools[0].pool].proxy_protocol);
+    let put = Mutation::PutRoute { generation: Generation(1), table: Box::new(table) };
+    let proposal = plan::Plan { mutations: vec![put], ..plan::Plan::default() };
+    assert_eq!(lint::lint(&snapshot, &proposal), [""; 0]);
+}
+
+#[test]
+fn a_port_that_another_environment_has_is_refused_with_its_name() {
+    let mut snapshot = Snapshot::default();
+    submit(&mut snapshot, Command::Deploy { env: env("one"), spec: Box::new(raw_release(5432)) });
+    serve(&mut snapshot, "one");
+    let deploy_two = |port| {
+        let mut spec = raw_release(port);
+        spec.routes[0].host = Some("two.test".into());
+        let command = Command::Deploy { env: env("two"), spec: Box::new(spec) };
+        decide(&snapshot, &Request { command, actor: "test".into(), at: Wall(0), now: Boot(0) })
+    };
+    let refusal = deploy_two(5432).unwrap_err();
+    assert_eq!(refusal.to_string(), "the route `tcp:5432` is taken by `shop/one`");
+    assert!(refusal.hint().unwrap().contains("`tcp` port"));
+    assert!(deploy_two(5433).is_ok());
+}
+
+/// An older edge drops what it does not know of a table and writes the rest down; the next one reads that.
+#[test]
+fn an_edge_that_lost_raw_routes_gets_them_in_a_new_generation() {
+    let mut snapshot = Snapshot::default();
+    submit(&mut snapshot, Command::Deploy { env: env("one"), spec: Box::new(raw_release(5432)) });
+    serve(&mut snapshot, "one");
+    snapshot.apply(&Mutation::Rebase { boot_id: "boot".into(), now: Boot(0) });
+    let table = route::table(&snapshot);
+    let kept = RouteTable { tcp: vec![], ..table.clone() };
+    snapshot.apply(&Mutation::PutRoute { generation: Generation(1), table: Box::new(table.clone()) });
+    snapshot.apply(&Mutation::RouteAcked { generation: Generation(1) });
+    let proposed = |form, table: &RouteTable, snapshot: &Snapshot| {
+        let (generation, digest) = (snapshot.acked, Some(table.digest()));
+        let edge = EdgeStatus { generation, digest, form, ..EdgeStatus::default() };
+        let observed = Observed { edge: Some(edge), boot_id: "boot".into(), ..Observed::default() };
+        let plan = plan(snapshot, &observed);
+        plan.mutations.into_iter().find(|m| matches!(m, Mutation::PutRoute { .. }))
+    };
+    // One that does not know the form would lose them again.
+    assert_eq!(proposed(0, &kept, &snapshot), None);
+    assert_eq!(proposed(1, &table, &snapshot), None);
+    let again = proposed(1, &kept, &snapshot).expect("a new generation");
+    assert_eq!(again, Mutation::PutRoute { generation: Generation(2), table: Box::new(table) });
+}

@@ -19,6 +19,7 @@ mod keys;
 mod listen;
 mod locks;
 mod logs;
+mod metrics;
 mod named;
 mod once;
 mod pause;
@@ -110,6 +111,7 @@ fn router(context: Context) -> Router {
         .route(path::INSTANCE, get(handlers::instance))
         .route(path::LOGS, get(logs::logs))
         .route(path::WHY, get(handlers::why))
+        .route(path::METRICS, get(metrics::metrics))
         .route(path::AUDIT, get(handlers::audit))
         .route(path::AUDIT_VERIFY, get(handlers::verify_audit))
         .route(path::LOCK, post(handlers::lock))

@@ -182,6 +182,7 @@ impl Edge {
             digest: edge.used.1,
             fence: edge.kept.as_ref().map(|kept| kept.fence),
             internal: Some("10.83.224.0/19".into()),
+            form: kiln_model::route::TABLE_FORM,
             names: table.internal.len() as u64,
             targets: edge.targets.iter().filter_map(target).collect(),
             unrouted: edge.tally.iter().map(|(env, tally)| (Some(env.clone()), *tally)).collect(),

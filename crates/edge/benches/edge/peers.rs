@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Setup {
     pub(crate) threads: usize,
     pub(crate) log: bool,
+    /// Bytes as they are, instead of HTTP.
+    pub(crate) raw: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +153,9 @@ impl Peer {
 }
 
 fn haproxy(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> Ending {
+    if setup.raw {
+        return haproxy_raw(setup, dir, address, backend);
+    }
     let log = if setup.log { "log stdout len 1024 format raw local0 info" } else { "" };
     let (use_log, threads) = (if setup.log { "log global\n option httplog" } else { "" }, setup.threads);
     let config = format!(
@@ -162,6 +167,18 @@ backend b\n server s {backend}\n"
     let path = dir.join("haproxy.cfg");
     fs::write(&path, config).expect("haproxy.cfg");
     spawn("/usr/sbin/haproxy", &["-db", "-f", &path.display().to_string()], &dir.join("haproxy.log"))
+}
+
+fn haproxy_raw(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> Ending {
+    let threads = setup.threads;
+    let config = format!(
+        "global\n maxconn 8000\n nbthread {threads}\n
+defaults\n mode tcp\n option splice-auto\n timeout connect 1s\n timeout client 60s\n timeout server 60s\n
+listen l\n bind {address}\n server s {backend}\n"
+    );
+    let path = dir.join("haproxy-raw.cfg");
+    fs::write(&path, config).expect("haproxy-raw.cfg");
+    spawn("/usr/sbin/haproxy", &["-db", "-f", &path.display().to_string()], &dir.join("haproxy-raw.log"))
 }
 
 fn nginx_proxy(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> Ending {
@@ -198,6 +215,9 @@ fn edge(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> E
         protocol: kiln_model::Protocol::default(),
     };
     let pools = vec![WeightedPool { pool: 0, weight: 1 }];
+    // The port that was asked for is the raw route's then, and the edge's own is another one.
+    let own = if setup.raw { free() } else { address };
+    let raw = TcpRoute { port: address.port(), pools: pools.clone(), policy: RoutePolicy::default() };
     let table = RouteTable {
         routes: vec![TableRoute {
             host: None,
@@ -206,14 +226,14 @@ fn edge(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> E
             https: kiln_model::Https::default(),
             policy: RoutePolicy::default(),
         }],
-        tcp: vec![],
+        tcp: if setup.raw { vec![raw] } else { vec![] },
         internal: vec![],
         pools: vec![pool],
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let threads = setup.threads.to_string();
     let folder_text = folder.display().to_string();
-    let address_text = address.to_string();
+    let address_text = own.to_string();
     let mut args = vec!["edge", "--dir", &folder_text, "--listen", &address_text, "--threads", &threads];
     if setup.log {
         args.push("--access-log");

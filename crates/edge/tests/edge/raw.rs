@@ -406,6 +406,18 @@ fn restart() {
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
     edge.start();
     assert_eq!(ask(&mut open(port), "x").unwrap(), "a x");
+    // While it was away somebody took one of its ports: the other one works, and this one as soon as it is free.
+    let second = free_port();
+    let mut both = raw_table(port, vec![(raw_pool(1, &[(1, backend.address)]), 1)]);
+    both.tcp.push(TcpRoute { port: second, ..both.tcp[0].clone() });
+    edge.set(2, &both).unwrap();
+    edge.kill();
+    let other = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    edge.start();
+    assert_eq!((ask(&mut open(second), "x").unwrap().as_str(), edge.status().ports), ("a x", vec![second]));
+    drop(other);
+    edge.wait("it listens", |s| s.ports.len() == 2);
+    assert_eq!(ask(&mut open(port), "y").unwrap(), "a y");
 }
 
 fn stalled() {

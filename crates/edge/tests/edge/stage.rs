@@ -6,9 +6,9 @@ use kiln_edge::{EdgeClient, Listen, control_socket, spawn_edge};
 use kiln_model::edge::{EdgeStatus, Tally, TargetStatus};
 use kiln_model::route::{Pool, TableRoute, WeightedPool};
 use kiln_model::*;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub(crate) struct Edge {
@@ -115,6 +115,35 @@ impl Edge {
         edge.proxies = vec![proxies.parse().unwrap()];
         edge.start();
         edge
+    }
+
+    /// One with a setting that only tests need.
+    pub(crate) fn start_with(variable: &str, value: &str) -> Self {
+        let mut edge = Self::new();
+        edge.start_anew(|command| {
+            command.env(variable, value);
+        });
+        edge
+    }
+
+    pub(crate) fn with_access_log() -> Self {
+        let mut edge = Self::new();
+        edge.start_anew(|command| {
+            command.arg("--access-log");
+        });
+        edge
+    }
+
+    fn start_anew(&mut self, change: impl FnOnce(&mut Command)) {
+        self.kill();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let (dir, listen) = (self.dir.path(), self.address.to_string());
+        command.arg("edge").arg("--dir").arg(dir).arg("--listen").arg(listen).stdin(Stdio::null());
+        change(&mut command);
+        self.child = Some(command.spawn().unwrap());
+        while TcpStream::connect(self.address).is_err() {
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn start(&mut self) {

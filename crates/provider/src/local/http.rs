@@ -225,7 +225,7 @@ mod tests {
                 sent
             });
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let error = runtime.block_on(get(address, "x", "/")).unwrap_err();
+            let error = runtime.block_on(get(address, "x", "/", false)).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
             let sent = server.join().unwrap();
             // What the kernel holds between the two comes on top.
