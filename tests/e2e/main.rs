@@ -13,6 +13,7 @@ mod deploys;
 mod exchange;
 mod forced;
 mod host_rebooted;
+mod https;
 mod internal_names;
 mod lint;
 mod machine_service;
@@ -70,6 +71,7 @@ fn main() {
         ("crash_points", crashes::points),
         ("crash_moments", crashes::moments),
         ("deploys_under_load", deploys::run),
+        ("https", https::run_case),
         ("internal_names", internal_names::run),
         ("strategies_canary", strategies::canary),
         ("strategies_rolling", strategies::rolling),

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod acme;
 mod alarm;
 mod certificates;
 mod choose;
