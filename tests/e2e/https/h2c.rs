@@ -31,7 +31,8 @@ fn serve(mut stream: TcpStream, version: &str) -> std::io::Result<()> {
         stream.read_exact(&mut body)?;
         let (kind, flags, id) = (head[3], head[4], [head[5], head[6], head[7], head[8]]);
         match kind {
-            SETTINGS | PING if flags & 1 == 0 => stream.write_all(&frame(kind, 1, [0; 4], &body))?,
+            SETTINGS if flags & 1 == 0 => stream.write_all(&frame(kind, 1, [0; 4], &[]))?,
+            PING if flags & 1 == 0 => stream.write_all(&frame(kind, 1, [0; 4], &body))?,
             _ => {}
         }
         // The end of the request: `:status: 200` is entry 8 of the static table (RFC 7541, appendix A).
