@@ -13,6 +13,7 @@ mod deploys;
 mod exchange;
 mod forced;
 mod host_rebooted;
+mod https;
 mod internal_names;
 mod lint;
 mod machine_service;
@@ -71,6 +72,7 @@ fn main() {
         ("crash_points", crashes::points),
         ("crash_moments", crashes::moments),
         ("deploys_under_load", deploys::run),
+        ("https", https::run_case),
         ("internal_names", internal_names::run),
         ("raw_routes", raw_routes::run),
         ("strategies_canary", strategies::canary),

@@ -26,11 +26,16 @@ struct Scenario {
 enum Client {
     /// HTTP/1.1, kept alive.
     Wrk,
+    /// HTTP/1.1, a connection and so a handshake for each request.
+    WrkClose,
+    /// HTTP/2, 16 requests at a time on each connection.
+    H2load,
 }
 
-const PLAIN: Setup = Setup { threads: 1, log: true, raw: false };
+const PLAIN: Setup = Setup { threads: 1, log: true, raw: false, tls: false };
+const TLS: Setup = Setup { tls: true, ..PLAIN };
 /// A raw TCP route, beside haproxy in its TCP mode with `option splice-auto`.
-const RAW: Setup = Setup { threads: 1, log: false, raw: true };
+const RAW: Setup = Setup { threads: 1, log: false, raw: true, tls: false };
 
 const SCENARIOS: &[Scenario] = &[
     Scenario { name: "small", setup: PLAIN, path: "/small", connections: 64, client: Client::Wrk },
@@ -52,6 +57,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "1m", setup: PLAIN, path: "/1m", connections: 16, client: Client::Wrk },
     Scenario { name: "tcp-small", setup: RAW, path: "/small", connections: 64, client: Client::Wrk },
     Scenario { name: "tcp-1m", setup: RAW, path: "/1m", connections: 16, client: Client::Wrk },
+    Scenario { name: "tls", setup: TLS, path: "/small", connections: 64, client: Client::Wrk },
+    Scenario { name: "handshakes", setup: TLS, path: "/small", connections: 16, client: Client::WrkClose },
+    Scenario { name: "h2", setup: TLS, path: "/small", connections: 8, client: Client::H2load },
 ];
 
 fn main() -> ExitCode {
@@ -99,22 +107,26 @@ fn compare(scenario: &Scenario, dir: &std::path::Path, backend: &peers::Backend,
 
 fn load(scenario: &Scenario, peer: &Peer, seconds: u64) -> Round {
     let before = peer.cpu_ns();
-    let url = format!("http://{}{}", peer.address, scenario.path);
+    let scheme = if scenario.setup.tls { "https" } else { "http" };
+    // wrk sends the host of its URL as the name, for which the certificate of all three is.
+    let host = format!("localhost:{}", peer.address.port());
+    let url = format!("{scheme}://{host}{}", scenario.path);
+    let (connections, duration) = (format!("-c{}", scenario.connections), format!("-d{seconds}s"));
+    let wrk = ["-t1", "--latency", &connections, &duration];
     let output = match scenario.client {
-        Client::Wrk => Command::new("wrk")
-            .args([
-                "-t1",
-                "--latency",
-                &format!("-c{}", scenario.connections),
-                &format!("-d{seconds}s"),
-                &url,
-            ])
-            .output(),
+        Client::Wrk => Command::new("wrk").args(wrk).arg(&url).output(),
+        Client::WrkClose => Command::new("wrk").args(wrk).args(["-H", "Connection: close", &url]).output(),
+        Client::H2load => {
+            let duration = seconds.to_string();
+            let to = format!("--connect-to={}", peer.address);
+            Command::new("h2load").args([&connections, "-m16", "-D", &duration, &to, &url]).output()
+        }
     };
     let output = output.expect("the client (see bench/edge)");
     let text = String::from_utf8_lossy(&output.stdout);
     let mut round = match scenario.client {
-        Client::Wrk => report::of_wrk(&text),
+        Client::Wrk | Client::WrkClose => report::of_wrk(&text),
+        Client::H2load => report::of_h2load(&text),
     };
     round.cpu_us = (peer.cpu_ns() - before) as f64 / 1e3 / round.requests.max(1) as f64;
     round
@@ -143,8 +155,11 @@ fn idle(dir: &std::path::Path, backend: &peers::Backend) {
 fn edge(args: &[String]) -> ExitCode {
     let values =
         |name: &str| -> Vec<&String> { args.windows(2).filter(|w| w[0] == name).map(|w| &w[1]).collect() };
-    let listen = values("--listen").iter().map(|a| a.parse().expect("an address")).collect();
+    let addresses = |name| values(name).iter().map(|a| a.parse().expect("an address")).collect();
+    let listen = addresses("--listen");
     let mut config = EdgeConfig::new(values("--dir")[0], listen, "bench");
+    config.listen_tls = addresses("--listen-tls");
+    config.certificates = values("--certificates").first().map(Into::into);
     config.threads = values("--threads").first().map(|text| text.parse().expect("a number"));
     config.access_log = args.iter().any(|a| a == "--access-log");
     match kiln_edge::run(config) {

@@ -17,14 +17,21 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
 /// What the body of an answer tells its stream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Turn(AtomicU64);
+
+impl Default for Turn {
+    /// The instance's: there is no answer yet.
+    fn default() -> Self {
+        Self(AtomicU64::new(1))
+    }
+}
 
 impl Turn {
     /// The body was asked for more and had it: the client's turn to take it. Else it is the instance's.
@@ -56,7 +63,6 @@ struct Inner {
 impl Streams {
     fn next(&self) -> Arc<Turn> {
         let turn = Arc::<Turn>::default();
-        turn.0.store(1, Ordering::Relaxed);
         *self.0.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(turn.clone());
         turn
     }
@@ -68,8 +74,7 @@ impl<F: Future + Send + 'static> Executor<F> for Streams {
         let turn = self.0.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.0.n_open.fetch_add(1, Ordering::Relaxed);
         self.0.idle.clear();
-        let counted = Counted(self.0.clone());
-        tokio::spawn(Stream { task: Box::pin(task), turn: turn.unwrap_or_default(), stalled: None, counted });
+        tokio::spawn(stream(task, turn.unwrap_or_default(), Counted(self.0.clone())));
     }
 }
 
@@ -84,36 +89,28 @@ impl Drop for Counted {
 }
 
 /// One stream, from its request to the end of its answer.
-struct Stream<F> {
-    task: Pin<Box<F>>,
-    turn: Arc<Turn>,
-    /// Runs while it is the client's turn, since the turn of that number.
-    stalled: Option<(Pin<Box<Sleep>>, u64)>,
-    counted: Counted,
-}
-
-impl<F: Future> Future for Stream<F> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let me = &mut *self;
-        if me.task.as_mut().poll(cx).is_ready() {
+async fn stream(task: impl Future, turn: Arc<Turn>, counted: Counted) {
+    let mut task = pin!(task);
+    // Runs while it is the client's turn, since the turn of that number.
+    let mut stalled: Option<(Pin<Box<Sleep>>, u64)> = None;
+    poll_fn(|cx| {
+        if task.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let now = me.turn.now();
+        let now = turn.now();
         if !now.is_multiple_of(2) {
-            me.stalled = None;
+            stalled = None;
             return Poll::Pending;
         }
-        if me.stalled.as_ref().is_none_or(|(_, since)| *since != now) {
-            let sleep = tokio::time::sleep(me.counted.0.stall_timeout);
-            me.stalled = Some((Box::pin(sleep), now));
+        let (sleep, since) =
+            stalled.get_or_insert_with(|| (Box::pin(tokio::time::sleep(counted.0.stall_timeout)), now));
+        if *since != now {
+            *since = now;
+            *sleep = Box::pin(tokio::time::sleep(counted.0.stall_timeout));
         }
-        match &mut me.stalled {
-            Some((sleep, _)) => sleep.as_mut().poll(cx),
-            None => Poll::Pending,
-        }
-    }
+        sleep.as_mut().poll(cx)
+    })
+    .await;
 }
 
 /// Serves a connection until either side ends it.

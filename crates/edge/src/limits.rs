@@ -136,3 +136,5 @@ pub const LINK_STREAMS_MAX: usize = 100;
 pub const LINKS_MAX: usize = 16;
 /// How long a HTTP/2 connection to an instance may idle.
 pub const LINK_IDLE_MAX: Duration = Duration::from_secs(60);
+/// Bytes of a proof for an ACME authority.
+pub const CHALLENGE_BYTES_MAX: u64 = 4096;

@@ -1,6 +1,7 @@
 //! One request: the gate, the table, a target, the attempts, the answer.
 
 use crate::access::Record;
+use crate::acme;
 use crate::admission::Turn;
 use crate::alarm::Alarm;
 use crate::certificates::Certificate;
@@ -136,6 +137,14 @@ impl Client {
             let mut answer = edge_answer(flight, failure);
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             return answer;
+        }
+        let proof = || acme::proof(&self.shared.dir, request.uri().path());
+        if self.entrance == Entrance::Outside
+            && let Some(proof) = proof()
+        {
+            flight.outcome = Outcome::Answered;
+            flight.status = StatusCode::OK.as_u16();
+            return Response::new(AnswerBody::edge(proof, Some(flight)));
         }
         choose::earn();
         let host = gate::host(request.headers().get(header::HOST));

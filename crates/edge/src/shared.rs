@@ -9,6 +9,7 @@ use crate::tls::Tls;
 use arc_swap::ArcSwap;
 use kiln_model::Cidr;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,6 +29,8 @@ pub(crate) enum Phase {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// The folder of the edge.
+    pub(crate) dir: PathBuf,
     /// The table in use. A request loads it once.
     pub(crate) table: ArcSwap<Compiled>,
     /// Not for the data path.
@@ -73,6 +76,7 @@ impl Shared {
     ) -> Self {
         let registry = Registry::new(n_threads);
         Self {
+            dir: config.dir.clone(),
             table: ArcSwap::from_pointee(Compiled::default()),
             unrouted: registry.unrouted.clone(),
             registry: Mutex::new(registry),

@@ -1,6 +1,8 @@
 //! The edge as a process, with real sockets, in a network namespace of its own. This program is also the edge that it
 //! tests: `edge --dir DIR --listen ADDR`.
 
+#[path = "edge/acme.rs"]
+mod acme;
 #[path = "edge/backend.rs"]
 mod backend;
 #[path = "edge/cases.rs"]
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         tls::CASES,
         h2::CASES,
         grpc::CASES,
+        acme::CASES,
     ]
     .concat();
     if args.iter().any(|a| a == "--list") {

@@ -9,7 +9,7 @@ use kiln_control::{Control, ControlConfig, HomeError, ReconcileError, StartError
 use kiln_edge::{EdgeClient, EdgeConfig, SpawnError, control_socket};
 use kiln_provider::local;
 use kiln_server::ListenError;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};

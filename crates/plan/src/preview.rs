@@ -98,6 +98,7 @@ fn changes(old: &ReleaseSpec, new: &ReleaseSpec) -> Vec<String> {
         note("command", before.command == service.command);
         note("user", before.user == service.user);
         note("port", before.port == service.port);
+        note("protocol", before.protocol == service.protocol);
         note("instances", before.instances == service.instances);
         note("resources", before.resources == service.resources);
         note("writable paths", before.writable == service.writable);
@@ -136,6 +137,9 @@ fn routes(old: Option<&ReleaseSpec>, new: &ReleaseSpec) -> Vec<String> {
         .map(|route| match before(route) {
             Some(old) if old.service != route.service => {
                 format!("switch {} from {} to {}", word(route), old.service, route.service)
+            }
+            Some(old) if old.https != route.https => {
+                format!("switch {} to {}, with another `https_only` or `hsts`", word(route), route.service)
             }
             Some(_) => format!("switch {} to {}", word(route), route.service),
             None => format!("add the route {} to {}", word(route), route.service),

@@ -133,7 +133,8 @@ fn things(n: usize) -> String {
 
 /// `example.com/api → api`.
 pub(crate) fn route(route: &RouteRule) -> String {
-    format!("{} → {}", route.place("*"), route.service)
+    let only = if route.https.only { ", HTTPS only" } else { "" };
+    format!("{} → {}{only}", route.place("*"), route.service)
 }
 
 fn services(view: &EnvironmentView) -> String {

@@ -17,6 +17,7 @@ pub(crate) struct Setup {
     pub(crate) log: bool,
     /// Bytes as they are, instead of HTTP.
     pub(crate) raw: bool,
+    pub(crate) tls: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +115,23 @@ pub(crate) fn backend(dir: &Path) -> Backend {
     Backend { address, _child: child }
 }
 
+/// One certificate for all: a folder with a pair for the edge and nginx, and both in one file for haproxy.
+fn certificate(dir: &Path) -> std::path::PathBuf {
+    let own = dir.join("certificates");
+    if !own.exists() {
+        fs::create_dir_all(&own).expect("a folder");
+        let (key, crt) = (own.join("bench.key"), own.join("bench.crt"));
+        let mut command = Command::new("openssl");
+        command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc"]);
+        command.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]);
+        let output = command.arg("-keyout").arg(&key).arg("-out").arg(&crt).output().expect("openssl");
+        assert!(output.status.success(), "{output:?}");
+        let both = [crt, key].map(|path| fs::read(path).expect("a pair")).concat();
+        fs::write(own.join("bench.pem"), both).expect("a file");
+    }
+    own
+}
+
 impl Peer {
     pub(crate) fn start(kind: Kind, setup: Setup, dir: &Path, backend: &Backend) -> Self {
         let address = free();
@@ -158,10 +176,14 @@ fn haproxy(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -
     }
     let log = if setup.log { "log stdout len 1024 format raw local0 info" } else { "" };
     let (use_log, threads) = (if setup.log { "log global\n option httplog" } else { "" }, setup.threads);
+    let tls = match setup.tls {
+        true => format!("ssl crt {}/bench.pem alpn h2,http/1.1", certificate(dir).display()),
+        false => String::new(),
+    };
     let config = format!(
         "global\n maxconn 8000\n nbthread {threads}\n {log}\n
 defaults\n mode http\n timeout connect 1s\n timeout client 60s\n timeout server 60s\n option forwardfor\n http-reuse always\n {use_log}\n
-frontend f\n bind {address}\n unique-id-format %[uuid]\n http-request set-header x-request-id %[unique-id]\n http-response set-header x-request-id %[unique-id]\n default_backend b\n
+frontend f\n bind {address} {tls}\n unique-id-format %[uuid]\n http-request set-header x-request-id %[unique-id]\n http-response set-header x-request-id %[unique-id]\n default_backend b\n
 backend b\n server s {backend}\n"
     );
     let path = dir.join("haproxy.cfg");
@@ -186,9 +208,18 @@ fn nginx_proxy(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAdd
         true => format!("access_log {}/nginx.log combined buffer=64k;", dir.display()),
         false => "access_log off;".to_owned(),
     };
+    let (tls, pair) = match setup.tls {
+        true => {
+            let own = certificate(dir);
+            let own = own.display();
+            let pair = format!("ssl_certificate {own}/bench.crt; ssl_certificate_key {own}/bench.key;");
+            ("ssl http2", format!("{pair} ssl_protocols TLSv1.2 TLSv1.3;"))
+        }
+        false => ("", String::new()),
+    };
     let http = format!(
-        "{log} keepalive_timeout 600s; upstream b {{ server {backend}; keepalive 256; keepalive_requests 100000000; }}
-        server {{ listen {address} reuseport backlog=4096; add_header x-request-id $request_id;
+        "{log} {pair} keepalive_timeout 600s; upstream b {{ server {backend}; keepalive 256; keepalive_requests 100000000; }}
+        server {{ listen {address} {tls} reuseport backlog=4096; add_header x-request-id $request_id;
         location / {{ proxy_pass http://b; proxy_http_version 1.1; proxy_set_header Connection \"\";
         proxy_set_header Host $host; proxy_set_header x-forwarded-for $remote_addr;
         proxy_set_header x-request-id $request_id; }} }}"
@@ -234,7 +265,10 @@ fn edge(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> E
     let threads = setup.threads.to_string();
     let folder_text = folder.display().to_string();
     let address_text = own.to_string();
-    let mut args = vec!["edge", "--dir", &folder_text, "--listen", &address_text, "--threads", &threads];
+    let certificates = certificate(dir).display().to_string();
+    let listen = if setup.tls { "--listen-tls" } else { "--listen" };
+    let mut args = vec!["edge", "--dir", &folder_text, listen, &address_text, "--threads", &threads];
+    args.extend(["--certificates", &certificates]);
     if setup.log {
         args.push("--access-log");
     }

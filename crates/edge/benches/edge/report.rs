@@ -36,6 +36,42 @@ pub(crate) fn of_wrk(text: &str) -> Round {
     round
 }
 
+/// `h2load`, which tells no percentiles.
+pub(crate) fn of_h2load(text: &str) -> Round {
+    let mut round = Round { p99_ms: f64::NAN, ..Round::default() };
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["finished", "in", _, per_second, "req/s,", ..] => {
+                round.per_second = per_second.parse().unwrap_or_default();
+            }
+            [
+                "requests:",
+                ..,
+                done,
+                "done,",
+                good,
+                "succeeded,",
+                _,
+                "failed,",
+                _,
+                "errored,",
+                _,
+                "timeout",
+            ] => {
+                let number = |text: &str| text.parse::<u64>().unwrap_or_default();
+                round.requests = number(done);
+                round.failed = number(done).saturating_sub(number(good));
+            }
+            ["status", "codes:", _, "2xx,", a, "3xx,", b, "4xx,", c, "5xx"] => {
+                round.failed += [a, b, c].iter().filter_map(|n| n.parse::<u64>().ok()).sum::<u64>();
+            }
+            _ => {}
+        }
+    }
+    round
+}
+
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

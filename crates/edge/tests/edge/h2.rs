@@ -21,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     ("requests_that_are_wrong_in_http2_are_refused_and_never_arrive", wrong),
     ("floods_of_http2_end_their_connection_or_cost_nothing", floods),
     ("bodies_stream_both_ways_over_http2", bodies),
+    ("answers_without_bodies_and_interim_ones_are_framed_right_in_http2", framing),
 ];
 
 /// `h2_client.py`, driven.
@@ -320,4 +321,35 @@ fn bodies() {
     let mut said = String::new();
     got.stdout.as_slice().read_to_string(&mut said).unwrap();
     assert!(said.starts_with("HTTP/2 200") && said.ends_with('2'), "{said}");
+}
+
+fn framing() {
+    let backend = Backend::with("a", |_, asked, stream| {
+        let bytes: &[u8] = match asked.path.as_str() {
+            "/204" => b"HTTP/1.1 204 X\r\n\r\n",
+            "/304" => b"HTTP/1.1 304 X\r\nContent-Length: 5\r\n\r\n",
+            "/103" => b"HTTP/1.1 103 X\r\nLink: </x>\r\n\r\nHTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\nok",
+            "/chunked" => b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\nConnection: close, x-own\r\nX-Own: 1\r\nKeep-Alive: 5\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            "/until-close" => b"HTTP/1.1 200 X\r\n\r\nok",
+            "/cut" => b"HTTP/1.1 200 X\r\nContent-Length: 5\r\n\r\nok",
+            _ => b"HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\nok",
+        };
+        stream.write_all(bytes).is_ok()
+            && !["/chunked", "/until-close", "/cut"].contains(&asked.path.as_str())
+    });
+    let edge = secure(&backend);
+    let mut client = Driven::new(edge.tls.unwrap(), "shop.test", "65535");
+    for (path, told) in [
+        ("/204", "204 1 -"),
+        ("/304", "304 1 -"),
+        ("/103", "200 1 ok"),
+        ("/chunked", "200 1 ok"),
+        ("/until-close", "200 1 ok"),
+        // A cut answer is never a clean end, and costs the connection nothing.
+        ("/cut", "reset 2"),
+        ("/", "200 1 ok"),
+    ] {
+        assert_eq!(client.get(path), told, "{path}");
+    }
+    assert_eq!(edge.tally().cut, 1);
 }

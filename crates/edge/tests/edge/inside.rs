@@ -123,6 +123,14 @@ fn no_leak() {
     // All of it is counted for its environment.
     edge.wait("counted", |status| status.tally_of(&other_env()).requests == 1);
     assert_eq!(edge.status().tally_of(&env()).requests, 5);
+    // What a route asks of the world it does not ask of services.
+    let mut secure = names(None);
+    secure.routes[0].https = kiln_model::Https { only: true, hsts: None };
+    edge.set(3, &secure).unwrap();
+    assert_eq!(ask(edge.address, "shop.test").status, 308);
+    assert_eq!(ask(one, "web.internal").text(), "web");
+    let h2 = crate::programs::script("h2_get", &[&one.to_string(), "api.internal"]);
+    assert_eq!(h2.trim(), "200 api", "HTTP/2 without TLS, as gRPC between services");
 }
 
 fn one_generation() {

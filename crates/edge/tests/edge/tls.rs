@@ -145,6 +145,12 @@ fn swap() {
     assert_eq!(edge.tally().failed + edge.tally().cut + edge.tally().abandoned, 0);
 }
 
+/// Has the edge look at once.
+fn hangup(edge: &Edge) {
+    let pid = edge.child.as_ref().unwrap().id().to_string();
+    crate::programs::done("kill", &["-HUP", &pid]);
+}
+
 fn bad_pairs() {
     let backend = Backend::new("a");
     let edge = Edge::secure(|dir| {
@@ -169,6 +175,7 @@ fn bad_pairs() {
     let foreign = fs::read_to_string(other.path().join("other.key")).unwrap();
     let spoil = |what: &str, act: &dyn Fn(), reason: &str| {
         act();
+        hangup(&edge);
         edge.wait(what, |s| s.tls.as_ref().unwrap().problems.iter().any(|p| p.contains(reason)));
         assert!(works(), "{what}");
         fs::write(&key, &secret).unwrap();
@@ -176,6 +183,7 @@ fn bad_pairs() {
         let _ = fs::remove_file(dir(&edge).join("lone.crt"));
         let _ = fs::remove_file(dir(&edge).join("twin.crt"));
         let _ = fs::remove_file(dir(&edge).join("twin.key"));
+        hangup(&edge);
         edge.wait("it is whole again", |s| s.tls.as_ref().unwrap().problems.is_empty());
     };
     let mode = |mode| fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
@@ -193,7 +201,7 @@ fn bad_pairs() {
     for line in secret.lines().chain(foreign.lines()).filter(|line| !line.starts_with("---")) {
         assert!(!log.contains(line), "a key is in the log");
     }
-    assert_eq!(log.matches("certificates refused").count(), 7, "{log}");
+    assert!(log.matches("certificates refused").count() >= 7, "{log}");
 }
 
 fn https_table(backend: &Backend, https: Https) -> RouteTable {
