@@ -19,6 +19,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Time between two looks at the lease.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long the last one may take when the process is asked to end.
+const LOOK_END_MAX: Duration = Duration::from_secs(2);
 /// Bytes of a file with an address.
 const FILE_BYTES_MAX: u64 = 4096;
 
@@ -83,11 +85,7 @@ pub(crate) async fn serve(
     );
     let candidate =
         Candidate { address, state: config.state.clone(), home, holder: holder(arguments), store: None };
-    let result = tokio::select! {
-        () = asked.wait_for_end() => Ok(None),
-        elected = stand_by(candidate, &front) => elected.map(Some),
-    };
-    let result = match result {
+    let result = match stand_by(candidate, &front, &mut asked).await {
         Ok(None) => Ok(()),
         Ok(Some((store, fence))) => lead(arguments, config, lock, (store, fence), &front, &mut asked).await,
         Err(failure) => Err(failure),
@@ -98,11 +96,12 @@ pub(crate) async fn serve(
     result
 }
 
-/// Waits for the lease.
+/// Waits for the lease, or until it is asked to end.
 async fn stand_by(
     mut candidate: Candidate,
     front: &Front,
-) -> Result<(Arc<PostgresStore>, (Incarnation, Epoch)), Failure> {
+    asked: &mut Asked,
+) -> Result<Option<(Arc<PostgresStore>, (Incarnation, Epoch))>, Failure> {
     let mut said = String::new();
     let mut say = |text: String| {
         if text != said {
@@ -114,16 +113,27 @@ async fn stand_by(
     loop {
         inherited.reap();
         // It blocks while the database does not answer; requests are still told so meanwhile.
-        let looked = tokio::task::spawn_blocking(move || {
+        let mut look = tokio::task::spawn_blocking(move || {
             let looked = candidate.look();
             (candidate, looked)
         });
-        let (same, looked) = looked.await.map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+        let looked = tokio::select! {
+            () = asked.wait_for_end() => {
+                // It may have taken the lease by now: another one need not wait for its end.
+                let last = tokio::time::timeout(LOOK_END_MAX, look).await;
+                if let Ok(Ok((_, Ok(Turn::Leads { store, server })))) = last {
+                    let _ = store.release_lease(server.1);
+                }
+                return Ok(None);
+            }
+            looked = &mut look => looked,
+        };
+        let (same, looked) = looked.map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
         candidate = same;
         match looked {
             Ok(Turn::Leads { store, server }) => {
                 say(format!("leads with epoch {}", server.1));
-                return Ok((store, server));
+                return Ok(Some((store, server)));
             }
             Ok(Turn::Waits(lease)) => {
                 say(format!("stands by; `{}` leads with epoch {}", lease.holder, lease.epoch));
@@ -141,7 +151,10 @@ async fn stand_by(
             }
             Err(error) => return Err(start_failure(StartError::Home(error))),
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::select! {
+            () = asked.wait_for_end() => return Ok(None),
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
     }
 }
 
