@@ -4,7 +4,6 @@
 use kiln_edge::client::Router;
 use kiln_edge::{EdgeClient, Listen, SpawnError, control_socket, spawn_edge};
 use kiln_model::edge::EdgeStatus;
-use kiln_model::{Cidr, ServiceRange};
 use kiln_plan::explain::EDGE_SILENCE_MAX;
 use rustix::process::Signal;
 use std::os::fd::AsFd;
