@@ -194,7 +194,7 @@ backend b\n server s {backend}\n"
 fn haproxy_raw(setup: Setup, dir: &Path, address: SocketAddr, backend: SocketAddr) -> Ending {
     let threads = setup.threads;
     let config = format!(
-        "global\n maxconn 8000\n nbthread {threads}\n
+        "global\n maxconn 4000\n nbthread {threads}\n
 defaults\n mode tcp\n option splice-auto\n timeout connect 1s\n timeout client 60s\n timeout server 60s\n
 listen l\n bind {address}\n server s {backend}\n"
     );

@@ -164,6 +164,7 @@ fn flip() {
     client.write_all(b"late").unwrap();
     drop(client);
     edge.wait("it ended", |s| s.targets.iter().all(|t| t.in_flight == 0));
+    edge.wait("the instance heard it", |_| !heard.lock().unwrap().is_empty());
     assert_eq!(*heard.lock().unwrap(), b"late");
     assert_eq!(edge.target(3).tally.cut, 0);
 }
@@ -218,7 +219,7 @@ fn large() {
             });
         }
     });
-    edge.wait("they ended", |s| s.targets[0].tally.requests == 3);
+    edge.wait("they ended", |s| s.targets[0].tally.requests == 3 && heard.lock().unwrap().len() == 3);
     assert!(heard.lock().unwrap().iter().all(|bytes| *bytes == *up), "what came up is not what was sent");
     let tally = edge.target(1).tally;
     assert_eq!((tally.connections, tally.bytes, tally.cut), (3, 6 * BYTES as u64, 0));
