@@ -248,7 +248,14 @@ fn raw_release(port: u16) -> ReleaseSpec {
     let api = ServiceName::new("api").unwrap();
     let idle = RoutePolicy { idle: Some(Millis(5000)), ..RoutePolicy::default() };
     let (host, path, service) = (None, "/".to_owned(), api.clone());
-    spec.routes.push(RouteRule { host, path, service, tcp: Some(port), policy: idle });
+    spec.routes.push(RouteRule {
+        host,
+        path,
+        service,
+        https: Default::default(),
+        tcp: Some(port),
+        policy: idle,
+    });
     spec.services.get_mut(&api).unwrap().proxy_protocol = true;
     spec
 }

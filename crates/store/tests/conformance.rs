@@ -280,6 +280,8 @@ fn mutation(now: &Snapshot, (which, a, b): (u8, u8, u8)) -> Mutation {
                 image: Digest::of(b"image"),
                 health: None,
                 targets,
+                proxy_protocol: false,
+                protocol: Default::default(),
             }];
             Mutation::PutRoute { generation: Generation(now.route.0.0 + 1 + skips), table }
         }
