@@ -47,9 +47,18 @@ pub(crate) fn read(
     }
     let place = table.place("proxy_protocol");
     let proxy_protocol = crate::policy::flag(&mut table, "proxy_protocol", sink);
-    if let (true, None, Some(span)) = (proxy_protocol, port, place) {
+    if let (true, None, Some(span)) = (proxy_protocol, port, place.clone()) {
         let hint = "add `port = …`, or leave `proxy_protocol` out".to_owned();
         sink.borrow_mut().push(span, "`proxy_protocol` needs a service with a port", Some(hint));
+    }
+    let speaks = protocol(&mut table, port, sink);
+    if let (true, Protocol::H2c, Some(span)) = (proxy_protocol, speaks, place) {
+        let hint = "leave `proxy_protocol` out; the client's address comes in `x-forwarded-for`".to_owned();
+        sink.borrow_mut().push(
+            span,
+            "`proxy_protocol` does not go together with `protocol = \"h2c\"`",
+            Some(hint),
+        );
     }
     let (rollout, declared) = rollout::read(table.table("rollout", sink), sink);
     let spec = ServiceSpec {
@@ -59,7 +68,7 @@ pub(crate) fn read(
         instances: autoscale.map_or(instances, |rule: Autoscale| instances.clamp(rule.min, rule.max)),
         autoscale,
         port,
-        protocol: protocol(&mut table, port, sink),
+        protocol: speaks,
         proxy_protocol,
         user: user(&mut table, sink),
         env: env(&mut table, sink),

@@ -158,6 +158,9 @@ fn a_route_may_want_https_and_a_service_may_speak_http2() {
     }
     let error = errors(&SMALL.replace("port = 80", "port = 80\nprotocol = \"grpc\""));
     assert!(error.contains("`grpc` is not a protocol of a service") && error.contains("h2c"), "{error}");
+    // The streams of many clients share a connection to such a service: a header at its start can name none of them.
+    let error = errors(&SMALL.replace("port = 80", "port = 80\nprotocol = \"h2c\"\nproxy_protocol = true"));
+    assert!(error.contains("does not go together") && error.contains("x-forwarded-for"), "{error}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use kiln_edge::{EdgeClient, Listen, control_socket, spawn_edge};
 use kiln_model::edge::{EdgeStatus, Tally, TargetStatus};
 use kiln_model::route::{Pool, TableRoute, WeightedPool};
 use kiln_model::*;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -141,7 +141,8 @@ impl Edge {
         command.arg("edge").arg("--dir").arg(dir).arg("--listen").arg(listen).stdin(Stdio::null());
         change(&mut command);
         self.child = Some(command.spawn().unwrap());
-        while TcpStream::connect(self.address).is_err() {
+        // Traffic is listened for before control is.
+        while self.runtime.block_on(self.client().status()).is_err() {
             std::thread::yield_now();
         }
     }
