@@ -39,21 +39,28 @@ pub fn mirror() -> PathBuf {
     root().join("target/mirror")
 }
 
+/// Where a suite in a network namespace of its own finds which one it was started from. A process that it starts without
+/// this variable takes another one.
+pub const OUTSIDE_NETWORK: &str = "KILN_TESTS_NETNS";
+
 /// Starts this program again in a network namespace of its own, unless it is there already, and brings loopback up. Answers
 /// whether the caller may go on: without root it says loudly that nothing is tested.
 pub fn own_network() -> bool {
-    const MARK: &str = "KILN_TESTS_NETNS";
     if !Path::new("/proc/self/ns/net").exists() || !is_root() {
         eprintln!("SKIPPED: this suite needs root and network namespaces; nothing was tested");
         return false;
     }
-    let outside = std::env::var_os(MARK);
+    let outside = std::env::var_os(OUTSIDE_NETWORK);
     let here = std::fs::read_link("/proc/self/ns/net").expect("/proc/self/ns/net").into_os_string();
     // The mark names the namespace outside, so that an inherited one cannot pass for being inside.
     if outside.is_none_or(|outside| outside == here) {
         let program = std::env::current_exe().expect("own path");
         let mut command = Command::new("unshare");
-        command.args(["--net", "--"]).arg(program).args(std::env::args_os().skip(1)).env(MARK, here);
+        command
+            .args(["--net", "--"])
+            .arg(program)
+            .args(std::env::args_os().skip(1))
+            .env(OUTSIDE_NETWORK, here);
         panic!("unshare: {}", std::os::unix::process::CommandExt::exec(&mut command));
     }
     run(Command::new("ip").args(["link", "set", "lo", "up"])).expect(0);

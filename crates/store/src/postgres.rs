@@ -7,6 +7,7 @@ mod address;
 mod rows;
 mod schema;
 mod session;
+mod tls;
 
 pub use address::{AddressError, PostgresAddress};
 

@@ -4,13 +4,16 @@
 
 use super::address::PostgresAddress;
 use super::schema;
+use super::tls::Tls;
 use crate::StoreError;
 use kiln_model::Snapshot;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, NoTls, Socket};
 
 /// How long one question may take, connecting included. Less than any lease.
 const ANSWER_MAX: Duration = Duration::from_secs(4);
@@ -28,6 +31,8 @@ pub(super) enum Fault {
     Damaged(&'static str),
     /// The tables are somebody else's.
     Foreign,
+    /// Nobody can be believed without the certificates in this file.
+    Authorities { file: PathBuf, source: std::io::Error },
 }
 
 impl From<tokio_postgres::Error> for Fault {
@@ -126,6 +131,9 @@ impl Session {
                 StoreError::NewerSchema { path: name.to_owned(), found, known: schema::SCHEMA }
             }
             Fault::Damaged(what) => io(step, name, std::io::Error::other(format!("{what} cannot be read"))),
+            Fault::Authorities { file, source } => {
+                io("reading the authorities for", &format!("{name} (`{}`)", file.display()), source)
+            }
             Fault::Foreign => io(step, name, std::io::Error::other("the table `meta` there is not kiln's")),
         })
     }
@@ -137,10 +145,26 @@ impl Session {
 }
 
 async fn connect(address: &PostgresAddress) -> Result<Client, Fault> {
-    let (mut client, connection) = address.config.connect(NoTls).await?;
+    let mut client = match &address.authorities {
+        None => connect_with(address, NoTls).await?,
+        // Read again each time: authorities are renewed.
+        Some(file) => {
+            let tls = Tls::with_authorities(file);
+            let tls = tls.map_err(|source| Fault::Authorities { file: file.clone(), source })?;
+            connect_with(address, tls).await?
+        }
+    };
+    schema::migrate(&mut client).await?;
+    Ok(client)
+}
+
+async fn connect_with<T>(address: &PostgresAddress, tls: T) -> Result<Client, Fault>
+where
+    T: MakeTlsConnect<Socket, Stream: Send + 'static>,
+{
+    let (client, connection) = address.config.connect(tls).await?;
     // It ends with its client. What it fails with, the client's questions fail with.
     tokio::spawn(async move { drop(connection.await) });
-    schema::migrate(&mut client).await?;
     Ok(client)
 }
 
