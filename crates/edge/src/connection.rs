@@ -98,7 +98,7 @@ async fn begins_h2(shared: &Shared, socket: &TcpStream) -> Option<bool> {
         match socket.poll_peek(cx, &mut buffer) {
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(None),
             Poll::Ready(Ok(_)) => Poll::Ready(Some(buffer.filled() == PREFACE)),
-            Poll::Pending if alarm.poll(cx).is_ready() || shared.phase() == Phase::Closing => {
+            Poll::Pending if alarm.poll(cx).is_ready() || shared.phase() >= Phase::Closing => {
                 Poll::Ready(None)
             }
             Poll::Pending => Poll::Pending,
@@ -140,7 +140,7 @@ where
     let result = poll_fn(|cx| {
         // While it idles it waits for the alarm, with which the thread wakes it when the phase changes. A future that
         // watches the phase would take a lock that all threads share, with every poll.
-        if !told && shared.phase() == Phase::Closing {
+        if !told && shared.phase() >= Phase::Closing {
             told = true;
             connection.as_mut().graceful_shutdown();
         }

@@ -5,6 +5,7 @@ use crate::inside::Entrance;
 use crate::ports::Held;
 use crate::proxy_protocol::{self, Ends};
 use crate::shared::{Open, Shared};
+use crate::sockets::Purpose;
 use crate::target::Outcome;
 use crate::tcp;
 use kiln_model::NetworkNumber;
@@ -26,6 +27,16 @@ pub(crate) enum Door {
 }
 
 impl Door {
+    /// As the next edge will know it.
+    pub(crate) fn purpose(&self) -> Purpose {
+        match self {
+            Self::World { secure: false } => Purpose::Plain,
+            Self::World { secure: true } => Purpose::Tls,
+            Self::Inside(network) => Purpose::Inside(*network),
+            Self::Port(_) => Purpose::Raw,
+        }
+    }
+
     /// Ends when the table has no use for it any more.
     pub(crate) async fn left(&self, shared: &Shared) {
         match self {

@@ -8,13 +8,14 @@
 //! thread:                                              └─ take its listeners, accept, acknowledge
 //! ```
 
+use crate::sockets::{Passed, Purpose, for_threads};
 use kiln_model::network::INTERNAL_PORT;
 use kiln_model::{NetworkNumber, RouteTable, ServiceRange};
 use socket2::{Domain, Socket, Type};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// Connections that wait to be accepted, per listener.
@@ -51,12 +52,13 @@ pub(crate) struct Inside {
     open: watch::Sender<BTreeSet<NetworkNumber>>,
     /// Listeners that their threads have not taken yet.
     waiting: Box<[Mutex<Listeners>]>,
+    passed: Arc<Passed>,
 }
 
 impl Inside {
-    pub(crate) fn new(range: Option<ServiceRange>, n_threads: usize) -> Self {
+    pub(crate) fn new(range: Option<ServiceRange>, n_threads: usize, passed: Arc<Passed>) -> Self {
         let waiting = (0..n_threads).map(|_| Mutex::default()).collect();
-        Self { range, open: watch::Sender::new(BTreeSet::new()), waiting }
+        Self { range, open: watch::Sender::new(BTreeSet::new()), waiting, passed }
     }
 
     /// The range, for people.
@@ -89,10 +91,10 @@ impl Inside {
         let open = self.open.borrow().clone();
         let mut made = vec![];
         for (network, address) in self.of(table).into_iter().filter(|(network, _)| !open.contains(network)) {
-            for thread in 0..self.waiting.len() {
-                let listener = bind(address).map_err(|source| PrepareError { address, source })?;
-                made.push((thread, network, listener));
-            }
+            let passed = self.passed.take(Purpose::Inside(network), address);
+            let listeners = for_threads(passed, self.waiting.len(), || bind(address));
+            let listeners = listeners.map_err(|source| PrepareError { address, source })?;
+            made.extend(listeners.into_iter().map(|(thread, listener)| (thread, network, listener)));
         }
         for (thread, network, listener) in made {
             self.open.send_if_modified(|open| open.insert(network));
@@ -148,13 +150,16 @@ mod tests {
 
     #[test]
     fn the_address_says_where_a_connection_came_in() {
-        let inside = Inside::new(Some("10.83.224.0/19".parse().unwrap()), 1);
+        let inside = Inside::new(Some("10.83.224.0/19".parse().unwrap()), 1, Arc::default());
         let entrance = |text: &str| inside.entrance(|| text.parse().ok());
         assert_eq!(entrance("10.83.255.254"), Entrance::Inside(NetworkNumber(1)));
         assert_eq!(entrance("10.83.255.255"), Entrance::Inside(NetworkNumber(0)));
         for outside in ["10.83.0.1", "127.0.0.1", "::1", "unknown"] {
             assert_eq!(entrance(outside), Entrance::Outside, "{outside}");
         }
-        assert_eq!(Inside::new(None, 1).entrance(|| "10.83.255.254".parse().ok()), Entrance::Outside);
+        assert_eq!(
+            Inside::new(None, 1, Arc::default()).entrance(|| "10.83.255.254".parse().ok()),
+            Entrance::Outside
+        );
     }
 }

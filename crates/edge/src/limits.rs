@@ -138,3 +138,17 @@ pub const LINKS_MAX: usize = 16;
 pub const LINK_IDLE_MAX: Duration = Duration::from_secs(60);
 /// Bytes of a proof for an ACME authority.
 pub const CHALLENGE_BYTES_MAX: u64 = 4096;
+/// Descriptors in one message to the next edge; the kernel's limit is 253.
+pub const PASSED_AT_ONCE_MAX: usize = 128;
+/// How long each step of a hand-over may take. Until the last one the edge before serves on.
+pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a started successor may take as a whole.
+pub const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long connections of an edge that was replaced may go on.
+pub const REPLACED_DRAIN: Duration = Duration::from_secs(3600);
+/// How long the next edge waits for what the one before counted, and for its switch.
+pub const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a replaced edge asks the one that it replaced itself.
+pub const PREDECESSOR_LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Control connections that wait to be accepted.
+pub const CONTROL_BACKLOG: i32 = 128;

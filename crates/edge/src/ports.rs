@@ -5,7 +5,8 @@
 //! thread:                                              └─ take its listeners, accept, acknowledge
 //! ```
 
-use crate::server::{bind, probe};
+use crate::bind::{bind, probe};
+use crate::sockets::{Passed, Purpose, for_threads};
 use kiln_model::{RouteTable, TcpRoute};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -41,16 +42,18 @@ pub(crate) struct Ports {
     waiting: Box<[Mutex<Waiting>]>,
     /// What could not be listened on when the table of the last run was restored: somebody else may let go of it.
     missing: Mutex<Vec<TcpRoute>>,
+    passed: Arc<Passed>,
 }
 
 impl Ports {
     /// For an edge that takes traffic at `listen`.
-    pub(crate) fn new(listen: &[SocketAddr], n_threads: usize) -> Self {
+    pub(crate) fn new(listen: &[SocketAddr], n_threads: usize, passed: Arc<Passed>) -> Self {
         let addresses: BTreeSet<IpAddr> = listen.iter().map(SocketAddr::ip).collect();
         let waiting = (0..n_threads).map(|_| Mutex::default()).collect();
         let open = watch::Sender::new(BTreeSet::new());
         let addresses = addresses.into_iter().collect();
-        Self { addresses, open, held: Mutex::default(), waiting, missing: Mutex::default() }
+        let (held, missing) = (Mutex::default(), Mutex::default());
+        Self { addresses, open, held, waiting, missing, passed }
     }
 
     /// The ports that are listened on.
@@ -71,17 +74,18 @@ impl Ports {
             };
             let addresses: Vec<SocketAddr> =
                 self.addresses.iter().map(|ip| SocketAddr::new(*ip, route.port)).collect();
+            let passed = addresses.iter().map(|address| (*address, self.passed.take(Purpose::Raw, *address)));
+            let passed: Vec<_> = passed.collect();
             // While this edge still closes its own listener of before, asking would find only itself.
             if Arc::strong_count(&held) == 1 {
-                for address in &addresses {
+                for (address, _) in passed.iter().filter(|(_, listeners)| listeners.is_empty()) {
                     probe(*address).map_err(|e| failed(*address, e))?;
                 }
             }
-            for address in &addresses {
-                for thread in 0..self.waiting.len() {
-                    let listener = bind(*address).map_err(|e| failed(*address, e))?;
-                    made.push((thread, held.clone(), listener));
-                }
+            for (address, listeners) in passed {
+                let listeners = for_threads(listeners, self.waiting.len(), || bind(address));
+                let listeners = listeners.map_err(|e| failed(address, e))?;
+                made.extend(listeners.into_iter().map(|(thread, one)| (thread, held.clone(), one)));
             }
         }
         for (thread, held, listener) in made {

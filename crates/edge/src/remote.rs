@@ -1,7 +1,7 @@
 //! The client's side: the edge behind a Unix socket, and starting one.
 
 use crate::client::{Router, RouterError};
-use crate::limits::{CALL_TIMEOUT, START_TIMEOUT};
+use crate::limits::{CALL_TIMEOUT, START_TIMEOUT, UPGRADE_TIMEOUT};
 use crate::server::{StartFailure, control_socket, failure_path};
 use crate::wire::{self, Answer, Ask};
 use async_trait::async_trait;
@@ -35,6 +35,18 @@ impl EdgeClient {
         }
     }
 
+    /// Has the edge start `program` in its place and waits until that serves: sockets, table and counts go over, and no
+    /// connection is lost. Without `listen` it takes the addresses of the old one. If it comes to nothing, the old one serves
+    /// on, and the error says why.
+    pub async fn upgrade(&self, program: &Path, listen: Option<&Listen>) -> Result<(), RouterError> {
+        let arguments = listen.map(Listen::arguments).unwrap_or_default();
+        let ask = Ask::Upgrade { program: program.to_owned(), arguments };
+        match self.call_within(&ask, UPGRADE_TIMEOUT).await? {
+            Answer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// The process that listens on the socket, whether it answers or not; none if nobody does. It is whoever made the
     /// socket, as the kernel says, so it lives as long as a connection is possible.
     pub async fn holder(&self) -> Option<i32> {
@@ -43,12 +55,16 @@ impl EdgeClient {
     }
 
     async fn call(&self, ask: &Ask) -> Result<Answer, RouterError> {
+        self.call_within(ask, CALL_TIMEOUT).await
+    }
+
+    async fn call_within(&self, ask: &Ask, limit: Duration) -> Result<Answer, RouterError> {
         let exchange = async {
             let mut stream = UnixStream::connect(&self.socket).await?;
             wire::send(&mut stream, ask).await?;
             wire::receive(&mut stream).await
         };
-        let answer: io::Result<Answer> = match tokio::time::timeout(CALL_TIMEOUT, exchange).await {
+        let answer: io::Result<Answer> = match tokio::time::timeout(limit, exchange).await {
             Ok(answer) => answer,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         };
@@ -142,41 +158,61 @@ pub struct Listen {
     pub proxies: Vec<Cidr>,
 }
 
-/// Starts `PROGRAM edge --dir DIR --listen ADDR… [--listen-tls ADDR…] [--internal RANGE] [--proxy-protocol BLOCK]…` with no terminal, in a
-/// session of its own, and waits until it answers. The caller may drop the child: the edge lives on.
+impl Listen {
+    /// As options of `kiln edge`.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut all = vec![];
+        let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
+        self.plain.iter().for_each(|address| add("--listen", address.to_string()));
+        self.tls.iter().for_each(|address| add("--listen-tls", address.to_string()));
+        // The command line takes no folder with another name.
+        self.certificates.iter().for_each(|dir| add("--certificates", dir.to_string_lossy().into_owned()));
+        self.internal.iter().for_each(|range| add("--internal", range.to_string()));
+        self.proxies.iter().for_each(|block| add("--proxy-protocol", block.to_string()));
+        all
+    }
+}
+
+/// How an edge begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    Fresh,
+    /// In the place of the one that runs.
+    TakeOver,
+}
+
+/// Starts `PROGRAM edge --dir DIR --listen ADDR…` with no terminal, in a session of its own, and waits until it answers. The
+/// caller may drop the child: the edge lives on.
 pub async fn spawn_edge(program: &Path, dir: &Path, listen: &Listen) -> Result<Child, SpawnError> {
     if listen.plain.is_empty() && listen.tls.is_empty() {
         return Err(SpawnError::NoAddress { dir: dir.to_owned() });
     }
+    spawn(program, dir, &listen.arguments(), Start::Fresh).await
+}
+
+/// See [`spawn_edge`].
+pub(crate) async fn spawn(
+    program: &Path,
+    dir: &Path,
+    arguments: &[String],
+    start: Start,
+) -> Result<Child, SpawnError> {
     let broken = |source| SpawnError::Dir { path: dir.to_owned(), source };
     std::fs::create_dir_all(dir).map_err(broken)?;
     let _ = std::fs::remove_file(failure_path(dir));
     let panics = File::create(dir.join("stderr.txt")).map_err(broken)?;
     let mut command = Command::new(program);
-    command.arg("edge").arg("--dir").arg(dir);
-    for address in &listen.plain {
-        command.arg("--listen").arg(address.to_string());
-    }
-    for address in &listen.tls {
-        command.arg("--listen-tls").arg(address.to_string());
-    }
-    if let Some(certificates) = &listen.certificates {
-        command.arg("--certificates").arg(certificates);
-    }
-    if let Some(range) = listen.internal {
-        command.arg("--internal").arg(range.to_string());
-    }
-    for block in &listen.proxies {
-        command.arg("--proxy-protocol").arg(block.to_string());
+    command.arg("edge").arg("--dir").arg(dir).args(arguments);
+    if start == Start::TakeOver {
+        command.arg("--take-over");
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(panics).current_dir("/");
     let started = command.spawn();
     let mut child = started.map_err(|source| SpawnError::Program { program: program.to_owned(), source })?;
     let client = EdgeClient::new(control_socket(dir));
-    let prefix = format!("{}-", child.id());
     let deadline = tokio::time::Instant::now() + START_TIMEOUT;
     while tokio::time::Instant::now() < deadline {
-        if client.status().await.is_ok_and(|s| s.process.starts_with(&prefix)) {
+        if client.status().await.is_ok_and(|s| s.pid == child.id()) {
             return Ok(child);
         }
         if let Ok(Some(status)) = child.try_wait() {

@@ -2,24 +2,31 @@
 
 use crate::access;
 use crate::alarm;
+use crate::bind::{bind, bind_first};
 use crate::control::{Control, chain};
 use crate::door::Door;
+use crate::handover::{self, Estate, Giver, Inheritance};
 use crate::limits::*;
 use crate::log::Log;
 use crate::mux;
+use crate::notify;
+use crate::persist;
 use crate::pool;
-use crate::shared::{Open, Phase, Shared};
+use crate::shared::{Open, Parts, Phase, Shared};
+use crate::sockets::{Passed, for_threads};
+use crate::table;
 use crate::tls::Tls;
 use kiln_model::{Cidr, ServiceRange};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal};
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -53,6 +60,9 @@ pub struct EdgeConfig {
     pub threads: Option<usize>,
     /// Whether it writes `access.log`.
     pub access_log: bool,
+    /// Whether it takes the place of the edge that runs in the folder, with all sockets and without losing a connection. If none
+    /// does, it starts as usual.
+    pub take_over: bool,
     /// How long an instance may take until the head of its answer.
     pub answer_timeout: Duration,
     /// How long a client may take for the head of a request.
@@ -74,6 +84,7 @@ impl EdgeConfig {
             boot: boot.into(),
             threads: None,
             access_log: false,
+            take_over: false,
             answer_timeout: ANSWER_TIMEOUT,
             head_timeout: HEAD_TIMEOUT,
             stall_timeout: STALL_TIMEOUT,
@@ -129,6 +140,12 @@ pub enum EdgeError {
         #[source]
         source: io::Error,
     },
+    /// The edge that runs in the folder serves on. Hint for users: one that is older than kiln's hand-over is ended with SIGTERM.
+    #[error("the running edge was not replaced: {detail}")]
+    TakeOver {
+        /// Its own words, or what it did not do.
+        detail: String,
+    },
     /// TLS cannot be had at all.
     #[error("TLS cannot be used")]
     Tls {
@@ -162,6 +179,16 @@ pub fn control_socket(dir: &Path) -> PathBuf {
     dir.join("control.sock")
 }
 
+/// Names the build of the program that runs: its version, its size and the time of its last change. Another file may have the
+/// same name by now.
+pub fn program_identity() -> String {
+    let file = fs::metadata("/proc/self/exe");
+    let file =
+        file.map(|file| (file.len(), file.mtime() as i128 * 1_000_000_000 + i128::from(file.mtime_nsec())));
+    let (length, changed) = file.unwrap_or_default();
+    format!("{}-{length:x}-{changed:x}", env!("CARGO_PKG_VERSION"))
+}
+
 /// Runs an edge until SIGTERM, SIGINT or `stop`. Without a terminal it becomes a session of its own, so that it
 /// outlives who started it.
 pub fn run(config: EdgeConfig) -> Result<(), EdgeError> {
@@ -179,75 +206,130 @@ pub fn run(config: EdgeConfig) -> Result<(), EdgeError> {
         };
         let failure = StartFailure { in_use, detail: chain(error) };
         // The lock's holder is healthy: its folder is not ours to write to.
-        if !matches!(error, EdgeError::Busy { .. }) {
+        let of_another = matches!(error, EdgeError::Busy { .. });
+        if !of_another {
             let _ = fs::write(failure_path(&config.dir), serde_json::to_vec(&failure).unwrap_or_default());
         }
     }
     result
 }
 
+/// What an edge has before it binds anything: of its own, or from the edge before.
+struct Beginning {
+    lock: fs::File,
+    socket: StdUnixListener,
+    passed: Arc<Passed>,
+    /// Names the counts.
+    process: String,
+    giver: Option<Giver>,
+}
+
+impl Beginning {
+    fn of(config: &EdgeConfig, runtime: &Runtime) -> Result<Self, EdgeError> {
+        let dir = &config.dir;
+        if config.take_over
+            && let Some(inheritance) = runtime.block_on(handover::take(dir))?
+        {
+            return Self::inherit(config, runtime, inheritance);
+        }
+        let lock_path = dir.join("lock");
+        let lock = fs::File::create(&lock_path);
+        let lock = lock.map_err(|source| EdgeError::Dir { path: lock_path.clone(), source })?;
+        lock.try_lock().map_err(|_| EdgeError::Busy { path: lock_path })?;
+        let path = control_socket(dir);
+        let failed = |source| EdgeError::Control { path: path.clone(), source };
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        // Nobody is refused or answered until it is listened on.
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+        socket.bind(&SockAddr::unix(&path).map_err(failed)?).map_err(failed)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let process = format!("{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
+        Ok(Self { lock, socket: socket.into(), passed: Arc::default(), process, giver: None })
+    }
+
+    /// Finds out whether this program can serve as the edge before did, while that still does.
+    fn inherit(config: &EdgeConfig, runtime: &Runtime, inheritance: Inheritance) -> Result<Self, EdgeError> {
+        let Inheritance { lock, control, passed, offer, mut giver } = inheritance;
+        let refused = |detail: String| EdgeError::TakeOver { detail };
+        if offer.digest.is_some() {
+            let kept = persist::load(persist::current(&config.dir)).map_err(|e| refused(chain(&e)))?;
+            let kept = kept.ok_or_else(|| refused("its table is not on the disk".into()))?;
+            table::validate(&kept.table).map_err(|e| refused(chain(&e)))?;
+            if (kept.generation, Some(kept.table.digest())) != (offer.generation, offer.digest) {
+                return Err(refused("this program does not read its table as it does".into()));
+            }
+        }
+        runtime.block_on(giver.begin())?;
+        Ok(Self { lock, socket: control, passed, process: offer.process, giver: Some(giver) })
+    }
+}
+
 fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     let dir = &config.dir;
-    let broken = |path: &Path| {
-        let path = path.to_owned();
-        move |source| EdgeError::Dir { path, source }
-    };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(broken(dir))?;
-    let lock_path = dir.join("lock");
-    let lock = fs::File::create(&lock_path).map_err(broken(&lock_path))?;
-    lock.try_lock().map_err(|_| EdgeError::Busy { path: lock_path.clone() })?;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| EdgeError::Dir { path: dir.clone(), source })?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let n_threads = config.threads.unwrap_or(cores).max(1);
     if config.listen.is_empty() && config.listen_tls.is_empty() {
         return Err(EdgeError::NoAddress);
     }
     raise_descriptors();
+    let runtime = runtime("the control thread's runtime")?;
+    let _entered = runtime.enter();
+    let tls = if config.listen_tls.is_empty() { None } else { Some(Arc::new(certificates(config)?)) };
+    let Beginning { lock, socket, passed, process, giver } = Beginning::of(config, &runtime)?;
     // All sockets are bound before the first one is served.
     let mut per_thread: Vec<Vec<(Door, StdListener)>> = (0..n_threads).map(|_| vec![]).collect();
-    let (mut listening, mut listening_tls) = (vec![], vec![]);
-    let plain = config.listen.iter().map(|address| (address, false));
-    for (address, secure) in plain.chain(config.listen_tls.iter().map(|address| (address, true))) {
-        let first = bind_first(*address).map_err(|source| EdgeError::Bind { address: *address, source })?;
-        let real = first.local_addr().unwrap_or(*address);
-        if secure { &mut listening_tls } else { &mut listening }.push(real);
-        per_thread[0].push((Door::World { secure }, first));
-        for doors in &mut per_thread[1..] {
-            let listener = bind(real).map_err(|source| EdgeError::Bind { address: real, source })?;
-            doors.push((Door::World { secure }, listener));
-        }
-    }
-    let tls = if listening_tls.is_empty() { None } else { Some(Arc::new(certificates(config)?)) };
+    let mut bind_all = |addresses: &[SocketAddr], secure: bool| -> Result<Vec<SocketAddr>, EdgeError> {
+        let door = Door::World { secure };
+        let bind_at = |address: &SocketAddr| {
+            let failed = |source| EdgeError::Bind { address: *address, source };
+            let mut there = passed.take(door.purpose(), *address);
+            if there.is_empty() {
+                there.push(bind_first(*address).map_err(failed)?);
+            }
+            let real = there[0].local_addr().unwrap_or(*address);
+            for (thread, listener) in for_threads(there, n_threads, || bind(real)).map_err(failed)? {
+                per_thread[thread].push((door.clone(), listener));
+            }
+            Ok(real)
+        };
+        addresses.iter().map(bind_at).collect()
+    };
+    let (plain, secure) = (bind_all(&config.listen, false)?, bind_all(&config.listen_tls, true)?);
     // Whoever is sent to HTTPS goes to the port that clients take by themselves, if it is listened on.
-    let https_port = listening_tls.iter().map(SocketAddr::port).min_by_key(|port| *port != 443);
+    let https_port = secure.iter().map(SocketAddr::port).min_by_key(|port| *port != 443);
     let https_port = https_port.filter(|port| *port != 443);
     let access = config.access_log.then(|| Arc::new(Log::new(dir, "access.log", ACCESS_LOG_BYTES_MAX)));
     let log = Log::new(dir, "edge.log", LOG_BYTES_MAX);
-    let real: Vec<SocketAddr> = listening.iter().chain(&listening_tls).copied().collect();
-    let shared = Arc::new(Shared::new(config, &real, n_threads, log, access, tls, https_port));
-    let process = format!("{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
-    let texts = |all: Vec<SocketAddr>| all.iter().map(ToString::to_string).collect();
-    let listening = (texts(listening), texts(listening_tls));
-    let control = Arc::new(Control::new(config, process, listening, shared.clone()));
-    let runtime = runtime("the control thread's runtime")?;
-    let _entered = runtime.enter();
-    let socket_path = control_socket(dir);
-    let failed = |source| EdgeError::Control { path: socket_path.clone(), source };
-    match fs::remove_file(&socket_path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
-        _ => {}
-    }
-    let socket = UnixListener::bind(&socket_path).map_err(failed)?;
-    fs::set_permissions(&socket_path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    let listening = plain.iter().chain(&secure).copied().collect();
+    let parts = Parts { listening, n_threads, log, access, tls, https_port, passed: passed.clone() };
+    let shared = Arc::new(Shared::new(config, parts));
+    let failed = |source| EdgeError::Control { path: control_socket(dir), source };
+    let own = socket.try_clone().map_err(failed)?;
+    let control = Control::new(config, process, (&plain, &secure), shared.clone(), Estate::new(lock, own));
+    let control = Arc::new(control);
     let _ = fs::remove_file(failure_path(dir));
-    let result = runtime.block_on(live(&shared, &control, per_thread, socket));
-    let _ = fs::remove_file(&socket_path);
+    let result = runtime.block_on(live(&shared, &control, per_thread, Ways { socket, passed, giver }));
+    if result.is_ok() && !control.estate.is_replaced() {
+        let _ = fs::remove_file(control_socket(dir));
+    }
     shared.log.event(
         "info",
         "ended",
         json!({ "connections_left": shared.n_connections.load(Ordering::Acquire) }),
     );
-    drop(lock);
     result
+}
+
+/// How control and the edge before are reached.
+struct Ways {
+    socket: StdUnixListener,
+    passed: Arc<Passed>,
+    giver: Option<Giver>,
 }
 
 /// The folder of certificates, without reading it yet.
@@ -280,7 +362,7 @@ async fn live(
     shared: &Arc<Shared>,
     control: &Arc<Control>,
     per_thread: Vec<Vec<(Door, StdListener)>>,
-    socket: UnixListener,
+    ways: Ways,
 ) -> Result<(), EdgeError> {
     let on = |kind| signal(kind).map_err(|source| EdgeError::Runtime { what: "a signal handler", source });
     let (mut term, mut int) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
@@ -290,35 +372,106 @@ async fn live(
     }
     control.restore().await;
     let (ended, mut endings) = mpsc::unbounded_channel();
+    let mut threads = vec![];
     for (thread, listeners) in per_thread.into_iter().enumerate() {
         let worker = Worker { shared: shared.clone(), thread, _ended: Ended(ended.clone(), thread) };
         let runtime = runtime("a data-path thread's runtime")?;
         let spawned = std::thread::Builder::new()
             .name(format!("edge-{thread}"))
             .spawn(move || runtime.block_on(worker.run(listeners)));
-        spawned.map_err(|source| EdgeError::Runtime { what: "a data-path thread", source })?;
+        threads.push(spawned.map_err(|source| EdgeError::Runtime { what: "a data-path thread", source })?);
     }
     control.settle().await;
-    shared.log.event("info", "started", json!({ "pid": std::process::id() }));
-    tokio::spawn(control.clone().listen(socket));
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-        () = control.stop.notified() => {}
-        Some(thread) = endings.recv() => return Err(EdgeError::Thread { thread }),
+    let n_closed = ways.passed.close_rest();
+    let failed = |source| EdgeError::Control { path: control_socket(&shared.dir), source };
+    // Upon this it is this process that the kernel names to those who connect.
+    rustix::net::listen(&ways.socket, CONTROL_BACKLOG).map_err(|e| failed(e.into()))?;
+    ways.socket.set_nonblocking(true).map_err(failed)?;
+    let socket = UnixListener::from_std(ways.socket).map_err(failed)?;
+    let took_over = ways.giver.is_some();
+    if let Some(giver) = ways.giver {
+        let _ = control.predecessor.set(giver.serving().await);
     }
-    wind_down(shared).await;
+    let fields = json!({ "pid": std::process::id(), "took_over": took_over, "listeners_closed": n_closed });
+    shared.log.event("info", "started", fields);
+    tokio::spawn(control.clone().listen(socket));
+    notify::ready();
+    let end = tokio::select! {
+        _ = term.recv() => End::Stopped,
+        _ = int.recv() => End::Stopped,
+        () = control.stop.notified() => End::Stopped,
+        () = control.estate.replaced() => End::Replaced,
+        Some(thread) = endings.recv() => return Err(EdgeError::Thread { thread }),
+    };
+    match end {
+        End::Stopped => wind_down(shared, control).await,
+        End::Replaced => {
+            let stop = async {
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = int.recv() => {}
+                    () = control.stop.notified() => {}
+                }
+            };
+            drain(shared, control, stop).await;
+            // What is still there is cut, and counted.
+            shared.enter(Phase::Ended);
+            let joined =
+                tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())));
+            let _ = joined.await;
+            control.estate.say_last(control.status().await).await;
+            // Who asked for the upgrade has an answer to come.
+            let answered = async {
+                while control.is_asked() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            let _ = tokio::time::timeout(HANDOVER_TIMEOUT, answered).await;
+        }
+    }
     Ok(())
 }
 
+/// Why an edge ends.
+enum End {
+    Stopped,
+    /// By another edge, which accepts by now.
+    Replaced,
+}
+
 /// Lets clients go: they are told first, idle connections are closed later, and the rest has until a hard end.
-async fn wind_down(shared: &Arc<Shared>) {
+async fn wind_down(shared: &Arc<Shared>, control: &Control) {
     shared.log.event("info", "stopping", json!({}));
     let hard = tokio::time::Instant::now() + STOP_TIMEOUT;
+    if let Some(predecessor) = control.predecessor.get() {
+        predecessor.stop().await;
+    }
     shared.enter(Phase::LameDuck);
     if tokio::time::timeout(LAME_DUCK, all_gone(shared)).await.is_err() {
         shared.enter(Phase::Closing);
         let _ = tokio::time::timeout_at(hard, all_gone(shared)).await;
+    }
+}
+
+/// As [`wind_down`], but what is under way may go on for long: another edge serves. `stop` ends it earlier.
+async fn drain(shared: &Arc<Shared>, control: &Control, stop: impl Future<Output = ()>) {
+    shared.enter(Phase::LameDuck);
+    let rest = async {
+        if tokio::time::timeout(LAME_DUCK, all_gone(shared)).await.is_err() {
+            shared.enter(Phase::Closing);
+            all_gone(shared).await;
+        }
+        // The edge after this one knows of the one before only through this one.
+        while let Some(predecessor) = control.predecessor.get()
+            && !predecessor.is_gone().await
+        {
+            predecessor.status().await;
+            tokio::time::sleep(PREDECESSOR_LOOK_EVERY).await;
+        }
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(REPLACED_DRAIN, rest) => {}
+        () = stop => wind_down(shared, control).await,
     }
 }
 
@@ -376,7 +529,12 @@ impl Worker {
                     mux::keep_only(&table.ids);
                     self.shared.saw(self.thread, number);
                 }
-                _ = phase.changed() => alarm::wake_all(),
+                _ = phase.changed() => {
+                    if self.shared.phase() == Phase::Ended {
+                        return;
+                    }
+                    alarm::wake_all();
+                }
                 _ = tick.tick() => {
                     alarm::tick();
                     pool::sweep();
@@ -409,6 +567,12 @@ impl Worker {
 async fn accept(shared: Arc<Shared>, thread: usize, door: Door, listener: TcpListener) {
     // A listener counts as a connection: nobody may believe that all are gone while one can still come.
     let _open = Open::new(&shared);
+    let address = listener.local_addr();
+    let listed = address.and_then(|address| shared.sockets.list(door.purpose(), address, &listener));
+    if let Err(e) = &listed {
+        let fields = json!({ "problem": e.to_string() });
+        shared.log.event("error", "a listener cannot be handed over", fields);
+    }
     let mut phase = shared.phase.subscribe();
     let left = door.left(&shared);
     tokio::pin!(left);
@@ -427,6 +591,7 @@ async fn accept(shared: Arc<Shared>, thread: usize, door: Door, listener: TcpLis
             Err(_) => {}
         }
     }
+    drop(listed);
     // What the kernel has accepted already is served, else it would be reset.
     if let Ok(listener) = listener.into_std() {
         while let Ok((stream, peer)) = listener.accept() {
@@ -436,36 +601,4 @@ async fn accept(shared: Arc<Shared>, thread: usize, door: Door, listener: TcpLis
             }
         }
     }
-}
-
-/// A listener that shares its port with those of the other threads.
-pub(crate) fn bind(address: SocketAddr) -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(4096)?;
-    Ok(socket.into())
-}
-
-/// Also finds out whether another process has the port: with `SO_REUSEPORT` the kernel would share it silently.
-fn bind_first(address: SocketAddr) -> io::Result<StdListener> {
-    if address.port() != 0 {
-        probe(address)?;
-    }
-    bind(address)
-}
-
-/// Fails if anybody listens there.
-pub(crate) fn probe(address: SocketAddr) -> io::Result<()> {
-    let probe = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    probe.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        probe.set_only_v6(true)?;
-    }
-    probe.bind(&address.into())
 }

@@ -4,6 +4,7 @@ use crate::inside::Inside;
 use crate::log::Log;
 use crate::ports::Ports;
 use crate::server::EdgeConfig;
+use crate::sockets::{Passed, Sockets};
 use crate::table::{Compiled, Registry};
 use crate::tls::Tls;
 use arc_swap::ArcSwap;
@@ -24,6 +25,22 @@ pub(crate) enum Phase {
     LameDuck,
     /// Idle connections are closed.
     Closing,
+    /// What is left is cut.
+    Ended,
+}
+
+/// What is made before the threads are.
+pub(crate) struct Parts {
+    /// Every address that takes traffic, with and without TLS.
+    pub(crate) listening: Vec<SocketAddr>,
+    pub(crate) n_threads: usize,
+    pub(crate) log: Log,
+    pub(crate) access: Option<Arc<Log>>,
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// Where plain HTTP is sent to; none for the port that needs no telling.
+    pub(crate) https_port: Option<u16>,
+    /// Listeners of the edge before.
+    pub(crate) passed: Arc<Passed>,
 }
 
 /// See the module.
@@ -41,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) inside: Inside,
     /// Listeners of raw TCP routes.
     pub(crate) ports: Ports,
+    /// What the threads accept from.
+    pub(crate) sockets: Arc<Sockets>,
     /// Whose PROXY protocol headers are believed.
     proxies: Vec<Cidr>,
     pub(crate) log: Log,
@@ -65,23 +84,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(
-        config: &EdgeConfig,
-        listening: &[SocketAddr],
-        n_threads: usize,
-        log: Log,
-        access: Option<Arc<Log>>,
-        tls: Option<Arc<Tls>>,
-        https_port: Option<u16>,
-    ) -> Self {
+    pub(crate) fn new(config: &EdgeConfig, parts: Parts) -> Self {
+        let Parts { listening, n_threads, log, access, tls, https_port, passed } = parts;
         let registry = Registry::new(n_threads);
         Self {
             dir: config.dir.clone(),
             table: ArcSwap::from_pointee(Compiled::default()),
             unrouted: registry.unrouted.clone(),
             registry: Mutex::new(registry),
-            inside: Inside::new(config.internal, n_threads),
-            ports: Ports::new(listening, n_threads),
+            inside: Inside::new(config.internal, n_threads, passed.clone()),
+            ports: Ports::new(&listening, n_threads, passed),
+            sockets: Arc::default(),
             proxies: config.proxies.clone(),
             log,
             access,
@@ -141,7 +154,8 @@ impl Shared {
         match self.phase_now.load(Ordering::Acquire) {
             0 => Phase::Open,
             1 => Phase::LameDuck,
-            _ => Phase::Closing,
+            2 => Phase::Closing,
+            _ => Phase::Ended,
         }
     }
 

@@ -1,11 +1,13 @@
 //! The control protocol: a big-endian `u32` length and that many bytes of JSON, one answer per request, in order.
 
+use crate::handover::Offer;
 use crate::limits::MESSAGE_BYTES_MAX;
 use kiln_model::edge::EdgeStatus;
 use kiln_model::{Fence, Generation, RouteTable};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::path::PathBuf;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -19,6 +21,14 @@ pub(crate) enum Ask {
     Status,
     /// As SIGTERM.
     Stop,
+    /// See [`crate::EdgeClient::upgrade`].
+    Upgrade { program: PathBuf, arguments: Vec<String> },
+    /// A process of the same folder wants to take this edge's place; see [`crate::handover`].
+    TakeOver {},
+    /// It has all that it needs.
+    Ready,
+    /// It accepts.
+    Serving,
 }
 
 /// What the edge answers.
@@ -26,10 +36,28 @@ pub(crate) enum Ask {
 #[serde(tag = "is", rename_all = "snake_case")]
 pub(crate) enum Answer {
     Done,
-    Status { status: Box<EdgeStatus> },
-    Stale { detail: String },
-    Invalid { detail: String },
-    Failed { detail: String },
+    Status {
+        status: Box<EdgeStatus>,
+    },
+    Stale {
+        detail: String,
+    },
+    Invalid {
+        detail: String,
+    },
+    Failed {
+        detail: String,
+    },
+    /// Descriptors follow: the lock, the control socket, one per place.
+    Offer {
+        offer: Box<Offer>,
+    },
+    /// From here on the next edge may accept.
+    Go,
+    /// The last word of an edge that was replaced.
+    Ended {
+        status: Box<EdgeStatus>,
+    },
 }
 
 /// Writes one message.

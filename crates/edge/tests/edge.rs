@@ -34,6 +34,8 @@ mod stage;
 
 #[path = "edge/tls.rs"]
 mod tls;
+#[path = "edge/upgrade.rs"]
+mod upgrade;
 
 use kiln_edge::EdgeConfig;
 use std::process::ExitCode;
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         h2::CASES,
         grpc::CASES,
         acme::CASES,
+        upgrade::CASES,
     ]
     .concat();
     if args.iter().any(|a| a == "--list") {
@@ -94,7 +97,8 @@ fn edge(args: &[String]) -> ExitCode {
     let boot = std::env::var("TEST_BOOT_ID").unwrap_or_else(|_| "first".into());
     let mut config = EdgeConfig::new(values("--dir")[0], listen, boot);
     config.listen_tls = values("--listen-tls").iter().map(|a| a.parse().expect("an address")).collect();
-    config.threads = Some(2);
+    config.threads = std::env::var("TEST_THREADS").map_or(Some(2), |n| n.parse().ok());
+    config.take_over = args.iter().any(|a| a == "--take-over");
     config.internal = values("--internal").first().map(|range| range.parse().expect("a range"));
     config.proxies = values("--proxy-protocol").iter().map(|block| block.parse().expect("a block")).collect();
     config.access_log = args.iter().any(|a| a == "--access-log");

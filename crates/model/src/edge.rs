@@ -95,8 +95,18 @@ impl Mark {
 /// What the edge knows right now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EdgeStatus {
-    /// Names the edge process; another one means that counts began anew.
+    /// Names the process that counting began in; another one means that counts began anew. An edge that took over from
+    /// another goes on with its counts.
     pub process: String,
+    /// The process; 0 from an older edge.
+    #[serde(default)]
+    pub pid: u32,
+    /// Which build of the program it runs; empty from an older edge.
+    #[serde(default)]
+    pub program: String,
+    /// Processes that it took over from, one after the other, and that still have connections.
+    #[serde(default)]
+    pub replaced: u64,
     /// The generation that every data-path thread uses.
     pub generation: Generation,
     /// Its digest; none before the first table.
@@ -214,7 +224,74 @@ pub struct RouteStatus {
     pub latency: Vec<u64>,
 }
 
+impl TargetStatus {
+    fn absorb(&mut self, earlier: &TargetStatus) {
+        self.in_flight += earlier.in_flight;
+        self.ejections += earlier.ejections;
+        self.tally = self.tally.plus(earlier.tally);
+        add(&mut self.latency, &earlier.latency);
+    }
+}
+
+impl RouteStatus {
+    fn is_same(&self, other: &RouteStatus) -> bool {
+        (&self.route, &self.env, &self.service, self.release)
+            == (&other.route, &other.env, &other.service, other.release)
+    }
+
+    fn absorb(&mut self, earlier: &RouteStatus) {
+        let sums = [
+            (&mut self.failed, earlier.failed),
+            (&mut self.cut, earlier.cut),
+            (&mut self.abandoned, earlier.abandoned),
+            (&mut self.bytes_in, earlier.bytes_in),
+            (&mut self.bytes_out, earlier.bytes_out),
+            (&mut self.retries, earlier.retries),
+            (&mut self.shed, earlier.shed),
+            (&mut self.limited, earlier.limited),
+            (&mut self.micros, earlier.micros),
+        ];
+        sums.into_iter().for_each(|(sum, more)| *sum += more);
+        add(&mut self.statuses, &earlier.statuses);
+        add(&mut self.latency, &earlier.latency);
+    }
+}
+
+/// Adds counts one by one.
+fn add(sums: &mut Vec<u64>, more: &[u64]) {
+    sums.resize(sums.len().max(more.len()), 0);
+    sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+}
+
 impl EdgeStatus {
+    /// Adds what an edge that this one took over from has counted, and what it still serves. What this one knows itself (the
+    /// table, addresses, health) stays.
+    pub fn absorb(&mut self, earlier: &EdgeStatus) {
+        self.replaced += earlier.replaced;
+        self.waiting += earlier.waiting;
+        for one in &earlier.targets {
+            match self.targets.iter_mut().find(|own| own.instance == one.instance) {
+                Some(own) => own.absorb(one),
+                None => self.targets.push(TargetStatus { in_table: false, ..one.clone() }),
+            }
+        }
+        for one in &earlier.routes {
+            match self.routes.iter_mut().find(|own| own.is_same(one)) {
+                Some(own) => own.absorb(one),
+                None => self.routes.push(RouteStatus { in_table: false, ..one.clone() }),
+            }
+        }
+        for (env, tally) in &earlier.unrouted {
+            match self.unrouted.iter_mut().find(|(own, _)| own == env) {
+                Some((_, own)) => *own = own.plus(*tally),
+                None => self.unrouted.push((env.clone(), *tally)),
+            }
+        }
+        if let (Some(own), Some(earlier)) = (&mut self.tls, &earlier.tls) {
+            own.refused += earlier.refused;
+        }
+    }
+
     /// The sum of the counts of one environment.
     pub fn tally_of(&self, env: &EnvRef) -> Tally {
         let targets = self.targets.iter().filter(|t| &t.env == env).map(|t| t.tally);
@@ -237,6 +314,39 @@ impl EdgeStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_edge_goes_on_with_the_counts_of_the_one_before() {
+        let target = |instance: &str, in_flight, requests| TargetStatus {
+            instance: instance.parse().unwrap(),
+            env: EnvRef::try_from("shop/production".to_owned()).unwrap(),
+            service: ServiceName::new("web").unwrap(),
+            release: ReleaseNumber(1),
+            in_table: true,
+            in_flight,
+            ejected: in_flight > 1,
+            ejected_for: Millis(0),
+            ejections: 1,
+            reason: None,
+            tally: Tally { requests, ..Tally::default() },
+            latency: vec![requests],
+        };
+        let tls = |refused| Some(TlsStatus { refused, ..TlsStatus::default() });
+        let mut now = EdgeStatus { targets: vec![target("web-1", 1, 2)], tls: tls(1), ..EdgeStatus::default() };
+        let lost = Tally { requests: 4, ..Tally::default() };
+        let before = EdgeStatus {
+            targets: vec![target("web-1", 2, 5), target("web-0", 3, 7)],
+            unrouted: vec![(None, lost)],
+            tls: tls(2),
+            replaced: 1,
+            ..EdgeStatus::default()
+        };
+        now.absorb(&before);
+        let seen = |t: &TargetStatus| (t.in_table, t.ejected, t.in_flight, t.tally.requests, t.latency.clone());
+        let seen: Vec<_> = now.targets.iter().map(seen).collect();
+        assert_eq!(seen, [(true, false, 3, 7, vec![7]), (false, true, 3, 7, vec![7])]);
+        assert_eq!((now.unrouted[0].1.requests, now.tls.unwrap().refused, now.replaced), (4, 3, 1));
+    }
 
     #[test]
     fn counts_of_another_edge_process_began_anew() {

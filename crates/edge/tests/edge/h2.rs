@@ -25,14 +25,14 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// `h2_client.py`, driven.
-struct Driven {
+pub(crate) struct Driven {
     _script: Script,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
 impl Driven {
-    fn new(address: SocketAddr, name: &str, window: &str) -> Self {
+    pub(crate) fn new(address: SocketAddr, name: &str, window: &str) -> Self {
         let mut script = Script::start("h2_client", &[&address.to_string(), name, window]);
         let input = script.0.stdin.take().unwrap();
         let output = BufReader::new(script.0.stdout.take().unwrap());
@@ -49,17 +49,17 @@ impl Driven {
         line.trim().to_owned()
     }
 
-    fn say(&mut self, line: &str) -> String {
+    pub(crate) fn say(&mut self, line: &str) -> String {
         self.order(line);
         self.told()
     }
 
     /// Opens a stream and returns its number.
-    fn start(&mut self, path: &str) -> String {
+    pub(crate) fn start(&mut self, path: &str) -> String {
         self.say(&format!("start {path}")).trim_start_matches("stream ").to_owned()
     }
 
-    fn get(&mut self, path: &str) -> String {
+    pub(crate) fn get(&mut self, path: &str) -> String {
         let stream = self.start(path);
         self.say(&format!("finish {stream}"))
     }
@@ -67,10 +67,10 @@ impl Driven {
 
 /// Lets requests to `/slow` wait until it is opened.
 #[derive(Clone, Default)]
-struct Door(Arc<(Mutex<bool>, Condvar)>);
+pub(crate) struct Door(Arc<(Mutex<bool>, Condvar)>);
 
 impl Door {
-    fn open(&self) {
+    pub(crate) fn open(&self) {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();
     }
@@ -82,7 +82,7 @@ impl Door {
 }
 
 /// Answers with its name; `/slow` only once the door is open, `/big` with 1 MiB.
-fn backend(name: &str, door: &Door) -> Backend {
+pub(crate) fn backend(name: &str, door: &Door) -> Backend {
     let door = door.clone();
     Backend::with(name, move |name, asked: &Asked, stream: &mut TcpStream| match asked.path.as_str() {
         "/slow" => {

@@ -42,7 +42,7 @@ pub(crate) fn script(name: &str, args: &[&str]) -> String {
     done(PYTHON, &all)
 }
 
-fn script_path(name: &str) -> String {
+pub(crate) fn script_path(name: &str) -> String {
     format!("{}/tests/edge/scripts/{name}.py", env!("CARGO_MANIFEST_DIR"))
 }
 

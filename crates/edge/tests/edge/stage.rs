@@ -19,6 +19,8 @@ pub(crate) struct Edge {
     /// Where it listens for TLS, if it does.
     pub(crate) tls: Option<SocketAddr>,
     pub(crate) proxies: Vec<Cidr>,
+    /// Edges that took over, which are no children of this process.
+    others: Vec<u32>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -89,7 +91,8 @@ impl Edge {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (address, internal) = (address.parse().unwrap(), internal.map(|range| range.parse().unwrap()));
-        let mut edge = Self { dir, address, child: None, internal, tls: None, proxies: vec![], runtime };
+        let (tls, proxies, others) = (None, vec![], vec![]);
+        let mut edge = Self { dir, address, child: None, internal, tls, proxies, others, runtime };
         edge.start();
         edge
     }
@@ -102,8 +105,8 @@ impl Edge {
         std::fs::create_dir(&certificates).unwrap();
         prepare(&certificates);
         let address: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let (tls, proxies) = (Some(address), vec![]);
-        let mut edge = Self { dir, address, child: None, internal: None, tls, proxies, runtime };
+        let (tls, proxies, others) = (Some(address), vec![], vec![]);
+        let mut edge = Self { dir, address, child: None, internal: None, tls, proxies, others, runtime };
         edge.start();
         edge
     }
@@ -141,10 +144,34 @@ impl Edge {
         command.arg("edge").arg("--dir").arg(dir).arg("--listen").arg(listen).stdin(Stdio::null());
         change(&mut command);
         self.child = Some(command.spawn().unwrap());
-        // Traffic is listened for before control is.
+        self.wait_until_it_answers();
+    }
+
+    /// Traffic is listened for before control is.
+    pub(crate) fn wait_until_it_answers(&self) {
         while self.runtime.block_on(self.client().status()).is_err() {
             std::thread::yield_now();
         }
+    }
+
+    /// Has `program` take over at the same addresses.
+    pub(crate) fn upgrade(&mut self, program: &Path) -> Result<(), RouterError> {
+        self.upgraded(program, None)
+    }
+
+    pub(crate) fn upgrade_to(&mut self, program: &Path, listen: &Listen) -> Result<(), RouterError> {
+        self.upgraded(program, Some(listen))
+    }
+
+    fn upgraded(&mut self, program: &Path, listen: Option<&Listen>) -> Result<(), RouterError> {
+        self.runtime.block_on(self.client().upgrade(program, listen))?;
+        self.others.push(self.status().pid);
+        Ok(())
+    }
+
+    /// Kills the edge that serves now, and no other.
+    pub(crate) fn kill_now(&mut self) {
+        self.others.pop().into_iter().for_each(kill);
     }
 
     pub(crate) fn start(&mut self) {
@@ -180,6 +207,7 @@ impl Edge {
     }
 
     pub(crate) fn kill(&mut self) {
+        self.others.drain(..).for_each(kill);
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -231,6 +259,12 @@ impl Edge {
             std::thread::yield_now();
         }
     }
+}
+
+/// Ends a process that this one has caused to be started.
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process");
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
 impl Drop for Edge {
