@@ -10,6 +10,7 @@ mod builds;
 mod crashes;
 mod debian;
 mod deploys;
+mod edge_upgrade;
 mod exchange;
 mod forced;
 mod host_rebooted;
@@ -70,6 +71,7 @@ const CASES: &[(&str, fn())] = &[
     ("crash_points", crashes::points),
     ("crash_moments", crashes::moments),
     ("deploys_under_load", deploys::run),
+    ("edge_upgrade", edge_upgrade::run),
     ("https", https::run_case),
     ("internal_names", internal_names::run),
     ("raw_routes", raw_routes::run),

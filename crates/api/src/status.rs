@@ -39,7 +39,16 @@ pub struct EdgeView {
     pub wanted: u64,
     /// Addresses that take traffic.
     pub listening: Vec<String>,
-    /// The same over TLS, and what is wrong with certificates; none if it listens for none.
+    /// The process; 0 from an older edge.
+    #[serde(default)]
+    pub pid: u32,
+    /// Which build of the program it runs; empty from an older edge.
+    #[serde(default)]
+    pub program: String,
+    /// Processes that it took over from and that still have connections.
+    #[serde(default)]
+    pub replaced: u64,
+    /// Addresses that take traffic over TLS, and what is wrong with certificates; none if it listens for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsStatus>,
 }

@@ -27,6 +27,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub struct KeeperConfig {
     /// The kiln program, started as `PROGRAM edge`.
     pub program: PathBuf,
+    /// Which build that is, see [`EdgeStatus::program`].
+    pub identity: String,
     /// The edge's folder, `STATE/edge`.
     pub dir: PathBuf,
     /// Where it shall listen.
@@ -41,12 +43,13 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Adopts the running edge or starts one.
+    /// Adopts the running edge or starts one. One of another build, or with other addresses than it should have, is upgraded:
+    /// no connection is lost.
     pub async fn start(config: KeeperConfig) -> Result<Self, SpawnError> {
         let client = EdgeClient::new(control_socket(&config.dir));
         let mut keeper = Self { config, client, child: None };
         match keeper.client.status().await {
-            Ok(status) => keeper.compare(&status),
+            Ok(status) => keeper.renew(&status).await,
             // Asking took longer than any that works needs.
             Err(_) => {
                 keeper.end_hung().await;
@@ -57,28 +60,56 @@ impl Keeper {
         Ok(keeper)
     }
 
+    /// Upgrades the running edge if it is not as it should be. It serves on if that comes to nothing.
+    async fn renew(&self, status: &EdgeStatus) {
+        let differences = self.differences(status);
+        if differences.is_empty() {
+            return;
+        }
+        let what = differences.join(", ");
+        if status.pid == 0 {
+            eprintln!(
+                "kiln: warning: the running edge {what}, and is too old to be upgraded; stop it with SIGTERM, and a new one starts"
+            );
+            return;
+        }
+        let listen = &self.config.listen;
+        // Without addresses it is somebody else's, a service manager's: it keeps its own. So it does with those that the
+        // kernel chose.
+        let mut given = listen.plain.iter().chain(&listen.tls).peekable();
+        let is_told = given.peek().is_some() && given.all(|address| address.port() != 0);
+        let listen = is_told.then_some(listen);
+        match self.client.upgrade(&self.config.program, listen).await {
+            Ok(()) => eprintln!("kiln: the running edge {what}; upgraded it"),
+            Err(error) => eprintln!("kiln: warning: the running edge {what}, and was not upgraded: {error}"),
+        }
+    }
+
     async fn spawn(&self) -> Result<std::process::Child, SpawnError> {
-        let KeeperConfig { program, dir, listen } = &self.config;
+        let KeeperConfig { program, dir, listen, .. } = &self.config;
         spawn_edge(program, dir, listen).await
     }
 
-    fn compare(&self, status: &EdgeStatus) {
-        let internal = self.config.listen.internal.map(|range| range.to_string());
+    /// In which ways the running edge is not as it should be.
+    fn differences(&self, status: &EdgeStatus) -> Vec<String> {
+        let listen = &self.config.listen;
+        let mut all = vec![];
+        if status.program != self.config.identity {
+            all.push("is of another build of kiln".to_owned());
+        }
+        if listen.plain.is_empty() && listen.tls.is_empty() {
+            return all;
+        }
+        let internal = listen.internal.map(|range| range.to_string());
         if let Some(internal) = internal.filter(|own| status.internal.as_ref() != Some(own)) {
-            eprintln!(
-                "kiln: warning: the running edge does not serve the names of services (`--internal {internal}`); it does once it is started anew: stop it with SIGTERM"
-            );
+            all.push(format!("does not serve the names of services at {internal}"));
         }
         let secure = status.tls.as_ref().map_or(&[][..], |tls| &tls.listening);
-        let listen = &self.config.listen;
         let wanted = listen.plain.iter().map(|a| (a, &status.listening[..], ""));
         let wanted = wanted.chain(listen.tls.iter().map(|a| (a, secure, " for TLS")));
         let missing = wanted.filter(|(a, there, _)| a.port() != 0 && !there.contains(&a.to_string()));
-        for (address, _, how) in missing {
-            eprintln!(
-                "kiln: warning: the running edge does not listen on {address}{how}; it keeps its addresses until it is stopped"
-            );
-        }
+        all.extend(missing.map(|(address, _, how)| format!("does not listen on {address}{how}")));
+        all
     }
 
     /// Says what is wrong with certificates: the edge serves on, and somebody must know.

@@ -10,7 +10,7 @@ use crate::reconcile::{ReconcileError, Reconciler, Shared};
 use crate::recover;
 use crate::vault::{Vault, VaultError};
 use crate::workshop::{GuestKernels, SharedWorkshop, Workshop, WorkshopConfig};
-use kiln_edge::{EdgeClient, Listen, SpawnError, control_socket};
+use kiln_edge::{EdgeClient, Listen, SpawnError, control_socket, program_identity};
 use kiln_image::ObjectError;
 use kiln_model::{Epoch, Incarnation};
 use kiln_provider::local::{Forced, LocalConfig, LocalProvider, OpenError, Subnet};
@@ -155,6 +155,7 @@ impl Control {
         let dir = state.join("edge");
         let keeper = KeeperConfig {
             program: config.program,
+            identity: program_identity(),
             dir: dir.clone(),
             listen: Listen {
                 plain: config.edge.clone(),

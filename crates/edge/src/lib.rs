@@ -8,6 +8,7 @@
 //!                                └── flight: counted once, when the answer ended
 //! service address:80 → inside: the same, by the names of one environment
 //! port of a raw TCP route → ports → door → tcp: table, choose, splice
+//! next edge ◀─ sockets, lock, control socket ─ handover ; counts, switches ─▶ predecessor
 //! control.sock → control: fence, persist, switch, wait for the threads; health: one task per target
 //! ```
 //!

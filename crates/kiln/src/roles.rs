@@ -6,7 +6,7 @@ use kiln_api::backup::{BackupView, RestoreView};
 use kiln_api::error::chain;
 use kiln_cli::{DownArgs, EdgeArgs, Failure, RestoreArgs, Roles, ServeArgs};
 use kiln_control::{Control, ControlConfig, HomeError, ReconcileError, StartError, take_state};
-use kiln_edge::{EdgeClient, EdgeConfig, SpawnError, control_socket};
+use kiln_edge::{EdgeClient, EdgeConfig, Listen, SpawnError, control_socket};
 use kiln_provider::local;
 use kiln_server::ListenError;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,9 @@ impl Roles for Engines {
     }
 
     fn edge(&self, arguments: &EdgeArgs) -> Result<(), Failure> {
+        if arguments.upgrade {
+            return runtime()?.block_on(upgrade_edge(arguments));
+        }
         let boot = kiln_sys::clock::boot_id()
             .map_err(|error| Failure::new(Code::HostUnable, chain(&error)).hint("is /proc mounted?"))?;
         let mut config = EdgeConfig::new(&arguments.dir, arguments.listen.clone(), boot);
@@ -44,6 +47,7 @@ impl Roles for Engines {
             kept.map_err(|error| Failure::new(Code::HostUnable, error.line()))?;
         }
         config.proxies = arguments.proxy_protocol.clone();
+        config.take_over = arguments.take_over;
         kiln_edge::run(config).map_err(|error| Failure::new(Code::AddressInUse, chain(&error)))
     }
 
@@ -72,6 +76,36 @@ fn require_root(what: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(Code::NotRoot, format!("`{what}` needs root")).hint(Code::NotRoot.entry().help))
+}
+
+/// Has the edge of a folder replaced by this program.
+async fn upgrade_edge(arguments: &EdgeArgs) -> Result<(), Failure> {
+    use kiln_edge::client::Router;
+    let client = EdgeClient::new(control_socket(&arguments.dir));
+    let program = std::env::current_exe();
+    let program = program.map_err(|error| Failure::new(Code::HostUnable, format!("own path: {error}")))?;
+    let listen = Listen {
+        plain: arguments.listen.clone(),
+        tls: arguments.listen_tls.clone(),
+        certificates: absolute(arguments.certificates.as_deref())?,
+        internal: arguments.internal,
+        proxies: arguments.proxy_protocol.clone(),
+    };
+    let given = !listen.plain.is_empty() || !listen.tls.is_empty();
+    let before = client.status().await.map_err(|error| {
+        let failure = Failure::new(Code::NoServer, format!("no edge to upgrade: {error}"));
+        failure.hint("start one without `--upgrade`, or name its folder with `--dir`")
+    })?;
+    client.upgrade(&program, given.then_some(&listen)).await.map_err(|error| {
+        let failure =
+            Failure::new(Code::HostUnable, format!("the edge was not upgraded and serves on: {error}"));
+        failure.hint(
+            "`edge.log` in its folder has more; one that is older than upgrades is stopped with SIGTERM",
+        )
+    })?;
+    let after = client.status().await.map_err(|error| Failure::new(Code::NoServer, error.to_string()))?;
+    println!("upgraded: process {} serves instead of {}", after.pid, before.pid);
+    Ok(())
 }
 
 /// The edge has another working folder than who starts it. A folder of certificates that is not there is better told now.

@@ -332,7 +332,8 @@ mod tests {
             latency: vec![requests],
         };
         let tls = |refused| Some(TlsStatus { refused, ..TlsStatus::default() });
-        let mut now = EdgeStatus { targets: vec![target("web-1", 1, 2)], tls: tls(1), ..EdgeStatus::default() };
+        let mut now =
+            EdgeStatus { targets: vec![target("web-1", 1, 2)], tls: tls(1), ..EdgeStatus::default() };
         let lost = Tally { requests: 4, ..Tally::default() };
         let before = EdgeStatus {
             targets: vec![target("web-1", 2, 5), target("web-0", 3, 7)],
@@ -342,7 +343,8 @@ mod tests {
             ..EdgeStatus::default()
         };
         now.absorb(&before);
-        let seen = |t: &TargetStatus| (t.in_table, t.ejected, t.in_flight, t.tally.requests, t.latency.clone());
+        let seen =
+            |t: &TargetStatus| (t.in_table, t.ejected, t.in_flight, t.tally.requests, t.latency.clone());
         let seen: Vec<_> = now.targets.iter().map(seen).collect();
         assert_eq!(seen, [(true, false, 3, 7, vec![7]), (false, true, 3, 7, vec![7])]);
         assert_eq!((now.unrouted[0].1.requests, now.tls.unwrap().refused, now.replaced), (4, 3, 1));

@@ -317,6 +317,9 @@ pub(crate) fn edge(status: &EdgeStatus, snapshot: &Snapshot) -> EdgeView {
         generation: status.generation.0,
         wanted: snapshot.route.0.0,
         listening: status.listening.clone(),
+        pid: status.pid,
+        program: status.program.clone(),
+        replaced: status.replaced,
         tls: status.tls.clone(),
     }
 }

@@ -14,7 +14,8 @@ use std::path::PathBuf;
 
 Examples:
   kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80 --internal 10.83.224.0/19
-  kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80 --listen-tls 0.0.0.0:443 --certificates /etc/kiln/certificates"
+  kiln edge --dir /var/lib/kiln/edge --listen 0.0.0.0:80 --listen-tls 0.0.0.0:443 --certificates /etc/kiln/certificates
+  kiln edge --dir /var/lib/kiln/edge --upgrade"
 )]
 pub struct EdgeArgs {
     /// The folder of its socket, its table and its log: `edge` in the state folder of the server
@@ -22,7 +23,7 @@ pub struct EdgeArgs {
     #[arg(id = "edge_dir", long = "dir", value_name = "DIR")]
     pub dir: PathBuf,
     /// An address that takes traffic; may be given several times
-    #[arg(long, value_name = "ADDR", required_unless_present = "listen_tls", value_parser = traffic_address)]
+    #[arg(long, value_name = "ADDR", required_unless_present_any = ["listen_tls", "upgrade"], value_parser = traffic_address)]
     pub listen: Vec<SocketAddr>,
     /// An address that takes traffic over TLS; may be given several times
     #[arg(long, value_name = "ADDR", value_parser = traffic_address)]
@@ -41,6 +42,13 @@ pub struct EdgeArgs {
     /// Log every request
     #[arg(long)]
     pub access_log: bool,
+    /// Have the edge that runs in this folder replaced by this program, and wait until that serves. No connection is lost; if
+    /// the new one cannot serve, the old one goes on. Addresses that are given replace those that it has
+    #[arg(long, conflicts_with = "take_over")]
+    pub upgrade: bool,
+    /// Start in the place of the edge that runs in this folder, with all its sockets; as usual if none does
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 pub(crate) fn run(context: &Context<'_>, arguments: EdgeArgs) -> Result<(), Failure> {

@@ -68,6 +68,10 @@ fn edge(edge: Option<&EdgeView>) -> String {
     };
     let listening = if edge.listening.is_empty() { "nothing".to_owned() } else { edge.listening.join(", ") };
     let mut text = format!("edge: listens on {listening}; {table}\n");
+    if edge.replaced > 0 {
+        let many = if edge.replaced == 1 { " older process has" } else { " older processes have" };
+        text.push_str(&format!("edge: {}{many} connections from before an upgrade\n", edge.replaced));
+    }
     if let Some(tls) = &edge.tls {
         let (on, pairs) = (tls.listening.join(", "), tls.certificates);
         let one = if pairs == 1 { "" } else { "s" };
@@ -230,6 +234,9 @@ mod tests {
                 generation: 4,
                 wanted: 5,
                 listening: vec!["0.0.0.0:80".into()],
+                pid: 7,
+                program: "1-a-b".into(),
+                replaced: 1,
                 tls: None,
             }),
             environments: vec![environment],
@@ -251,6 +258,7 @@ shop/production: release 4 serves (commit aaaaaaaaaa, 9.0 s ago): Faster
   web      3 (scaled)  3          2        -
 
 edge: listens on 0.0.0.0:80; table 4, should be 5
+edge: 1 older process has connections from before an upgrade
 ";
         assert_eq!(text(&view(), Wall(10_000)), expected);
         let empty = StatusView { environments: vec![], edge: None, ..view() };
