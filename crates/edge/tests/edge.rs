@@ -11,6 +11,8 @@ mod cases;
 mod client;
 #[path = "edge/faults.rs"]
 mod faults;
+#[path = "edge/framing.rs"]
+mod framing;
 #[path = "edge/grpc.rs"]
 mod grpc;
 #[path = "edge/h2.rs"]
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
     let cases: Vec<Case> = [
         cases::CASES,
         faults::CASES,
+        framing::CASES,
         inside::CASES,
         protocol::CASES,
         proxy::CASES,

@@ -138,11 +138,12 @@ fn read(reader: &mut BufReader<TcpStream>, stream: &mut TcpStream) -> Option<Ask
     } else if !asked.header("transfer-encoding").is_empty() {
         loop {
             let size = usize::from_str_radix(&line(reader)?, 16).ok()?;
-            let mut chunk = vec![0; size + 2];
-            reader.read_exact(&mut chunk).ok()?;
             if size == 0 {
+                while !line(reader)?.is_empty() {}
                 break;
             }
+            let mut chunk = vec![0; size + 2];
+            reader.read_exact(&mut chunk).ok()?;
             asked.body.extend(&chunk[..size]);
         }
     }

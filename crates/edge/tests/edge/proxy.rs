@@ -21,7 +21,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// A server of another house; it ends with the test.
-struct Other(Child);
+pub(crate) struct Other(Child);
 
 impl Drop for Other {
     fn drop(&mut self) {
@@ -32,7 +32,7 @@ impl Drop for Other {
     }
 }
 
-fn start(program: &str, config: &Path, text: &str, args: &[&str], address: SocketAddr) -> Other {
+pub(crate) fn start(program: &str, config: &Path, text: &str, args: &[&str], address: SocketAddr) -> Other {
     std::fs::write(config, text).unwrap();
     let mut command = Command::new(program);
     command.args(args).arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
