@@ -377,6 +377,7 @@ impl Control {
             internal: self.shared.inside.range(),
             names: table.names() as u64,
             waiting: registry.waiting(),
+            log_lines_lost: self.shared.log.lost() + self.shared.access.as_ref().map_or(0, |log| log.lost()),
             routes: registry.routes(),
             targets: targets.iter().map(|(t, in_table)| t.report(*in_table)).collect(),
             unrouted: registry.unrouted(),

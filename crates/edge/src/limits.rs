@@ -152,3 +152,7 @@ pub const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(3);
 pub const PREDECESSOR_LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Control connections that wait to be accepted.
 pub const CONTROL_BACKLOG: i32 = 128;
+/// Descriptors that are left for what are no connections: files, listeners, control, connections that are kept to instances.
+pub const DESCRIPTORS_KEPT: usize = 128;
+/// Connections at a time, however few descriptors there are.
+pub const CONNECTIONS_MIN: usize = 16;

@@ -17,15 +17,22 @@ pub(crate) struct Log {
     file: Mutex<Option<(File, u64)>>,
     begun: Instant,
     last_seldom: AtomicU64,
+    n_lost: AtomicU64,
 }
 
 impl Log {
     pub(crate) fn new(dir: &Path, name: &str, bytes_max: u64) -> Self {
         let (begun, last_seldom) = (Instant::now(), AtomicU64::new(0));
-        Self { path: dir.join(name), bytes_max, file: Mutex::new(None), begun, last_seldom }
+        let (file, n_lost) = (Mutex::new(None), AtomicU64::new(0));
+        Self { path: dir.join(name), bytes_max, file, begun, last_seldom, n_lost }
     }
 
-    /// Appends whole lines; what cannot be written is dropped.
+    /// How many lines could not be written.
+    pub(crate) fn lost(&self) -> u64 {
+        self.n_lost.load(Ordering::Relaxed)
+    }
+
+    /// Appends whole lines; what cannot be written is dropped, and counted.
     pub(crate) fn write(&self, lines: &[u8]) {
         let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if slot.as_ref().is_some_and(|(_, length)| length + lines.len() as u64 > self.bytes_max) {
@@ -38,11 +45,20 @@ impl Log {
                 (file, length)
             });
         }
-        if let Some((file, length)) = slot.as_mut() {
-            match file.write_all(lines) {
-                Ok(()) => *length += lines.len() as u64,
-                Err(_) => *slot = None,
+        let written = slot.as_mut().is_some_and(|(file, length)| {
+            let written = file.write_all(lines).is_ok();
+            if written {
+                *length += lines.len() as u64;
+            } else {
+                // A line that was begun would spoil the next one.
+                let _ = file.set_len(*length);
             }
+            written
+        });
+        if !written {
+            *slot = None;
+            let n = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+            self.n_lost.fetch_add(n, Ordering::Relaxed);
         }
     }
 

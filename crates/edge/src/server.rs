@@ -276,7 +276,7 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     if config.listen.is_empty() && config.listen_tls.is_empty() {
         return Err(EdgeError::NoAddress);
     }
-    raise_descriptors();
+    let connections_max = raise_descriptors();
     let runtime = runtime("the control thread's runtime")?;
     let _entered = runtime.enter();
     let tls = if config.listen_tls.is_empty() { None } else { Some(Arc::new(certificates(config)?)) };
@@ -306,7 +306,9 @@ fn serve(config: &EdgeConfig) -> Result<(), EdgeError> {
     let access = config.access_log.then(|| Arc::new(Log::new(dir, "access.log", ACCESS_LOG_BYTES_MAX)));
     let log = Log::new(dir, "edge.log", LOG_BYTES_MAX);
     let listening = plain.iter().chain(&secure).copied().collect();
-    let parts = Parts { listening, n_threads, log, access, tls, https_port, passed: passed.clone() };
+    let passed_on = passed.clone();
+    let parts =
+        Parts { listening, n_threads, connections_max, log, access, tls, https_port, passed: passed_on };
     let shared = Arc::new(Shared::new(config, parts));
     let failed = |source| EdgeError::Control { path: control_socket(dir), source };
     let own = socket.try_clone().map_err(failed)?;
@@ -344,12 +346,15 @@ fn certificates(config: &EdgeConfig) -> Result<Tls, EdgeError> {
 }
 
 /// As many descriptors as the process may have: connections take two each, and every thread has a listener for each
-/// environment. The default limit is for programs that use `select`.
-fn raise_descriptors() {
+/// environment. The default limit is for programs that use `select`. Answers how many connections there may be at a time, so that
+/// each of them can reach an instance.
+fn raise_descriptors() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
     // Cannot fail below the maximum; if it did, what is refused then is told where it happens.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let Some(maximum) = maximum else { return usize::MAX };
+    (usize::try_from(maximum).unwrap_or(usize::MAX).saturating_sub(DESCRIPTORS_KEPT) / 2).max(CONNECTIONS_MIN)
 }
 
 fn runtime(what: &'static str) -> Result<Runtime, EdgeError> {
@@ -577,8 +582,14 @@ async fn accept(shared: Arc<Shared>, thread: usize, door: Door, listener: TcpLis
     let left = door.left(&shared);
     tokio::pin!(left);
     loop {
+        let full = shared.n_connections.load(Ordering::Relaxed) >= shared.connections_max;
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // Who comes now waits in the kernel's queue: without a descriptor for an instance there is no answer but an error.
+            () = tokio::time::sleep(ACCEPT_PAUSE), if full => {
+                shared.log.seldom("warn", "as many connections as descriptors allow", json!({ "max": shared.connections_max }));
+                continue;
+            }
+            accepted = listener.accept(), if !full => accepted,
             _ = phase.wait_for(|p| *p != Phase::Open) => break,
             () = &mut left => break,
         };

@@ -34,6 +34,8 @@ pub(crate) struct Parts {
     /// Every address that takes traffic, with and without TLS.
     pub(crate) listening: Vec<SocketAddr>,
     pub(crate) n_threads: usize,
+    /// See [`Shared::connections_max`].
+    pub(crate) connections_max: usize,
     pub(crate) log: Log,
     pub(crate) access: Option<Arc<Log>>,
     pub(crate) tls: Option<Arc<Tls>>,
@@ -75,6 +77,8 @@ pub(crate) struct Shared {
     pub(crate) phase: watch::Sender<Phase>,
     /// For every request: reading the other one takes a lock.
     phase_now: AtomicU8,
+    /// Client connections that may be there at a time, listeners included.
+    pub(crate) connections_max: usize,
     /// Client connections and tunnels.
     pub(crate) n_connections: AtomicUsize,
     /// Bumped after every switch; each thread answers by writing it into its cell of `seen`.
@@ -85,7 +89,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(config: &EdgeConfig, parts: Parts) -> Self {
-        let Parts { listening, n_threads, log, access, tls, https_port, passed } = parts;
+        let Parts { listening, n_threads, connections_max, log, access, tls, https_port, passed } = parts;
         let registry = Registry::new(n_threads);
         Self {
             dir: config.dir.clone(),
@@ -105,6 +109,7 @@ impl Shared {
             https_port,
             phase: watch::Sender::new(Phase::Open),
             phase_now: AtomicU8::new(Phase::Open as u8),
+            connections_max,
             n_connections: AtomicUsize::new(0),
             switch: watch::Sender::new(0),
             seen: (0..n_threads).map(|_| AtomicU64::new(0)).collect(),

@@ -72,6 +72,7 @@ fn main() -> ExitCode {
         upgrade::CASES,
     ]
     .concat();
+    assert_page_names(&cases);
     if args.iter().any(|a| a == "--list") {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
@@ -91,6 +92,30 @@ fn main() -> ExitCode {
     }
     println!("{n_passed} passed, {} failed {failed:?}", failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Every test that `docs/edge-cases.md` names is one of these, or a case of the end-to-end suite.
+fn assert_page_names(cases: &[Case]) {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let read = |path: &str| std::fs::read_to_string(format!("{root}/{path}")).unwrap();
+    let (page, e2e) = (read("docs/edge-cases.md"), read("tests/e2e/main.rs"));
+    let mut n_named = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ")) {
+        let tests = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        let mut parts = tests.split('`');
+        while let (Some(before), Some(name)) = (parts.next(), parts.next()) {
+            if !name.contains('_') || name.contains(' ') {
+                continue;
+            }
+            let exists = match before.ends_with("e2e:") {
+                true => e2e.contains(&format!("(\"{name}\"")),
+                false => name == "tcp_migrate_req" || cases.iter().any(|(case, _)| *case == name),
+            };
+            assert!(exists, "docs/edge-cases.md names the test `{name}`, which does not exist");
+            n_named += 1;
+        }
+    }
+    assert!(n_named > 60, "{n_named} tests are named in docs/edge-cases.md");
 }
 
 fn edge(args: &[String]) -> ExitCode {

@@ -134,6 +134,9 @@ pub struct EdgeStatus {
     /// Requests that wait for an instance that is not full.
     #[serde(default)]
     pub waiting: u64,
+    /// Lines of its logs that could not be written, as when the disk was full.
+    #[serde(default)]
+    pub log_lines_lost: u64,
     /// Per route and release, those in the table and some that were.
     #[serde(default)]
     pub routes: Vec<RouteStatus>,
@@ -269,6 +272,7 @@ impl EdgeStatus {
     pub fn absorb(&mut self, earlier: &EdgeStatus) {
         self.replaced += earlier.replaced;
         self.waiting += earlier.waiting;
+        self.log_lines_lost += earlier.log_lines_lost;
         for one in &earlier.targets {
             match self.targets.iter_mut().find(|own| own.instance == one.instance) {
                 Some(own) => own.absorb(one),

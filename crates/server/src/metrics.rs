@@ -103,6 +103,8 @@ fn text(edge: Option<&EdgeStatus>) -> String {
     line(&mut page, "table_generation", "", edge.generation.0);
     head(&mut page, "waiting_requests", "gauge", "Requests that wait for an instance that is not full");
     line(&mut page, "waiting_requests", "", edge.waiting);
+    head(&mut page, "log_lines_lost_total", "counter", "Lines of its logs that could not be written");
+    line(&mut page, "log_lines_lost_total", "", edge.log_lines_lost);
     head(&mut page, "unrouted_requests_total", "counter", "Requests that no pool got");
     for (env, tally) in &edge.unrouted {
         let labels = env.as_ref().map_or(String::new(), |env| labels(&[("env", &env.to_string())]));
@@ -226,6 +228,7 @@ mod tests {
         for expected in [
             "kiln_edge_up 1",
             "kiln_edge_waiting_requests 4",
+            "kiln_edge_log_lines_lost_total 0",
             &format!(r#"kiln_edge_requests_total{{{own},code="2xx"}} 5"#),
             &format!("kiln_edge_sent_bytes_total{{{own}}} 99"),
             &format!("kiln_edge_retries_total{{{own}}} 3"),

@@ -105,16 +105,18 @@ fn serve(name: &str, stream: TcpStream, handler: &Handler, asked: &Mutex<Vec<Ask
             asked.lock().unwrap().push(request.clone());
         }
         if !handler(name, &request, &mut stream) {
-            let _ = stream.shutdown(Shutdown::Both);
-            return;
+            break;
         }
     }
+    // Another descriptor of it is kept for `kill`.
+    let _ = stream.shutdown(Shutdown::Both);
 }
 
 fn read(reader: &mut BufReader<TcpStream>, stream: &mut TcpStream) -> Option<Asked> {
     let line = |reader: &mut BufReader<TcpStream>| {
-        let mut text = String::new();
-        (reader.read_line(&mut text).ok()? > 0).then(|| text.trim_end().to_owned())
+        let mut text = vec![];
+        let length = reader.read_until(b'\n', &mut text).ok()?;
+        (length > 0).then(|| String::from_utf8_lossy(&text).trim_end().to_owned())
     };
     let first = line(reader)?;
     let mut words = first.split(' ');

@@ -12,9 +12,11 @@ use kiln_model::route::TableRoute;
 use kiln_model::{Fence, Incarnation};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, mpsc};
+use std::time::{Duration, Instant};
 
 pub(crate) const CASES: &[Case] = &[
     ("flip_under_load_loses_nothing_and_never_goes_back", flip_under_load),
+    ("case_03_a_thousand_switches_under_load_leave_nothing_behind", switches),
     ("a_slow_request_ends_on_its_release_and_counts_as_in_flight", slow_request),
     ("weights_hold_within_four_sigma", weights),
     ("routes_the_most_specific_wins", routes),
@@ -69,6 +71,75 @@ fn flip_under_load() {
         clients.into_iter().map(|c| c.join().unwrap()).sum()
     });
     assert_eq!(edge.tally(), Tally { requests: total, ..Tally::default() });
+}
+
+/// Latencies of requests on kept connections until told to stop; none older than what was acknowledged before it was asked.
+fn measure(edge: &Edge, acked: &AtomicU64, done: &AtomicBool, during: impl FnOnce()) -> Vec<Duration> {
+    let address = edge.address;
+    std::thread::scope(|scope| {
+        let clients = [0; 4].map(|_| {
+            scope.spawn(move || {
+                let (mut all, mut conn) = (vec![], Conn::new(address));
+                while !done.load(SeqCst) {
+                    let (floor, start) = (acked.load(SeqCst), Instant::now());
+                    let got = conn.get("/").expect("an answer");
+                    all.push(start.elapsed());
+                    assert_eq!(got.status, 200);
+                    assert!(got.release() >= floor, "release {} after {floor}", got.release());
+                }
+                all
+            })
+        });
+        during();
+        done.store(true, SeqCst);
+        let mut all: Vec<Duration> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        done.store(false, SeqCst);
+        all.sort();
+        all
+    })
+}
+
+fn switches() {
+    let (a, b) = (Backend::new("trivial"), Backend::new("trivial"));
+    let of = |n: u64| table(vec![(pool(n, &[(n % 2, if n.is_multiple_of(2) { &a } else { &b })]), 1)]);
+    let edge = Edge::new();
+    edge.set(1, &of(1)).unwrap();
+    let count = std::env::var("KILN_SWITCHES").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
+    let (acked, done) = (AtomicU64::new(1), AtomicBool::new(false));
+    let steady = measure(&edge, &acked, &done, || {
+        edge.wait("traffic", |s| s.tally_of(&env()).requests > 5000);
+    });
+    let descriptors = || {
+        let pid = edge.child.as_ref().unwrap().id();
+        std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+    };
+    let mut before = (0, 0);
+    let all = measure(&edge, &acked, &done, || {
+        for n in 2..=count {
+            edge.set(n, &of(n)).unwrap();
+            acked.store(n, SeqCst);
+            if n == count / 5 {
+                before = (crate::h2::resident(&edge), descriptors());
+            }
+        }
+    });
+    let after = (crate::h2::resident(&edge), descriptors());
+    let p99 = |all: &[Duration]| all[all.len() * 99 / 100];
+    println!(
+        "{count} switches, {} requests, 0 failed; p99 {:?}, steady {:?}; {} KiB and {} descriptors after, {} and {} before",
+        all.len(),
+        p99(&all),
+        p99(&steady),
+        after.0,
+        after.1,
+        before.0,
+        before.1
+    );
+    let total = (all.len() + steady.len()) as u64;
+    assert_eq!(edge.tally(), Tally { requests: total, ..Tally::default() });
+    // Each thread keeps a few connections to either instance.
+    assert!(after.1 <= before.1 + 16, "{} descriptors, {} before", after.1, before.1);
+    assert!(after.0 <= before.0 + 8 * 1024, "{} KiB, {} before", after.0, before.0);
 }
 
 /// A backend whose `/slow` waits for a word.

@@ -3,7 +3,7 @@
 use crate::Case;
 use crate::backend::{Backend, answer, echo_name};
 use crate::client::{Conn, get, raw};
-use crate::stage::{Edge, pool};
+use crate::stage::{Edge, pool, table};
 use kiln_model::edge::Tally;
 use kiln_model::{Check, CheckKind, Health, Millis};
 use std::collections::HashMap;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 pub(crate) const CASES: &[Case] = &[
+    ("case_39_without_descriptors_or_room_for_logs_it_serves_on", exhausted),
     ("the_death_of_one_of_two_fails_no_get_and_repeats_no_post", death),
     ("a_dead_target_comes_back_after_a_probe", comes_back),
     ("active_checks_eject_with_hysteresis_and_all_ejected_fails_open", active),
@@ -333,4 +334,35 @@ fn budget() {
     let bound = f64::from(n) * 1.2 + kiln_edge::limits::RETRY_TOKENS_MAX + 1.0;
     assert!(attempts <= bound, "{attempts} attempts for {n} requests");
     assert_eq!(edge.tally(), Tally { requests: n as u64, failed: n as u64, ..Tally::default() });
+}
+
+fn exhausted() {
+    let backend = Backend::new("a");
+    let mut edge = Edge::new();
+    // From the next start on no line of its log can be written, and it has descriptors for a few connections.
+    edge.kill();
+    std::os::unix::fs::symlink("/dev/full", edge.dir.path().join("access.log")).unwrap();
+    edge.start_limited(160);
+    edge.set(1, &table(vec![(pool(1, &[(1, &backend)]), 1)])).unwrap();
+    let mut conn = Conn::new(edge.address);
+    for _ in 0..10 {
+        assert_eq!(conn.get("/").unwrap().status, 200);
+    }
+    edge.wait("lost lines are counted", |s| s.log_lines_lost == 10);
+    let mut many: Vec<Conn> = (0..200).map(|_| Conn::new(edge.address)).collect();
+    for conn in &mut many {
+        conn.write("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    }
+    for _ in 0..20 {
+        assert_eq!(conn.get("/").unwrap().status, 200, "who is there is served");
+    }
+    for conn in &mut many {
+        assert_eq!(conn.read("GET").unwrap().status, 200, "who waits is served in turn");
+    }
+    assert_eq!(edge.tally().requests, 230);
+    // Those that say nothing take the places of others until they are let go; control is not concerned.
+    let idle: Vec<Conn> = (0..200).map(|_| Conn::new(edge.address)).collect();
+    assert_eq!(edge.status().generation.0, 1);
+    drop(idle);
+    assert_eq!(conn.get("/").unwrap().status, 200);
 }

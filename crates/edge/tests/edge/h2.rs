@@ -261,7 +261,7 @@ fn wrong() {
 }
 
 /// KiB that a process has in memory.
-fn resident(edge: &Edge) -> u64 {
+pub(crate) fn resident(edge: &Edge) -> u64 {
     let pid = edge.child.as_ref().unwrap().id();
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find(|l| l.starts_with("VmRSS:")).unwrap();

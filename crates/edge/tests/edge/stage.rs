@@ -131,15 +131,33 @@ impl Edge {
 
     pub(crate) fn with_access_log() -> Self {
         let mut edge = Self::new();
-        edge.start_anew(|command| {
-            command.arg("--access-log");
-        });
+        edge.start_logging();
         edge
     }
 
+    /// Starts it anew, with an access log.
+    pub(crate) fn start_logging(&mut self) {
+        self.start_anew(|command| {
+            command.arg("--access-log");
+        });
+    }
+
+    /// Starts it anew with so many descriptors at most, and an access log.
+    pub(crate) fn start_limited(&mut self, descriptors: u32) {
+        let own = std::env::current_exe().unwrap();
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={descriptors}:{descriptors}")).arg("--").arg(own);
+        self.start_as(command, |command| {
+            command.arg("--access-log");
+        });
+    }
+
     fn start_anew(&mut self, change: impl FnOnce(&mut Command)) {
+        self.start_as(Command::new(std::env::current_exe().unwrap()), change);
+    }
+
+    fn start_as(&mut self, mut command: Command, change: impl FnOnce(&mut Command)) {
         self.kill();
-        let mut command = Command::new(std::env::current_exe().unwrap());
         let (dir, listen) = (self.dir.path(), self.address.to_string());
         command.arg("edge").arg("--dir").arg(dir).arg("--listen").arg(listen).stdin(Stdio::null());
         change(&mut command);
