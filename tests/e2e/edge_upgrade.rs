@@ -36,6 +36,18 @@ fn edge_pid_after(kiln: &Kiln, before: u64) -> u64 {
     pid
 }
 
+/// The one capability that it has is to listen on ports below 1024.
+const RIGHTS: &str = "0000000000000400 0000000000000400 0000000000000400 1";
+
+/// What a process may, as the kernel says; nothing of one that has ended.
+fn rights(pid: u64) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let of = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+    };
+    ["CapPrm:", "CapEff:", "CapBnd:", "NoNewPrivs:"].map(of).join(" ")
+}
+
 pub fn run() {
     let builds = tempfile::tempdir().expect("temporary folder");
     let mut kiln = Kiln::started(&free_address());
@@ -43,6 +55,7 @@ pub fn run() {
     kiln.in_project(&project, &["deploy"]).expect(0);
     let first = edge_pid(&kiln);
     let load = tiny::load(&kiln, 200);
+    assert_eq!(rights(first), RIGHTS);
 
     let dir = kiln.state.path().join("edge");
     let upgrade = |program: &Path| {
@@ -61,6 +74,7 @@ pub fn run() {
     kiln.terminate();
     kiln.start_program(&other_build(builds.path(), "third"));
     let third = edge_pid_after(&kiln, second);
+    assert_eq!(rights(third), RIGHTS);
     assert!(kiln.log().contains("is of another build of kiln; upgraded it"), "{}", kiln.log());
     tiny::deploy(&kiln, &project, 3).expect(0);
 

@@ -30,6 +30,7 @@ mod second_project;
 mod secrets;
 mod several_servers;
 mod soak;
+mod store_over_tls;
 mod strategies;
 mod taken_back;
 mod tiny;
@@ -87,6 +88,7 @@ const CASES: &[(&str, fn())] = &[
     ("secrets", secrets::run_all),
     ("promotion", promotion::run),
     ("several_servers", several_servers::run_all),
+    ("store_over_tls", store_over_tls::run),
     ("soak_of_rollouts", soak::run),
     ("acceptance_pause", acceptance::pause::run),
     ("acceptance_idle", acceptance::idle::run),

@@ -22,6 +22,8 @@ pub struct Postgres {
     server: Option<Child>,
     pooler: Option<Child>,
     durable: bool,
+    /// The port of loopback on which it speaks TLS, and nothing else.
+    port: Option<u16>,
 }
 
 /// A command as the unprivileged user, ended with the thread that started it.
@@ -42,17 +44,78 @@ impl Postgres {
         let mut command = unprivileged(&initdb);
         command.arg("--pgdata").arg(dir.path().join("data"));
         run(command.args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"])).expect(0);
-        let mut postgres = Self { dir, server: None, pooler: None, durable };
+        let mut postgres = Self { dir, server: None, pooler: None, durable, port: None };
         postgres.start();
         run(&mut postgres.psql("postgres", "CREATE DATABASE kiln")).expect(0);
         postgres
+    }
+
+    /// Has it listen on a port of loopback as well, where it takes TLS only, with a certificate for `name` of an authority whose
+    /// own is answered.
+    pub fn speak_tls(&mut self, name: &str) -> PathBuf {
+        let dir = self.dir.path().to_owned();
+        let file = |name: &str| dir.join(name).display().to_string();
+        let openssl = |arguments: &[&str]| run(Command::new("openssl").args(arguments)).expect(0);
+        let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc"];
+        let (authority, authority_key) = (file("authority.pem"), file("authority.key"));
+        let own = [
+            "req",
+            "-x509",
+            "-days",
+            "30",
+            "-subj",
+            "/CN=authority",
+            "-out",
+            &authority,
+            "-keyout",
+            &authority_key,
+        ];
+        openssl(&[&own[..], &key[..]].concat());
+        let (request, private) = (file("server.csr"), file("server.key"));
+        openssl(&[&["req", "-subj", "/CN=server", "-out", &request, "-keyout", &private], &key[..]].concat());
+        std::fs::write(file("names"), format!("subjectAltName=DNS:{name}")).expect("names");
+        let (names, certificate) = (file("names"), file("server.pem"));
+        let signed =
+            ["x509", "-req", "-days", "30", "-in", &request, "-CA", &authority, "-CAkey", &authority_key];
+        openssl(&[&signed[..], &["-CAcreateserial", "-extfile", &names, "-out", &certificate]].concat());
+        run(Command::new("chown").arg(format!("{USER}:")).args([&private, &certificate])).expect(0);
+        let rules = "local all all trust\nhostssl all all 127.0.0.1/32 trust\n";
+        std::fs::write(dir.join("data/pg_hba.conf"), rules).expect("pg_hba.conf");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        self.port = Some(free.expect("a free port").port());
+        self.kill();
+        self.start();
+        authority.into()
+    }
+
+    /// The port of [`Postgres::speak_tls`].
+    pub fn port(&self) -> u16 {
+        self.port.expect("it speaks TLS")
     }
 
     /// Starts the server and waits until it answers.
     pub fn start(&mut self) {
         let mut command = unprivileged(&Path::new(PROGRAMS).join("postgres"));
         command.arg("-D").arg(self.dir.path().join("data")).arg("-k").arg(self.dir.path());
-        command.args(["-c", "listen_addresses=", "-c", "max_connections=40"]);
+        command.args(["-c", "max_connections=40"]);
+        match self.port {
+            None => {
+                command.args(["-c", "listen_addresses="]);
+            }
+            Some(port) => {
+                let file = |name: &str| self.dir.path().join(name).display().to_string();
+                command.args([
+                    "-c",
+                    "listen_addresses=127.0.0.1",
+                    "-c",
+                    "ssl=on",
+                    "-c",
+                    &format!("port={port}"),
+                ]);
+                command.args(["-c", &format!("ssl_cert_file={}", file("server.pem"))]);
+                command.args(["-c", &format!("ssl_key_file={}", file("server.key"))]);
+            }
+        }
         if !self.durable {
             command.args(["-c", "fsync=off"]);
         }
@@ -100,6 +163,9 @@ impl Postgres {
         let mut command = unprivileged(&PathBuf::from(PROGRAMS).join("psql"));
         command.args(["-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", statement]);
         command.arg("-h").arg(self.dir.path());
+        if let Some(port) = self.port {
+            command.args(["-p", &port.to_string()]);
+        }
         command
     }
 

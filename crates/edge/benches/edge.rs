@@ -11,6 +11,10 @@ use peers::{Kind, Peer, Setup};
 use report::Round;
 use std::process::{Command, ExitCode};
 
+/// As in the program that it measures.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// One comparison.
 struct Scenario {
     name: &'static str,

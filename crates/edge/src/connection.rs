@@ -65,7 +65,7 @@ async fn tls(client: Client, stream: Guarded, open: Open) {
     let client = Arc::new(Client { shown: secured.certificate, ..client });
     if secured.is_h2 {
         keep_alive(secured.stream.get_ref().0.socket());
-        http2(client, secured.stream, open).await;
+        Box::pin(http2(client, secured.stream, open)).await;
     } else {
         let notes = client.notes.clone();
         http1(client, Tapped::new(secured.stream, notes), open).await;
@@ -78,7 +78,8 @@ async fn plain(client: Client, stream: Guarded, open: Open) {
     match begins_h2(&client.shared, stream.socket()).await {
         Some(true) => {
             keep_alive(stream.socket());
-            http2(client, stream, open).await;
+            // In the future of every connection there would be room for it.
+            Box::pin(http2(client, stream, open)).await;
         }
         Some(false) => {
             let notes = client.notes.clone();
@@ -123,7 +124,8 @@ where
     let thread = client.thread;
     let service = service_fn(move |request| {
         let client = client.clone();
-        async move { Ok::<_, Infallible>(client.handle(request).await) }
+        // hyper keeps room for one as long as the connection lives, and most connections idle.
+        Box::pin(async move { Ok::<_, Infallible>(client.handle(request).await) })
     });
     let alarm = Alarm::new();
     let connection = http1::Builder::new()

@@ -125,11 +125,12 @@ where
     let own = streams.clone();
     let service = service_fn(move |request| {
         let (client, turn) = (client.clone(), own.next());
-        async move {
+        // On its way into a task it is moved several times, and it is large.
+        Box::pin(async move {
             let mut answer = client.handle(request).await;
             answer.body_mut().watched = Some(turn);
             Ok::<_, Infallible>(answer)
-        }
+        })
     });
     let connection = http2::Builder::new(streams.clone())
         .max_concurrent_streams(H2_STREAMS_MAX)

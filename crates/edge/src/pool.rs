@@ -5,6 +5,7 @@ use crate::alarm::Alarm;
 use crate::limits::{IDLE_CONNECTIONS_MAX, IDLE_MAX};
 use crate::mux::Lease;
 use crate::upload::RequestBody;
+use futures_util::future::Either;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -37,14 +38,15 @@ pub(crate) enum Link {
 }
 
 impl Link {
-    /// Sends a request; an error has it back if nothing of it was sent.
-    pub(crate) async fn try_send_request(
+    /// Sends a request; an error has it back if nothing of it was sent. It is on its way when this returns: the future has no
+    /// copy of it.
+    pub(crate) fn try_send_request(
         &mut self,
         request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
         match self {
-            Self::Http1(connection) => connection.try_send_request(request).await,
-            Self::Http2(lease) => lease.connection.try_send_request(request).await,
+            Self::Http1(connection) => Either::Left(connection.try_send_request(request)),
+            Self::Http2(lease) => Either::Right(Box::pin(lease.connection.try_send_request(request))),
         }
     }
 

@@ -232,7 +232,7 @@ impl Client {
                 Err(NoTarget::Full) => {
                     turn = turn.or_else(|| Turn::new(&pool.line, bound?));
                     match &turn {
-                        Some(turn) if turn.wait().await => continue,
+                        Some(turn) if Box::pin(turn.wait()).await => continue,
                         _ => {
                             flight.refused = Some(Refused::Shed);
                             return unread_answer(flight, overloaded(pool), bodyless);
@@ -333,7 +333,7 @@ impl Client {
         &self,
         pool: &Upstream,
         route: &Route,
-        mut message: Message,
+        mut message: Box<Message>,
         mut flight: Flight,
     ) -> Response<AnswerBody> {
         let mut tried: Vec<u64> = vec![];
@@ -355,7 +355,13 @@ impl Client {
                 }
             };
             flight.retries = attempt;
-            let (sender, reused) = match self.reach(pool, route, &target, &message, fresh_only).await {
+            let kept = self.kept(pool, &target, &message, fresh_only).map(|sender| Ok((sender, true)));
+            let reached = match kept {
+                Some(kept) => kept,
+                // Seldom, and large.
+                None => Box::pin(self.reach(pool, route, &target, fresh_only)).await,
+            };
+            let (sender, reused) = match reached {
                 Ok(reached) => reached,
                 Err(e) => {
                     last = self.unreachable(pool, &target, &e);
@@ -363,7 +369,11 @@ impl Client {
                     continue;
                 }
             };
-            let Some(mut request) = message.take().await else { break };
+            let request = match message.request.take() {
+                Some(request) => Some(request),
+                None => Box::pin(message.once_more()).await,
+            };
+            let Some(mut request) = request else { break };
             if !request.headers().contains_key(header::HOST) {
                 let host = HeaderValue::from_str(&target.key.address.to_string());
                 request.headers_mut().extend(host.ok().map(|h| (header::HOST, h)));
@@ -500,7 +510,7 @@ impl Client {
         mut answer: Response<Incoming>,
         sender: Sender,
         target: &Arc<TargetState>,
-        message: Message,
+        message: Box<Message>,
         mut flight: Flight,
         (route, until): (&Route, Option<Instant>),
     ) -> Response<AnswerBody> {
@@ -552,24 +562,36 @@ impl Client {
         }
     }
 
-    /// A connection for the message, and whether it has carried others. What must not be sent twice gets a fresh or
-    /// recently used one: an older one may be closing at this moment.
+    /// A connection that has carried other requests. What must not be sent twice gets a recently used one: an older one may be
+    /// closing at this moment.
+    fn kept(
+        &self,
+        pool: &Upstream,
+        target: &TargetState,
+        message: &Message,
+        fresh_only: bool,
+    ) -> Option<Sender> {
+        if target.key.protocol == Protocol::H2c
+            || fresh_only
+            || message.upgrade.is_some()
+            || pool.proxy_protocol
+        {
+            return None;
+        }
+        pool::get(target.id, if message.idempotent { IDLE_MAX } else { IDLE_MAX_UNSAFE })
+    }
+
+    /// A new connection, or a stream on one of HTTP/2, and whether that has carried others.
     async fn reach(
         &self,
         pool: &Upstream,
         route: &Route,
         target: &TargetState,
-        message: &Message,
         fresh_only: bool,
     ) -> std::io::Result<(Sender, bool)> {
         let time = route.policy.connect.map_or(CONNECT_TIMEOUT, Millis::duration);
         if target.key.protocol == Protocol::H2c {
             return mux::reach(target.id, target.key.address, time, fresh_only).await;
-        }
-        let idle_max = if message.idempotent { IDLE_MAX } else { IDLE_MAX_UNSAFE };
-        let reusable = !fresh_only && message.upgrade.is_none() && !pool.proxy_protocol;
-        if let Some(sender) = reusable.then(|| pool::get(target.id, idle_max)).flatten() {
-            return Ok((sender, true));
         }
         let header = pool.proxy_protocol.then(|| proxy_protocol::header(self.ends));
         Ok((pool::connect(target.key.address, time, header).await?, false))
@@ -584,11 +606,8 @@ fn is_unbegun(error: &hyper::Error) -> bool {
 }
 
 impl Message {
-    /// The request for the next attempt; none if it cannot be had again.
-    async fn take(&mut self) -> Option<Request<RequestBody>> {
-        if let Some(request) = self.request.take() {
-            return Some(request);
-        }
+    /// The request for another attempt; none if it cannot be had again.
+    async fn once_more(&mut self) -> Option<Request<RequestBody>> {
         let mut request = again_of(self.spare.as_ref()?);
         if let Some(again) = &self.again {
             *request.body_mut() = again.body().await?;

@@ -20,7 +20,7 @@ impl Client {
         request: Request<Incoming>,
         id: &HeaderValue,
         flight: &mut Flight,
-    ) -> Result<Message, Failure> {
+    ) -> Result<Box<Message>, Failure> {
         if pool.protocol == Protocol::H2c && gate::upgrade(&request).is_some() {
             return Err(no_upgrade(pool));
         }
@@ -37,7 +37,8 @@ impl Client {
         if request.body().size_hint().exact().is_some_and(|length| length > max) {
             return Err(too_large(route));
         }
-        let message = self.message(request, id, pool.protocol, max);
+        // On its way through several futures it is moved often, and it is large.
+        let message = Box::new(self.message(request, id, pool.protocol, max));
         if !message.progress.ended.load(Ordering::Relaxed) {
             flight.upload = Some(message.progress.clone());
         }
@@ -57,7 +58,8 @@ impl Client {
             return Ok(false);
         }
         let time = route.policy.answer.map_or(self.shared.answer_timeout, Millis::duration);
-        if !request.body_mut().hold(max.min(HOLD_BYTES_MAX), time).await {
+        // Few requests come here: most futures have no room for it.
+        if !Box::pin(request.body_mut().hold(max.min(HOLD_BYTES_MAX), time)).await {
             return Err(body_timeout());
         }
         match message.progress.too_large.load(Ordering::Relaxed) {

@@ -34,6 +34,10 @@ impl Roles for Engines {
         if arguments.upgrade {
             return runtime()?.block_on(upgrade_edge(arguments));
         }
+        // Clients speak to it: what they might make it do is little.
+        let kept = 1 << kiln_sys::privilege::CAP_NET_BIND_SERVICE;
+        let shed = kiln_sys::privilege::shed_capabilities(kept);
+        shed.map_err(|error| Failure::new(Code::HostUnable, error.line()))?;
         let boot = kiln_sys::clock::boot_id()
             .map_err(|error| Failure::new(Code::HostUnable, chain(&error)).hint("is /proc mounted?"))?;
         let mut config = EdgeConfig::new(&arguments.dir, arguments.listen.clone(), boot);

@@ -7,6 +7,9 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 /// `CAP_KILL`, the one capability that an instance's pid 1 keeps: without it, it could not signal the program, which
 /// runs as another user.
 pub const CAP_KILL: u32 = 5;
+/// `CAP_NET_BIND_SERVICE`: to listen on ports below 1024.
+pub const CAP_NET_BIND_SERVICE: u32 = 10;
+const CAP_SETPCAP: u32 = 8;
 /// `CAP_SYS_ADMIN`: to mount and to set the host name, in the namespaces of its own user namespace.
 pub const CAP_SYS_ADMIN: u32 = 21;
 
@@ -114,6 +117,27 @@ pub fn become_user_with(uid: u32, gid: u32, mask: u64) -> Result<(), CallError> 
         prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong, capability)?;
     }
     Ok(())
+}
+
+/// Gives up every capability that the process has but those of `keep`, and every way to gain others, for itself and for the
+/// programs that it executes. For the calling thread: before others exist. Needs no right.
+pub fn shed_capabilities(keep: u64) -> Result<(), CallError> {
+    let held = permitted_capabilities()?;
+    // Without this one the set cannot be made smaller, and no_new_privs keeps programs from what is in it.
+    if held & (1 << CAP_SETPCAP) != 0 {
+        limit_bounding_set(keep)?;
+    }
+    no_new_privileges()?;
+    keep_capabilities(held & keep)
+}
+
+fn permitted_capabilities() -> Result<u64, CallError> {
+    let header = [VERSION_3, 0];
+    let mut data = [0_u32; 6];
+    // SAFETY: version 3 reads two words of header and writes six of data, and both arrays have that length.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) })
+        .context("capget", "own capabilities")?;
+    Ok(u64::from(data[1]) | u64::from(data[4]) << 32)
 }
 
 /// Keeps only the capabilities whose bits are set in `mask`, in the permitted and effective sets.

@@ -132,7 +132,7 @@ impl Session {
             }
             Fault::Damaged(what) => io(step, name, std::io::Error::other(format!("{what} cannot be read"))),
             Fault::Authorities { file, source } => {
-                io("reading the authorities for", &format!("{name} (`{}`)", file.display()), source)
+                io("reading the authorities", &file.display().to_string(), source)
             }
             Fault::Foreign => io(step, name, std::io::Error::other("the table `meta` there is not kiln's")),
         })
