@@ -23,6 +23,7 @@ nightly:
     KILN_FUZZ=300 cargo test --release -p kiln-image --test fuzz -- --nocapture
     KILN_SOAK=10000 KILN_LOGGERS=200 KILN_LOG_SECONDS=60 cargo test --release -p kiln-provider --test soak
     KILN_FRAMING=200000 KILN_UPGRADES=300 KILN_SWITCHES=10000 cargo test -p kiln-edge --test edge -- framing_is case_22 case_03
+    KILN_SWITCH_PAUSE_MS=60 cargo test --release -p kiln-edge --test edge -- case_03
     KILN_KILLS=200 KILN_SEED=7 ./test e2e
     .ci/mirror target/debug/kiln nightly
     KILN_PACKAGES=all cargo test -p kiln-image --test debian

@@ -104,7 +104,10 @@ fn switches() {
     let of = |n: u64| table(vec![(pool(n, &[(n % 2, if n.is_multiple_of(2) { &a } else { &b })]), 1)]);
     let edge = Edge::new();
     edge.set(1, &of(1)).unwrap();
-    let count = std::env::var("KILN_SWITCHES").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
+    let setting = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
+    let count = setting("KILN_SWITCHES").unwrap_or(1000);
+    // As fast as they go, or spread.
+    let pause = Duration::from_millis(setting("KILN_SWITCH_PAUSE_MS").unwrap_or(0));
     let (acked, done) = (AtomicU64::new(1), AtomicBool::new(false));
     let steady = measure(&edge, &acked, &done, || {
         edge.wait("traffic", |s| s.tally_of(&env()).requests > 5000);
@@ -118,6 +121,7 @@ fn switches() {
         for n in 2..=count {
             edge.set(n, &of(n)).unwrap();
             acked.store(n, SeqCst);
+            std::thread::park_timeout(pause);
             if n == count / 5 {
                 before = (crate::h2::resident(&edge), descriptors());
             }
