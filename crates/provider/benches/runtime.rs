@@ -22,6 +22,10 @@ mod starts;
 use kiln_provider::local;
 use std::process::ExitCode;
 
+/// As in kiln itself: the zygote and every pid 1 have it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
     let word = |n: usize| args.get(n).and_then(|a| a.to_str()).unwrap_or("");
